@@ -1,0 +1,42 @@
+"""The command line: the only part that prints or exits. Nothing here imports torch until a command runs."""
+
+import sys
+
+import typer
+
+from comdefend_cli import __version__
+from comdefend_cli.cli import purify, purify_dir, train, weights
+
+app = typer.Typer(
+    name="comdefend",
+    help="Purify images: squeeze each pixel to a 12-bit code and rebuild it, so that adversarial noise mostly does not survive.",
+    epilog="Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("purify")(purify.purify)
+app.command("purify-dir")(purify_dir.purify_dir)
+app.command("train")(train.train)
+app.add_typer(weights.app, name="weights")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"comdefend {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:  # Between commands; within one it is handled there.
+        sys.exit(130)

@@ -1,0 +1,101 @@
+"""What all commands share: consoles, errors as one line, notices, options."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+
+from comdefend_cli.errors import ComdefendError, reason
+
+#: Results go to standard output; everything said to a person goes to standard error.
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+INTERRUPTED = 130
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def fail(error: ComdefendError) -> NoReturn:
+    """Print an error on one line and exit with its code."""
+    err.print(f"error: {reason(error)}", style="red")
+    raise typer.Exit(error.exit_code)
+
+
+def command(function: Function) -> Function:
+    """Turn what a command raises into one line and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except ComdefendError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            err.print("interrupted", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read our output has left; Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return guarded  # type: ignore[return-value]
+
+
+def notice(message: str, *, quiet: bool = False) -> None:
+    """Say something that a person should know and a script need not."""
+    if not quiet:
+        err.print(f"note: {message}", style="yellow")
+
+
+def show_warnings(quiet: bool) -> None:
+    """Send Python warnings of ours (out of GPU memory, say) to the person as notices."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, RuntimeWarning):
+            notice(str(message), quiet=quiet)
+
+    warnings.simplefilter("always", RuntimeWarning)
+    warnings.showwarning = show
+
+
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. A device that is absent is an error.", metavar="DEVICE")
+]
+Precision = Annotated[
+    str, typer.Option("--precision", help="auto (the fastest the device does natively), float32, bfloat16 or float16.", metavar="NAME")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="A name that `comdefend weights list` prints, or a weight file. Default: comdefend-12bit, and comdefend-4bit-gray for grey.",
+        metavar="NAME|PATH",
+    ),
+]
+Tile = Annotated[
+    int | None, typer.Option("--tile", min=1, help="Side of a tile in pixels; smaller takes less memory.", show_default="by device")
+]
+Tiling = Annotated[
+    str,
+    typer.Option("--tiling", help="exact: as if all at once, no seams. paper: independent 32x32 patches.", metavar="exact|paper"),
+]
+NoiseStd = Annotated[
+    float,
+    typer.Option("--noise-std", min=0.0, help="Standard deviation of noise on the code's logits, as in the authors' release (1). 0: none."),
+]
+NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of --noise-std.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Strip = Annotated[bool, typer.Option("--strip", help="Leave ICC profile and EXIF out of the output.")]
+Quality = Annotated[int | None, typer.Option("--quality", min=1, max=100, help="Of JPEG and AVIF output.", show_default="95")]
+MaxMegapixels = Annotated[
+    float, typer.Option("--max-megapixels", min=0.0, help="Refuse larger pictures: a small file can claim to be huge.")
+]

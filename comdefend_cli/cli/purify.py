@@ -1,0 +1,174 @@
+"""`comdefend purify IN OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comdefend_cli.cli import console
+from comdefend_cli.cli.console import err, notice
+from comdefend_cli.errors import ComdefendError, UsageError, reason
+
+if TYPE_CHECKING:
+    from comdefend_cli.images import Picture
+    from comdefend_cli.purifier import Purifier
+
+STANDARD = Path("-")
+#: Megapixels from which a progress bar is worth its place.
+LONG_WORK = 0.5
+
+
+@console.command
+def purify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or - for standard input.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.")],
+    weights: console.Weights = None,
+    device: console.Device = "auto",
+    precision: console.Precision = "auto",
+    tiling: console.Tiling = "exact",
+    tile: console.Tile = None,
+    noise_std: console.NoiseStd = 0.0,
+    seed: console.NoiseSeed = 0,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="FILE", help="Also write one picture of input, code, output and their difference, amplified."),
+    ] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Format of standard output.", show_default="png")] = None,
+    quality: console.Quality = None,
+    strip: console.Strip = False,
+    overwrite: console.Overwrite = False,
+    max_megapixels: console.MaxMegapixels = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was done.")] = False,
+    quiet: console.Quiet = False,
+) -> None:
+    """Purify one picture.
+
+    Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey pictures stay grey.
+    """
+    from comdefend_cli import files, images
+    from comdefend_cli import weights as weight_files
+    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.purifier import Purifier, Settings
+
+    console.show_warnings(quiet)
+    images.trust_own_limit()
+    format_name = _format(target, format)
+    if target == STANDARD and as_json:
+        raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")
+    outputs = [path for path in (target, compare) if path is not None and path != STANDARD]
+    if len(outputs) == 2 and outputs[0].resolve() == outputs[1].resolve():
+        raise UsageError(f"{compare}: is OUT too; give --compare another file")
+    for path in outputs:
+        files.refuse_existing(path, overwrite=overwrite)
+    if compare is not None:
+        images.format_of(compare)
+
+    settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
+    picture = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
+    for text in picture.notices:
+        notice(text, quiet=quiet)
+    name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
+    loaded = weight_files.load(name)
+    purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
+    parameter = next(purifier.parameters())
+    if device == "auto":
+        notice(f"computing on {describe_device(parameter.device)} in {dtype_name(parameter.dtype)}", quiet=quiet)
+
+    began = time.perf_counter()
+    cleaned = _run(purifier, picture, quiet)
+    seconds = time.perf_counter() - began
+    if format_name in images.LOSSY:
+        notice(f"{images.LOSSY[format_name]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
+    _write(target, images.encode(cleaned, format_name, quality=quality, strip=strip), overwrite)
+    if compare is not None:
+        from comdefend_cli.compare import comparison
+
+        images.write(compare, comparison(purifier, picture.pixels, cleaned.pixels), overwrite=overwrite)
+    if as_json:
+        height, width, channels = picture.pixels.shape
+        record: dict[str, Any] = {
+            "input": str(source),
+            "output": str(target),
+            "width": width,
+            "height": height,
+            "channels": channels,
+            "alpha": picture.alpha is not None,
+            "seconds": round(seconds, 4),
+            "megapixels_per_second": round(picture.megapixels / seconds, 4),
+            "device": describe_device(parameter.device),
+            "precision": dtype_name(parameter.dtype),
+            "tiling": tiling,
+            "tile": purifier.settings.tile,
+            "noise_std": noise_std,
+            "seed": seed,
+            "weights": loaded.name,
+            "weights_sha256": loaded.sha256,
+            **_fidelity(picture, cleaned),
+            "notices": picture.notices,
+        }
+        typer.echo(json.dumps(record))
+
+
+def _format(target: Path, wanted: str | None) -> str:
+    from comdefend_cli import images
+
+    if target != STANDARD:
+        if wanted is not None:
+            raise UsageError("--format is for standard output; a file's format is its ending's")
+        return images.format_of(target)
+    return images.format_of(Path(f"standard-output.{(wanted or 'png').lstrip('.')}"))
+
+
+def _run(purifier: Purifier, picture: Picture, quiet: bool) -> Picture:
+    """The purified picture, with a progress bar where one is wanted."""
+    import torch
+
+    x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]
+    if quiet or not err.is_terminal or picture.megapixels < LONG_WORK:
+        bar: Any = nullcontext()
+    else:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        bar = Progress(TextColumn("purifying"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=err, transient=True)
+    with bar:
+        update = None
+        if not isinstance(bar, nullcontext):
+            task = bar.add_task("purifying", total=x.shape[2] * x.shape[3])
+            update = lambda pixels: bar.advance(task, pixels)  # noqa: E731
+        cleaned = purifier.purify(x, update)
+    return replace(picture, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
+
+
+def _write(target: Path, data: bytes, overwrite: bool) -> None:
+    from comdefend_cli import files
+
+    if target != STANDARD:
+        files.write_atomically(target, data, overwrite=overwrite)
+        return
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ComdefendError(f"standard output: cannot write: {reason(error)}") from error
+
+
+def _fidelity(picture: Picture, cleaned: Picture) -> dict[str, float | None]:
+    """PSNR in dB and SSIM of the result to the input; null where they are not finite."""
+    import math
+
+    import torch
+
+    from comdefend_cli.metrics import psnr, ssim
+
+    a, b = (torch.from_numpy(item.pixels).permute(2, 0, 1)[None] for item in (picture, cleaned))
+    values = {"psnr_db": float(psnr(a, b)), "ssim": ssim(a, b)}
+    return {name: round(value, 4) if math.isfinite(value) else None for name, value in values.items()}

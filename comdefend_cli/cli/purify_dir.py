@@ -1,0 +1,5 @@
+"""stub replaced below"""
+
+
+def purify_dir() -> None:
+    """Purify."""

@@ -1,0 +1,230 @@
+"""`comdefend train`."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from comdefend_cli.cli import console
+from comdefend_cli.cli.console import err, notice
+from comdefend_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from comdefend_cli.datasets import Dataset, DownloadProgress
+    from comdefend_cli.train import Report, Trainer
+
+#: Test images that PSNR is measured on for the weight file's header.
+FINAL_IMAGES = 5000
+
+
+@console.command
+def train(
+    data: Annotated[
+        str, typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of pictures (random crops).")
+    ],
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
+    ] = Path("data"),
+    out: Annotated[Path, typer.Option("--out", help="The weight file to write.")] = Path("comdefend.safetensors"),
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="6000")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data, in place of --steps.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step, over all processes.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the initial weights, the batches and the noise.")] = 0,
+    bits: Annotated[int, typer.Option("--bits", help="Code bits a pixel: 4, 8, 10, 12, 14 or 16.")] = 12,
+    penalty: Annotated[float, typer.Option("--penalty", min=0.0, help="Lambda of eq. 1: weight of the code's mean square.")] = 1e-4,
+    noise_std: Annotated[float, typer.Option("--noise-std", min=0.0, help="Phi of section 3.5: noise on the logits.")] = 20.0,
+    input_noise: Annotated[
+        float,
+        typer.Option("--input-noise", min=0.0, help="Most standard deviation of input noise, in 8-bit levels; 0: the paper."),
+    ] = 0.0,
+    optimizer: Annotated[str, typer.Option("--optimizer", metavar="muon|adam", help="adam is the paper's.")] = "muon",
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="0.02 for muon, 0.001 for adam")] = None,
+    lr_end: Annotated[float, typer.Option("--lr-end", help="Last learning rate as a share of the peak; it falls exponentially.")] = 0.02,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps in which the learning rate rises.")] = 50,
+    init: Annotated[str | None, typer.Option("--init", metavar="NAME|PATH", help="Weights to start from, in place of new ones.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
+    device: console.Device = "auto",
+    checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 500,
+    validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Steps between measurements of PSNR.")] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
+    no_download: Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")] = False,
+    overwrite: console.Overwrite = False,
+    quiet: console.Quiet = False,
+) -> None:
+    """Train ComDefend on clean pictures.
+
+    Beside --out OUT.safetensors it writes OUT.json (the log), OUT-curves.png, OUT-pictures.png, and OUT.checkpoint while it runs.
+    Under torchrun, the processes share each batch.
+    """
+    from comdefend_cli import datasets, weights
+    from comdefend_cli.device import describe_device, dtype_name, resolve_device, resolve_precision
+    from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint, process_group
+
+    if steps is not None and epochs is not None:
+        raise UsageError("--steps and --epochs both say how long to train; give one of them")
+    _refuse_outputs(out, overwrite=overwrite)
+    with process_group(resolve_device(device)) as (where, rank):
+        quiet = quiet or rank > 0
+        if device == "auto":
+            notice(f"training on {describe_device(where)}", quiet=quiet)
+        with _download_bar(quiet) as progress:
+            dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
+        start = weights.load(init) if init else None
+        config = TrainConfig(
+            data=dataset.name,
+            steps=_steps(steps, epochs, len(dataset.train), batch_size),
+            batch_size=batch_size,
+            seed=seed,
+            bits=bits,
+            channels=dataset.train.channels,
+            penalty=penalty,
+            noise_std=noise_std,
+            input_noise=input_noise,
+            optimizer=optimizer,
+            lr=lr,
+            lr_end=lr_end,
+            warmup=warmup,
+            precision=dtype_name(resolve_precision(precision, where)),
+            init=start.sha256 if start else "",
+        )
+        trainer = Trainer(config, dataset, where, start=start.model if start else None)
+        checkpoint = out.with_suffix(".checkpoint")
+        history: list[Report] = []
+        if resume:
+            history = load_checkpoint(checkpoint, trainer)
+            notice(f"going on after step {trainer.step_done}", quiet=quiet)
+        elif checkpoint.exists() and not overwrite:
+            raise UsageError(f"{checkpoint}: is the checkpoint of an unfinished run; go on with --resume, or replace it with --overwrite")
+        _loop(trainer, history, checkpoint, checkpoint_every, validate_every, quiet)
+        if rank == 0:
+            _finish(trainer, dataset, history, out, overwrite=overwrite, quiet=quiet)
+            checkpoint.unlink(missing_ok=True)
+
+
+def _outputs(out: Path) -> dict[str, Path]:
+    stem = out.with_suffix("")
+    return {
+        "weights": out,
+        "log": out.with_suffix(".json"),
+        "curves": stem.with_name(f"{stem.name}-curves.png"),
+        "pictures": stem.with_name(f"{stem.name}-pictures.png"),
+    }
+
+
+def _refuse_outputs(out: Path, *, overwrite: bool) -> None:
+    """Find out before hours of training what would fail after them."""
+    from comdefend_cli import files
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: a weight file ends in .safetensors")
+    for path in _outputs(out).values():
+        files.refuse_existing(path, overwrite=overwrite)
+    files.refuse_unwritable_folder(out)
+
+
+def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
+    if epochs is not None:
+        return max(1, math.ceil(epochs * images / batch_size))
+    return 6000 if steps is None else steps
+
+
+def _loop(trainer: Trainer, history: list[Report], checkpoint: Path, checkpoint_every: int, validate_every: int, quiet: bool) -> None:
+    """Train to the end; write checkpoints at intervals and on Ctrl-C."""
+    from comdefend_cli.train import save_checkpoint
+
+    first = trainer.rank == 0
+    if first and not history:
+        save_checkpoint(checkpoint, trainer, history)  # Finds out early that it cannot be written.
+    with _live(trainer, quiet) as show, _interruptible(trainer):
+        for report in trainer.run(validate_every=validate_every):
+            history.append(report)
+            show(report)
+            if first and (report.step % checkpoint_every == 0 or trainer.stopping):
+                save_checkpoint(checkpoint, trainer, history)
+    if trainer.stopping and trainer.step_done < trainer.config.steps:
+        notice(f"stopped after step {trainer.step_done}; the same command with --resume goes on from {checkpoint}", quiet=quiet)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) end the run after the step in progress, and the second at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        trainer.stop_asked = True
+        signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _live(trainer: Trainer, quiet: bool) -> Iterator[Callable[[Report], None]]:
+    """A function that shows reports: a live line on a terminal, now and then a line elsewhere."""
+    if quiet:
+        yield lambda report: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task("training", total=trainer.config.steps, completed=trainer.step_done)
+        psnr = "-"
+
+        def show(report: Report) -> None:
+            nonlocal psnr
+            psnr = psnr if report.psnr is None else f"{report.psnr:.2f} dB"
+            text = f"loss {report.loss:.5f}  PSNR {psnr}  {report.images_per_second:.1f} images/s"
+            progress.update(task, completed=report.step, description=text)
+            if report.psnr is not None:
+                err.print(f"step {report.step}/{trainer.config.steps}  {text}  logits {report.logit_rms:.0f}")
+
+        yield show
+
+
+@contextmanager
+def _download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    with Progress(TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task("downloading")
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+def _finish(trainer: Trainer, dataset: Dataset, history: list[Report], out: Path, *, overwrite: bool, quiet: bool) -> None:
+    """Measure the trained networks and write all that a run leaves."""
+    import torch
+
+    from comdefend_cli import __version__, images, weights
+    from comdefend_cli.files import write_atomically
+    from comdefend_cli.plots import curves, reconstructions
+
+    measured = trainer.measure(FINAL_IMAGES)
+    training = {
+        **asdict(trainer.config),
+        "lr": trainer.config.peak_lr,
+        "train_images": len(dataset.train),
+        "comdefend_version": __version__,
+        "torch_version": torch.__version__,
+        **measured,
+    }
+    paths = _outputs(out)
+    sha256 = weights.save(paths["weights"], trainer.model, training, overwrite=overwrite)
+    log = {"training": training, "sha256": sha256, "machine": platform.platform(), "history": [asdict(report) for report in history]}
+    write_atomically(paths["log"], (json.dumps(log, indent=1) + "\n").encode(), overwrite=overwrite)
+    images.write(paths["curves"], images.from_pillow(curves(history)), overwrite=overwrite)
+    images.write(paths["pictures"], reconstructions(trainer.model, dataset.test.pixels[:12]), overwrite=overwrite)
+    notice(f"wrote {out}: {measured['psnr_db']:.2f} dB, SSIM {measured['ssim']:.4f} on {measured['test_images']} test images", quiet=quiet)

@@ -1,0 +1,84 @@
+"""From "auto", "cpu", "cuda:1", "mps" and a precision's name to a torch device and dtype."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from comdefend_cli.errors import UsageError
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: the name is unknown, or the device is not there. Never a silent fall-back.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UsageError(f"device {name!r} is not there ({count} CUDA devices found): use --device auto or cpu")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device 'mps' is not there: use --device auto or cpu")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name on that device; "auto" takes the fastest it computes natively.
+
+    Raises:
+        UsageError: the name is unknown, or the device does not compute in it.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"unknown precision {name!r}: use one of {', '.join(PRECISIONS)}")
+    if name == "auto":
+        return _fastest(device)
+    if name == "float16" and device.type == "cpu":
+        raise UsageError("float16 is for GPUs: use --precision bfloat16, float32 or auto on the CPU")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _fastest(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        # Tensor cores know bfloat16 from compute capability 8.0 on, float16 from 7.0.
+        major = torch.cuda.get_device_capability(device)[0]
+        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+    if device.type == "cpu" and cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without, it is many times slower.
+
+    Only Linux says so in a file; elsewhere the answer is no, and float32 is taken.
+    """
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and bool({"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
+
+
+def describe_device(device: torch.device) -> str:
+    """ "cpu", "mps", or "cuda:0 (NVIDIA H100)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")

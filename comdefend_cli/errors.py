@@ -1,0 +1,41 @@
+"""What can go wrong through something a user did, as one exception with two exit codes.
+
+Every message is one line: what was wrong, and what to do about it. The command line
+catches :class:`ComdefendError` in one place, prints the message and exits with `exit_code`.
+"""
+
+
+class ComdefendError(Exception):
+    """The work could not be done: a bad file, a full disk, a collapsed training run."""
+
+    exit_code = 1
+
+
+class UsageError(ComdefendError):
+    """The request itself cannot be served: wrong option, absent device, output already there."""
+
+    exit_code = 2
+
+
+class ImageError(ComdefendError):
+    """A picture that cannot be read or written."""
+
+
+class WeightsError(ComdefendError):
+    """A weight file that is missing, damaged or of the wrong architecture."""
+
+
+class DatasetError(ComdefendError):
+    """Training images that are missing, damaged or could not be downloaded."""
+
+
+class TrainingError(ComdefendError):
+    """A training run that collapsed or cannot be continued."""
+
+
+def reason(error: BaseException) -> str:
+    """The gist of an exception on one line; an `OSError` without its errno and path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

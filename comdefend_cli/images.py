@@ -1,0 +1,295 @@
+"""Files and Pillow pictures to 8-bit arrays and back: orientation, alpha, profiles, depth, safe writing."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from comdefend_cli.errors import ImageError, UsageError, reason
+from comdefend_cli.files import atomic
+
+#: Largest picture that is decoded unless asked otherwise; a small file can claim any size.
+MAX_MEGAPIXELS = 512
+#: How each format is written: best fidelity, since the purified pixels are what counts.
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": 4},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "MPO": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "quality": 50, "exact": True},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+    "TIFF": {"compression": "tiff_adobe_deflate"},
+}
+#: Formats whose writer changes pixels, and how.
+LOSSY = {
+    "JPEG": "JPEG compression",
+    "MPO": "JPEG compression",
+    "AVIF": "AVIF compression",
+    "GIF": "a palette of 256 colours",
+}
+NO_ALPHA = {"JPEG", "MPO", "PPM", "PCX", "EPS", "PDF"}
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, turned upright.
+
+    Attributes:
+        pixels: uint8 (H, W, C), C = 1 (grey) or 3 (RGB).
+        alpha: uint8 (H, W) or None.
+        icc: ICC profile of the pixels, or None.
+        exif: EXIF block without orientation, or None.
+        source: the format it was read from, as Pillow names it, or "".
+        notices: what was changed in reading, one sentence each.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    source: str = ""
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def gray(self) -> bool:
+        """Whether the picture has one channel."""
+        return bool(self.pixels.shape[2] == 1)
+
+    @property
+    def megapixels(self) -> float:
+        """Height times width, in millions."""
+        return float(self.pixels.shape[0] * self.pixels.shape[1]) / 1e6
+
+    def to_pillow(self) -> Image.Image:
+        """L, LA, RGB or RGBA, with ICC profile and EXIF in `info`."""
+        pixels = self.pixels[..., 0] if self.gray else self.pixels
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        if self.alpha is not None:
+            image.putalpha(Image.fromarray(self.alpha))
+        image.info.update({key: value for key, value in (("icc_profile", self.icc), ("exif", self.exif)) if value})
+        return image
+
+
+def read(source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
+    """Decode a file, or the bytes of one.
+
+    Raises:
+        ImageError: missing, empty, truncated, not a picture, too large, or of a kind that cannot be purified.
+    """
+    name = "standard input" if isinstance(source, bytes) else str(source)
+    try:
+        if isinstance(source, Path) and source.is_dir():
+            raise ImageError(f"{name}: is a folder; name a picture in it, or use comdefend purify-dir")
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot read: {reason(error)}") from error
+    if not data:
+        raise ImageError(f"{name}: is empty; nothing to purify")
+    with _decoding(name), Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise ImageError(f"{name}: has no pixels ({width}x{height}); nothing to purify")
+        if width * height > max_megapixels * 1e6:
+            raise ImageError(
+                f"{name}: {width}x{height} is {width * height / 1e6:.0f} megapixels, over the limit of {max_megapixels:g}; "
+                "raise it with --max-megapixels if you trust the file"
+            )
+        image.load()
+        deep = _bits_a_sample(image, data)
+        return from_pillow(image, deep=deep)
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a bad file into one `ImageError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: over Pillow's limit: {reason(error)}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture, or of an unknown format; use PNG, JPEG, WebP, TIFF, BMP, GIF or PPM") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: too large for this machine's memory") from error
+    except Exception as error:  # Pillow's decoders raise whatever their parsing meets.
+        raise ImageError(f"{name}: damaged or truncated picture: {reason(error)}; get a whole copy") from error
+
+
+def trust_own_limit() -> None:
+    """Let only `max_megapixels` decide what is too large: Pillow's own limit warns at 89 megapixels and ends at 179.
+
+    For programs, not libraries: the setting is Pillow's and holds for the whole process.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def from_pillow(image: Image.Image, *, deep: int = 8) -> Picture:
+    """A Pillow picture of any mode as 8-bit grey or RGB with alpha.
+
+    Args:
+        image: the picture; its EXIF orientation is applied.
+        deep: bits a sample of the file it came from, to say so when they do not survive.
+
+    Raises:
+        ImageError: a mode that has no 8-bit range (32-bit integers or floats outside 0..65535 and 0..1).
+    """
+    notices: list[str] = []
+    source = image.format or ""
+    if getattr(image, "n_frames", 1) > 1:
+        notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
+    info = dict(image.info)
+    exif = image.getexif()
+    if exif.get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if _ORIENTATION in exif:
+        del exif[_ORIENTATION]
+    icc = info.get("icc_profile")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bits(image, notices)
+    elif deep > 8:
+        notices.append(f"{deep}-bit samples are reduced to 8 bits: the code has 12 bits a pixel")
+    if image.mode == "CMYK":
+        image, icc = _from_cmyk(image, icc, notices), None
+    alpha = None
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in info:
+        image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
+        alpha = np.array(image.getchannel("A"))
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if _gray_palette(image) else "RGB")
+    pixels = np.array(image)
+    return Picture(
+        pixels=pixels[..., None] if pixels.ndim == 2 else pixels,
+        alpha=alpha,
+        icc=icc,
+        exif=exif.tobytes() if len(exif) else None,
+        source=source,
+        notices=notices,
+    )
+
+
+def _gray_palette(image: Image.Image) -> bool:
+    """Whether a palette picture holds greys only, so that it is purified as grey."""
+    if image.mode != "P":
+        return False
+    colors = np.array(image.convert("RGB").getcolors(256) or [(0, (0, 1, 2))], dtype=object)
+    return all(red == green == blue for red, green, blue in colors[:, 1])
+
+
+def _eight_bits(image: Image.Image, notices: list[str]) -> Image.Image:
+    """A grey picture of 16 or 32 bits as 8 bits, rounded to the nearest level."""
+    values = np.array(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    full = 1.0 if image.mode == "F" else 65535.0
+    if low < 0 or high > full or math.isnan(low + high):
+        raise ImageError(
+            f"a {image.mode} picture with values from {low:g} to {high:g} has no known range; save it with 8 or 16 bits a sample"
+        )
+    notices.append("16-bit samples are reduced to 8 bits, rounded" if full > 1 else "float samples are reduced to 8 bits, rounded")
+    return Image.fromarray(np.floor(values * (255 / full) + 0.5).astype(np.uint8))
+
+
+def _from_cmyk(image: Image.Image, icc: bytes | None, notices: list[str]) -> Image.Image:
+    """CMYK as sRGB, by its own ICC profile where it has a good one."""
+    notices.append("CMYK is converted to RGB")
+    if icc:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError):
+            notices.append("its ICC profile is damaged and was not used")
+    return image.convert("RGB")
+
+
+def _bits_a_sample(image: Image.Image, data: bytes) -> int:
+    """Bits a sample in the file; Pillow hands 16-bit colour over as 8 bits without a word."""
+    if image.format == "PNG" and len(data) > 24:
+        return data[24]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(max(image.tag_v2.get(258, (8,))))
+    if image.format == "PPM":
+        fields = data[:64].split()
+        return 16 if len(fields) > 3 and fields[3].isdigit() and int(fields[3]) > 255 else 8
+    return 8
+
+
+@cache
+def suffixes(*, writable: bool) -> dict[str, str]:
+    """File name endings (".png") to Pillow's format names, of those that can be read, or written."""
+    Image.init()
+    able = Image.SAVE if writable else Image.OPEN
+    return {suffix: name for suffix, name in Image.registered_extensions().items() if name in able and name not in ("PDF", "MPEG")}
+
+
+def format_of(path: Path) -> str:
+    """The format a file name's ending asks for, as Pillow names it.
+
+    Raises:
+        UsageError: no ending, or one that cannot be written.
+    """
+    name = suffixes(writable=True).get(path.suffix.lower())
+    if name is None:
+        raise UsageError(f"{path}: cannot write a picture with the ending {path.suffix!r}; use .png, .jpg, .webp, .tiff or .bmp")
+    return name
+
+
+def encode(picture: Picture, format_name: str, *, quality: int | None = None, strip: bool = False) -> bytes:
+    """The bytes of a picture file.
+
+    Args:
+        picture: what to write.
+        format_name: as Pillow names it.
+        quality: 1 to 100 for lossy formats, 95 by default.
+        strip: leave ICC profile and EXIF out.
+
+    Raises:
+        ImageError: the format has no place for this picture (its alpha, its size).
+    """
+    if picture.alpha is not None and format_name in NO_ALPHA:
+        raise ImageError(f"{format_name} has no transparency, which this picture has; write .png, .webp or .tiff")
+    options = dict(SAVE_OPTIONS.get(format_name, {}))
+    if quality is not None and format_name in ("JPEG", "MPO", "AVIF"):
+        options["quality"] = quality
+    image = picture.to_pillow()
+    image.info.clear()
+    if not strip:
+        options |= {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value}
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, "JPEG" if format_name == "MPO" else format_name, **options)
+    except (OSError, ValueError, KeyError, struct.error, OverflowError) as error:
+        raise ImageError(f"cannot write this picture as {format_name}: {reason(error)}; write .png instead") from error
+    return buffer.getvalue()
+
+
+def write(path: Path, picture: Picture, *, quality: int | None = None, strip: bool = False, overwrite: bool = False) -> None:
+    """Write a picture by its ending, whole or not at all.
+
+    Raises:
+        UsageError: the file exists and `overwrite` is false, or its ending is unknown.
+        ComdefendError: it cannot be written.
+    """
+    try:
+        data = encode(picture, format_of(path), quality=quality, strip=strip)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    with atomic(path, overwrite=overwrite) as file:
+        file.write(data)

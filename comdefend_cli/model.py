@@ -1,0 +1,168 @@
+"""The networks of ComDefend (Jia et al., CVPR 2019, sections 3.2 to 3.5) on one page.
+
+    x (N, C, H, W) in [0, 1]
+      |  - 0.5
+      v
+    ComCNN   nine 3x3 convolutions, ELU between them         (3.2, table 1)
+      |  logits (N, bits, H, W)
+      v
+    binarize   training: sigmoid(logits + noise)             (3.5)
+      |        inference: logits > 0
+      v  code (N, bits, H, W) of zeros and ones
+    RecCNN   nine 3x3 convolutions, ELU between them         (3.3, table 2)
+      |  sigmoid
+      v
+    y (N, C, H, W) in [0, 1]
+
+Every convolution has stride 1, zero padding 1 and a bias, so any height and width goes
+through, and one output pixel depends on the 37x37 input pixels around it (`RADIUS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+CHANNELS = (1, 3)
+BITS = (4, 8, 10, 12, 14, 16)
+#: Output channels of ComCNN's first eight layers (table 1; its "356" is 256, as layer 6 says).
+HIDDEN = (16, 32, 64, 128, 256, 128, 64, 32)
+#: How far the input reaches into the output, in pixels each way: one a 3x3 layer, 18 layers.
+RADIUS = 18
+
+Gradient = Literal["none", "straight-through", "soft"]
+GRADIENTS: tuple[str, ...] = get_args(Gradient)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a weight file must say to rebuild its networks.
+
+    Attributes:
+        channels: colour channels of the picture, 1 or 3.
+        bits: code bits a pixel, one of `BITS`.
+        hidden: output channels of ComCNN's first eight layers; RecCNN mirrors them.
+
+    Raises:
+        ValueError: a value outside those ranges.
+    """
+
+    channels: int = 3
+    bits: int = 12
+    hidden: tuple[int, ...] = HIDDEN
+
+    def __post_init__(self) -> None:
+        if self.channels not in CHANNELS:
+            raise ValueError(f"channels must be one of {CHANNELS}, not {self.channels}")
+        if self.bits not in BITS:
+            raise ValueError(f"bits must be one of {BITS}, not {self.bits}")
+        if len(self.hidden) != len(HIDDEN) or not all(1 <= width <= 1024 for width in self.hidden):
+            raise ValueError(f"hidden must be {len(HIDDEN)} widths from 1 to 1024, not {self.hidden}")
+
+
+class ConvELU(nn.Sequential):
+    """Nine 3x3 convolutions with an ELU after each but the last: the body of both networks."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ELU(inplace=True)]
+        super().__init__(*layers[:-1])
+
+    def layers(self, x: Tensor) -> Tensor:
+        """All layers in turn, (N, first width, H, W) to (N, last width, H, W)."""
+        return cast(Tensor, nn.Sequential.forward(self, x))  # type: ignore[no-untyped-call]
+
+
+class ComCNN(ConvELU):
+    """Compression (3.2): a picture in [0, 1], (N, C, H, W), to logits (N, bits, H, W)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__((architecture.channels, *architecture.hidden, architecture.bits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, bits, H, W), in the weights' dtype, of x (N, C, H, W)."""
+        # Centred, as the authors' released checkpoint expects it; the paper does not say.
+        return self.layers((x - 0.5).to(next(self.parameters()).dtype))
+
+
+class RecCNN(ConvELU):
+    """Reconstruction (3.3): a code in [0, 1], (N, bits, H, W), to a picture in [0, 1]."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__((architecture.bits, *reversed(architecture.hidden), architecture.channels))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """The picture (N, C, H, W), float32, of a code (N, bits, H, W)."""
+        return torch.sigmoid(self.layers(code).float())
+
+
+class _Binarize(torch.autograd.Function):
+    """Step function forward; backward the identity, or the slope of the sigmoid."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, soft: bool) -> Tensor:
+        ctx.soft = soft
+        if soft:
+            ctx.save_for_backward(logits)
+        return (logits > 0).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (grad,) = grads
+        if ctx.soft:
+            slope = torch.sigmoid(ctx.saved_tensors[0])
+            grad = grad * slope * (1 - slope)
+        return grad, None
+
+
+def binarize(logits: Tensor, gradient: Gradient = "none") -> Tensor:
+    """Round logits to the code: 1 where logit > 0, the same as sigmoid > 0.5 (3.5).
+
+    Args:
+        logits: any shape, floating point.
+        gradient: what `backward` sees in place of the step's zero: "none" detaches,
+            "straight-through" passes the gradient unchanged (Bengio et al., 2013),
+            "soft" multiplies it by the sigmoid's slope. The forward value is the same for all.
+
+    Returns:
+        Zeros and ones of the logits' shape and dtype.
+    """
+    if gradient == "none":
+        return (logits > 0).to(logits.dtype)
+    return cast(Tensor, _Binarize.apply(logits, gradient == "soft"))  # type: ignore[no-untyped-call]
+
+
+class ComDefend(nn.Module):
+    """Both networks; `forward` is deterministic inference, differentiable on request.
+
+    Args:
+        architecture: channels, bits and widths; the paper's by default (1,566,735 parameters).
+    """
+
+    def __init__(self, architecture: Architecture | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture or Architecture()
+        self.com = ComCNN(self.architecture)
+        self.rec = RecCNN(self.architecture)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none") -> Tensor:
+        """Purify.
+
+        Args:
+            x: (N, channels, H, W) in [0, 1], any floating dtype the weights have.
+            noise: added to the logits (N, bits, H, W) before they are rounded, or None.
+            gradient: see :func:`binarize`.
+
+        Returns:
+            (N, channels, H, W) in [0, 1], of x's dtype.
+        """
+        logits = self.com(x)
+        if noise is not None:
+            logits = logits + noise
+        return cast(Tensor, self.rec(binarize(logits, gradient)))

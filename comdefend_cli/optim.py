@@ -1,0 +1,56 @@
+"""Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for 3x3 kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+#: Coefficients of the quintic Newton-Schulz step, from the reference above.
+_NS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: singular values end between about 0.7 and 1.2.
+
+    Args:
+        matrix: (rows, columns), float32.
+        steps: of the Newton-Schulz iteration.
+    """
+    a, b, c = _NS
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return cast(Tensor, x.T if tall else x)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal, on kernels seen as matrices (out, in * 3 * 3).
+
+    `torch.optim.Muon` takes two-dimensional parameters only.
+
+    Args:
+        params: kernels (out, in, 3, 3).
+        lr: step size; the update is scaled by sqrt(max(1, out / in)).
+        momentum: Nesterov's.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                average = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                average.lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonalize(parameter.grad.lerp(average, group["momentum"]).flatten(1))
+                outputs, inputs = parameter.shape[:2]
+                scale = max(1.0, outputs / inputs) ** 0.5
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)

@@ -1,0 +1,314 @@
+"""`Purifier`: a picture, an array or a tensor in, the same kind out, at any size, in bounded memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from comdefend_cli import weights as weight_files
+from comdefend_cli.device import resolve_device, resolve_precision
+from comdefend_cli.errors import UsageError
+from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
+from comdefend_cli.tiles import Tile, exact_grid, paper_grid, window_noise
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = TypeVar("Picture", Tensor, np.ndarray, Image.Image)
+
+Tiling = Literal["exact", "paper"]
+#: Called with the number of pixels done since the last call.
+Progress = Callable[[int], None]
+
+#: ITU-R BT.601 luma, as Pillow turns colour into grey.
+LUMA = (0.299, 0.587, 0.114)
+#: Tile sides and window pixels a batch, by device; measured by benchmarks/speed.py.
+DEFAULT_TILE = {"cpu": 512, "cuda": 1024, "mps": 512}
+BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
+SMALLEST_TILE = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are purified; everything here but `tile` changes the result.
+
+    Attributes:
+        tiling: "exact" for the whole-image result, "paper" for independent 32x32 patches.
+        tile: side of a tile in pixels, or None for the device's default.
+        noise_std: standard deviation of Gaussian noise on the logits; the authors' release uses 1, 0 is none.
+        seed: of that noise.
+        gradient: what `backward` sees at the rounding, see :func:`comdefend_cli.model.binarize`.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    tiling: Tiling = "exact"
+    tile: int | None = None
+    noise_std: float = 0.0
+    seed: int = 0
+    gradient: Gradient = "straight-through"
+
+    def __post_init__(self) -> None:
+        if self.tiling not in ("exact", "paper"):
+            raise UsageError(f"unknown tiling {self.tiling!r}: use exact or paper")
+        if self.tile is not None and self.tile < 1:
+            raise UsageError(f"a tile must be at least 1 pixel a side, not {self.tile}")
+        if not 0 <= self.noise_std < float("inf"):
+            raise UsageError(f"the noise's standard deviation must be 0 or more, not {self.noise_std}")
+        if self.seed < 0:
+            raise UsageError(f"a seed must be 0 or more, not {self.seed}")
+        if self.gradient not in GRADIENTS:
+            raise UsageError(f"unknown gradient {self.gradient!r}: use one of {', '.join(GRADIENTS)}")
+
+
+class Purifier(nn.Module):
+    """Purifies pictures with ComDefend; `nn.Sequential(purifier, classifier)` defends a classifier.
+
+    Args:
+        color: networks for three channels, or None.
+        gray: networks for one channel, or None. At least one of the two.
+        settings: tiling, noise and gradient.
+
+    Without networks for grey, a grey picture goes through the colour ones, repeated, and its
+    luma comes back; without networks for colour, a colour picture is an error.
+    The networks' device and dtype are where and in what is computed; `.to(...)` moves them.
+    """
+
+    def __init__(self, color: ComDefend | None, gray: ComDefend | None = None, settings: Settings | None = None) -> None:
+        super().__init__()
+        if color is None and gray is None:
+            raise UsageError("a purifier needs networks for colour or for grey pictures")
+        self.color = color
+        self.gray = gray
+        self.settings = settings or Settings()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | None = None,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        settings: Settings | None = None,
+    ) -> Purifier:
+        """A purifier with weights that ship, or with a file's.
+
+        Args:
+            weights: a name that `comdefend weights list` prints, or a weight file; None takes
+                the default for colour together with the default for grey.
+            device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+            precision: "auto", "float32", "bfloat16" or "float16".
+            settings: tiling, noise and gradient.
+
+        Raises:
+            UsageError: unknown weights, or a device or precision that is not there.
+            WeightsError: the weights cannot be read or were changed.
+        """
+        names = (weights,) if weights else (weight_files.DEFAULT_COLOR, weight_files.DEFAULT_GRAY)
+        return cls.from_weights([weight_files.load(name) for name in names], device=device, precision=precision, settings=settings)
+
+    @classmethod
+    def from_weights(
+        cls,
+        loaded: list[weight_files.Weights],
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        settings: Settings | None = None,
+    ) -> Purifier:
+        """As :meth:`from_pretrained`, from weights that were loaded already."""
+        target = resolve_device(device) if isinstance(device, str) else device
+        dtype = resolve_precision(precision, target)
+        by_channels = {item.header.architecture.channels: item.model for item in loaded}
+        purifier = cls(by_channels.get(3), by_channels.get(1), settings)
+        return purifier.to(target, dtype).eval()
+
+    def forward(self, image: Picture) -> Picture:
+        """Purify.
+
+        Args:
+            image: a float tensor (N, C, H, W) in [0, 1] on any device, with C = 1 or 3; a uint8 tensor of that
+                shape; a uint8 array (H, W), (H, W, C) or (N, H, W, C); or a Pillow picture of any mode
+                (alpha is kept untouched, other modes come back as RGB or L).
+
+        Returns:
+            The same kind, shape, dtype and device. Integer results are rounded. A tensor that requires a
+            gradient gets one by `settings.gradient`; the values are the same without it.
+
+        Raises:
+            TypeError, ValueError: an input of another kind, shape or dtype.
+            UsageError: a colour picture and networks for grey ones only.
+        """
+        if isinstance(image, Tensor):
+            return self.purify(image)
+        if isinstance(image, np.ndarray):
+            return _through_tensor(image, self.purify)
+        from comdefend_cli import images
+
+        picture = images.from_pillow(image)
+        return replace(picture, pixels=self(picture.pixels)).to_pillow()
+
+    def purify(self, x: Tensor, progress: Progress | None = None) -> Tensor:
+        """:meth:`forward` for tensors, which also tells how far it is.
+
+        Args:
+            x: (N, C, H, W), float in [0, 1] or uint8.
+            progress: called after each batch with the number of pixels done.
+        """
+        route = self._route(x)
+        out = torch.empty_like(x)
+
+        def network(windows: Tensor, noise: Tensor | None) -> Tensor:
+            gradient = self.settings.gradient if windows.requires_grad else "none"
+            result = route.restore(route.model(route.adapt(windows), noise, gradient))
+            # torch.round goes to the even neighbour; a level of exactly one half is as good either way.
+            return (result * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else result.to(x.dtype)
+
+        wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
+        with torch.set_grad_enabled(wanted):
+            self._in_tiles(x, out, route.model, network, progress)
+        return out
+
+    @torch.no_grad()
+    def code(self, x: Tensor) -> Tensor:
+        """The code of zeros and ones that the picture is rebuilt from (section 3.5).
+
+        Args:
+            x: (N, C, H, W), float in [0, 1] or uint8.
+
+        Returns:
+            uint8 (N, bits, H, W), on x's device.
+        """
+        route = self._route(x)
+        bits = route.model.architecture.bits
+        out = torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
+
+        def network(windows: Tensor, noise: Tensor | None) -> Tensor:
+            logits = route.model.com(route.adapt(windows))
+            return binarize(logits if noise is None else logits + noise).to(torch.uint8)
+
+        self._in_tiles(x, out, route.model, network, None)
+        return out
+
+    def _route(self, x: Tensor) -> _Route:
+        """The networks for a batch, and what turns it into their channels and back."""
+        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
+            raise ValueError(f"expected a tensor (N, C, H, W) with 1 or 3 channels and no empty side, not {tuple(x.shape)}")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
+        if x.shape[1] == 1 and self.gray is not None:
+            return _Route(self.gray)
+        if self.color is None:
+            raise UsageError("these weights are for grey pictures: give weights for colour, or turn the picture grey")
+        return _Route(self.color) if x.shape[1] == 3 else _Route(self.color, _repeat, _luma)
+
+    def _in_tiles(self, x: Tensor, out: Tensor, model: ComDefend, network: _Network, progress: Progress | None) -> None:
+        """Run `network` over windows of x in batches, and put each window's core into `out`."""
+        device = next(model.parameters()).device
+        tile = self.settings.tile or DEFAULT_TILE[device.type]
+        batch_pixels = BATCH_PIXELS[device.type]
+        while True:
+            try:
+                with _true_float32():
+                    for batch in _batches(self._grid(x, tile), len(x), batch_pixels):
+                        windows = _windows(x, batch, device)
+                        noise = self._noise(batch, model.architecture.bits)
+                        result = network(windows, None if noise is None else noise.to(device)).to(out.device)
+                        for (index, part), window in zip(batch, result, strict=True):
+                            out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
+                        if progress:
+                            progress(sum(part.area for _, part in batch))
+                return
+            except torch.OutOfMemoryError:
+                if tile <= SMALLEST_TILE and batch_pixels <= SMALLEST_TILE**2:
+                    raise
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            tile, batch_pixels = max(tile // 2, SMALLEST_TILE), max(batch_pixels // 4, SMALLEST_TILE**2)
+            self.settings = replace(self.settings, tile=tile)
+            warnings.warn(f"out of GPU memory: going on with tiles of {tile} pixels", RuntimeWarning, stacklevel=2)
+
+    def _grid(self, x: Tensor, tile: int) -> list[Tile]:
+        height, width = x.shape[2:]
+        return paper_grid(height, width) if self.settings.tiling == "paper" else exact_grid(height, width, tile)
+
+    def _noise(self, batch: _Batch, bits: int) -> Tensor | None:
+        if self.settings.noise_std == 0:
+            return None
+        windows = [window_noise(self.settings.seed, bits, tile.rows.window, tile.columns.window) for _, tile in batch]
+        return torch.stack(windows) * self.settings.noise_std
+
+
+_Batch = list[tuple[int, Tile]]
+_Network = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _repeat(x: Tensor) -> Tensor:
+    return x.expand(-1, 3, -1, -1)
+
+
+def _luma(x: Tensor) -> Tensor:
+    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Networks, and what turns a batch into their channels and their result back."""
+
+    model: ComDefend
+    adapt: Callable[[Tensor], Tensor] = _same
+    restore: Callable[[Tensor], Tensor] = _same
+
+
+def _batches(grid: list[Tile], count: int, pixels: int) -> Iterator[_Batch]:
+    """Windows of one shape at a time over all pictures, at most `pixels` together but at least one."""
+    by_shape: dict[tuple[int, int], _Batch] = {}
+    for index in range(count):
+        for tile in grid:
+            batch = by_shape.setdefault(tile.shape, [])
+            batch.append((index, tile))
+            if (len(batch) + 1) * tile.shape[0] * tile.shape[1] > pixels:
+                yield by_shape.pop(tile.shape)
+    yield from by_shape.values()
+
+
+def _windows(x: Tensor, batch: _Batch, device: torch.device) -> Tensor:
+    """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
+    windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch]).to(device)
+    scaled = windows.float() / 255 if windows.dtype == torch.uint8 else windows.float()
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Keep CUDA's convolutions from rounding float32 to TF32, which would make float32 results depend on the tiling."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _through_tensor(array: np.ndarray, purify: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Purify a uint8 array (H, W), (H, W, C) or (N, H, W, C) as a tensor (N, C, H, W)."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"expected a uint8 array, not {array.dtype}; give floats as a tensor (N, C, H, W) in [0, 1]")
+    if array.ndim not in (2, 3, 4):
+        raise ValueError(f"expected an array (H, W), (H, W, C) or (N, H, W, C), not {array.shape}")
+    pixels = array[..., None] if array.ndim == 2 else array
+    batch = torch.from_numpy(np.ascontiguousarray(pixels if array.ndim == 4 else pixels[None]))
+    return purify(batch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous().numpy().reshape(array.shape)

@@ -1,0 +1,467 @@
+"""Training ComDefend on clean pictures (sections 3.4 to 3.6): the loss of eq. 3, the loop, the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize_tensors
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from comdefend_cli.datasets import Dataset
+from comdefend_cli.errors import TrainingError, UsageError, reason
+from comdefend_cli.files import write_atomically
+from comdefend_cli.metrics import mean_psnr, ssim
+from comdefend_cli.model import Architecture, ComDefend
+from comdefend_cli.optim import Muon
+from comdefend_cli.purifier import Purifier
+
+OPTIMIZERS = ("muon", "adam")
+#: Spread of the logits at the start and the most it may grow to, in units of noise_std = 20.
+START_RMS, TOP_RMS = 40.0, 100.0
+#: Width of the gradient's window at the rounding, in units of the noise's standard deviation.
+WINDOW = 2.5
+#: Keeps the variance of what passes through an ELU layer with orthogonal weights.
+GAIN = 1.5**0.5
+#: A learning rate each optimiser works with: measured for Muon, the paper's for Adam (3.6).
+DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
+#: Adam's rate for what Muon does not take: biases, first and last layers.
+ADAM_BESIDE_MUON = 3e-3
+CHECKPOINT_KEY = "comdefend-checkpoint"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run.
+
+    Attributes:
+        data: name of the data set.
+        steps: optimiser steps.
+        batch_size: images a step, over all processes.
+        seed: of the initial weights, the batches and the noise.
+        bits: code bits a pixel.
+        channels: of the pictures, 1 or 3.
+        penalty: lambda of eq. 1, on the mean square of the code.
+        noise_std: phi of section 3.5, standard deviation of the noise on the logits.
+        input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
+            each image draws its own between 0 and this. The target stays clean. 0 is the paper's objective.
+        optimizer: "muon", or "adam" as in the paper.
+        lr: peak learning rate of that optimiser, or None for `DEFAULT_LR`.
+        lr_end: the last rate as a share of the peak; in between it falls exponentially.
+        warmup: steps in which the rate rises linearly.
+        precision: "float32", or "bfloat16" for mixed precision.
+        init: SHA-256 of the weight file that the run started from, or "" for new weights.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    data: str = "cifar10"
+    steps: int = 6000
+    batch_size: int = 8
+    seed: int = 0
+    bits: int = 12
+    channels: int = 3
+    penalty: float = 1e-4
+    noise_std: float = 20.0
+    input_noise: float = 0.0
+    optimizer: str = "muon"
+    lr: float | None = None
+    lr_end: float = 0.02
+    warmup: int = 50
+    precision: str = "float32"
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            Architecture(self.channels, self.bits)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("seed", "penalty", "noise_std", "input_noise", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UsageError(f"lr must be above 0, not {self.lr}")
+        if not 0 < self.lr_end <= 1:
+            raise UsageError(f"lr_end must be above 0 and at most 1, not {self.lr_end}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UsageError(f"training knows float32 and bfloat16, not {self.precision!r}")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, as a share of the peak."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        way = max(0, step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return float(rise * self.lr_end ** min(1.0, way))
+
+
+class _NoisyCode(torch.autograd.Function):
+    """sigmoid(logits + noise) of section 3.5, with a smooth window in place of its own slope.
+
+    Under noise of standard deviation s the sigmoid's slope is nearly always zero and seldom large. Its
+    mean over the noise is a normal density of width s at the logit, which is the same signal with far less
+    variance; `WINDOW` times as wide, it also reaches the logits that have left the noise behind.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, noise: Tensor, std: float) -> Tensor:
+        ctx.save_for_backward(logits)
+        # The logistic curve is itself close to a normal one of width 1.702.
+        ctx.width = WINDOW * math.hypot(std, 1.702)
+        return torch.sigmoid(logits + noise)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        (logits,) = ctx.saved_tensors
+        density = torch.exp(-0.5 * (logits / ctx.width) ** 2) / (ctx.width * math.sqrt(2 * math.pi))
+        return grads[0] * density, None, None
+
+
+def noisy_code(logits: Tensor, noise: Tensor, std: float) -> Tensor:
+    """The code in training: sigmoid(logits + noise), (N, bits, H, W), float32 (section 3.5).
+
+    Args:
+        logits: (N, bits, H, W).
+        noise: the same shape, already of standard deviation `std`.
+        std: of the noise, which sets the width of the gradient's window.
+    """
+    return cast(Tensor, _NoisyCode.apply(logits.float(), noise, std))  # type: ignore[no-untyped-call]
+
+
+class Objective(nn.Module):
+    """Eq. 3: mean square error of the reconstruction plus the penalty on the code.
+
+    Both are means over values, not sums over pixels, as in the authors' release.
+    """
+
+    def __init__(self, model: ComDefend, penalty: float, noise_std: float) -> None:
+        super().__init__()
+        self.model = model
+        self.penalty = penalty
+        self.noise_std = noise_std
+
+    def forward(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the root mean square of the logits.
+
+        Args:
+            x: what ComCNN sees, (N, C, H, W) in [0, 1].
+            target: what RecCNN should rebuild, the same shape.
+            noise: for the logits, (N, bits, H, W).
+        """
+        logits = self.model.com(x)
+        code = noisy_code(logits, noise, self.noise_std)
+        loss = (self.model.rec(code) - target).square().mean() + self.penalty * code.square().mean()
+        return loss, logits.detach().float().square().mean().sqrt()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step, or one validation, showed.
+
+    Attributes:
+        step: steps done.
+        loss: eq. 3 on the step's batch.
+        logit_rms: root mean square of the logits.
+        psnr: mean PSNR in dB of the binarised reconstruction of test images, or None where it was not measured.
+        images_per_second: over all processes, since the run or its resumption began.
+    """
+
+    step: int
+    loss: float
+    logit_rms: float
+    psnr: float | None
+    images_per_second: float
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[tuple[torch.device, int]]:
+    """Join the processes that torchrun started, if it did; yields this one's device and rank."""
+    if "WORLD_SIZE" not in os.environ:
+        yield device, 0
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device, dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """A training run, one step at a time; all its state is in `state()`.
+
+    Every step draws its batch and noise from a generator seeded with (seed, step), so a resumed run
+    sees what an uninterrupted one sees, and any number of processes share one global batch.
+
+    Args:
+        config: the run's settings.
+        dataset: images to learn from and to measure on.
+        device: where to train.
+        start: networks to go on from, or None to draw new weights.
+        validation_images: how many test images `validate` measures.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        *,
+        start: ComDefend | None = None,
+        validation_images: int = 64,
+    ) -> None:
+        self.config, self.dataset, self.device = config, dataset, device
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if config.batch_size % self.processes:
+            raise UsageError(f"a batch of {config.batch_size} images does not divide among {self.processes} processes")
+        if dataset.train.channels != config.channels:
+            raise UsageError(f"{config.data} has {dataset.train.channels} channels, not {config.channels}")
+        # Saturated sigmoids make subnormal numbers, which CPUs compute many times slower.
+        torch.set_flush_denormal(True)
+        self.step_done = 0
+        #: Set to end the run after the step in progress; `stopping` is true once all processes know.
+        self.stop_asked = self.stopping = False
+        self.model = ComDefend(Architecture(config.channels, config.bits))
+        if start is None:
+            initialize(self.model, dataset.train.batch(64, self._generator(-1)), self._generator(-2))
+        else:
+            self.model = _continued(start, self.model.architecture)
+        self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective = Objective(self.model, config.penalty, config.noise_std)
+        self._objective = DistributedDataParallel(objective) if self.processes > 1 else objective
+        self._optimizers = make_optimizers(self.model, config)
+        self._test = dataset.test.pixels[:validation_images]
+
+    def _generator(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.config.seed << 32) + step + 2)
+
+    def step(self) -> tuple[float, float]:
+        """One optimiser step; returns the loss and the root mean square of the logits.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        generator = self._generator(self.step_done)
+        clean, x, noise = (part.to(self.device) for part in self._draw(generator))
+        with self._autocast():
+            loss, rms = self._objective(x, clean, noise)
+        if not math.isfinite(float(loss.detach())):
+            raise TrainingError(f"the loss is not finite at step {self.step_done}: {self._advice()}")
+        factor = self.config.lr_factor(self.step_done)
+        for optimizer, peak in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer, _ in self._optimizers:
+            optimizer.step()
+        totals = torch.stack([loss.detach(), rms, rms.new_tensor(self.stop_asked)])
+        if self.processes > 1:
+            dist.all_reduce(totals)
+        mean_loss, mean_rms, stop = (totals / self.processes).tolist()
+        self.stopping = stop > 0
+        hold_logits(self.model, mean_rms, self.config.noise_std)
+        self.step_done += 1
+        return mean_loss, mean_rms
+
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The step's batch, of which this process takes its share: clean and noisy images in [0, 1], noise for the logits."""
+        config = self.config
+        share = slice(*(config.batch_size // self.processes * (self.rank + i) for i in (0, 1)))
+        clean = self.dataset.train.batch(config.batch_size, generator).float().div_(255)
+        noise = torch.randn((len(clean), config.bits, *clean.shape[2:]), generator=generator).mul_(config.noise_std)
+        x = clean
+        if config.input_noise:
+            std = torch.rand((len(clean), 1, 1, 1), generator=generator) * (config.input_noise / 255)
+            x = (clean + std * torch.randn(clean.shape, generator=generator)).clamp_(0, 1)
+        first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
+        return first, second, third
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def validate(self) -> float:
+        """Mean PSNR in dB of the binarised 8-bit reconstruction of the first test images.
+
+        Raises:
+            TrainingError: the reconstructions are one constant picture.
+        """
+        result = self._purify(self._test)
+        spread = result.float().std(dim=0).mean()
+        if self.step_done > self.config.warmup + 50 and spread < 0.05 * self._test.float().std(dim=0).mean():
+            raise TrainingError(f"collapsed at step {self.step_done}: every picture is rebuilt as the same one; {self._advice()}")
+        return mean_psnr(self._test, result)
+
+    def measure(self, count: int) -> dict[str, Any]:
+        """Mean PSNR in dB and SSIM of the binarised 8-bit reconstructions of the first `count` test images."""
+        test = self.dataset.test.pixels[:count]
+        result = torch.cat([self._purify(part) for part in torch.split(test, 256)])
+        similarity = sum(ssim(a[None], b[None]) for a, b in zip(test, result, strict=True)) / len(test)
+        return {"psnr_db": round(mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
+
+    def _purify(self, images: Tensor) -> Tensor:
+        color, gray = (self.model, None) if self.config.channels == 3 else (None, self.model)
+        return Purifier(color, gray).purify(images)
+
+    def _advice(self) -> str:
+        lower = self.config.peak_lr / 3
+        return f"train again with a lower --lr (such as {lower:.2g}), a longer --warmup" + (
+            ", or --optimizer muon" if self.config.optimizer == "adam" else ""
+        )
+
+    def run(self, *, validate_every: int = 100) -> Iterator[Report]:
+        """Train to the end, yielding a report a step."""
+        began, first = time.perf_counter(), self.step_done
+        while self.step_done < self.config.steps and not self.stopping:
+            loss, rms = self.step()
+            due = self.step_done % validate_every == 0 or self.step_done == self.config.steps
+            psnr = self.validate() if due else None
+            rate = (self.step_done - first) * self.config.batch_size / (time.perf_counter() - began)
+            yield Report(self.step_done, loss, rms, psnr, rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and the optimisers' moments, by name."""
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for optimizer, _ in self._optimizers:
+            for parameter, moments in optimizer.state.items():
+                state |= {f"{key}.{names[id(parameter)]}": value for key, value in moments.items()}
+        return state
+
+    def load_state(self, state: dict[str, Tensor], step: int) -> None:
+        """Continue from what `state()` returned after `step` steps."""
+        self.model.load_state_dict({name.removeprefix("model."): state[name] for name in state if name.startswith("model.")})
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for optimizer, _ in self._optimizers:
+            keys = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq", "step")
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    name = names[id(parameter)]
+                    optimizer.state[parameter] = {
+                        key: state[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu").clone() for key in keys
+                    }
+        self.step_done = step
+
+
+def _continued(start: ComDefend, architecture: Architecture) -> ComDefend:
+    if start.architecture != architecture:
+        raise UsageError(f"the weights to start from are for {start.architecture}, not {architecture}: match --bits and the data")
+    model = ComDefend(architecture)
+    model.load_state_dict(start.state_dict())
+    return model
+
+
+def initialize(model: ComDefend, images: Tensor, generator: torch.Generator) -> None:
+    """Draw orthogonal weights, and centre and spread the logits on real images.
+
+    Section 3.6 draws independent ones (He et al., 2015); orthogonal ones gained 0.7 dB in the first 240 steps.
+
+    Args:
+        model: on the CPU.
+        images: uint8 (N, C, H, W).
+        generator: of the weights.
+
+    Without the last step the logits start far below the noise, and the first hundred steps go into growing them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.orthogonal_(module.weight, gain=GAIN, generator=generator)
+            nn.init.zeros_(cast(Tensor, module.bias))
+    last = cast(nn.Conv2d, model.com[-1])
+    with torch.no_grad():
+        x = images.float().div(255)
+        last.weight.mul_(START_RMS / model.com(x).std())
+        cast(Tensor, last.bias).sub_(model.com(x).mean((0, 2, 3)))
+
+
+def hold_logits(model: ComDefend, rms: float, noise_std: float) -> None:
+    """Scale ComCNN's last layer down where the logits outgrow the noise.
+
+    The rounded code is the same at any scale, but at a large one the noise no longer reaches across zero: no
+    gradient is left, and training stalls.
+    """
+    top = TOP_RMS * max(noise_std, 1.0) / 20
+    if rms > top:
+        last = cast(nn.Conv2d, model.com[-1])
+        with torch.no_grad():
+            for parameter in last.parameters():
+                parameter.mul_(max(top / rms, 0.9))
+
+
+def make_optimizers(model: ComDefend, config: TrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Optimisers, each with its peak learning rate.
+
+    Muon takes the kernels between each network's first and last layer: on those two, it lets the logits run away.
+    """
+    if config.optimizer == "adam":
+        return [(torch.optim.Adam(model.parameters(), config.peak_lr), config.peak_lr)]
+    inner = [
+        cast(nn.Parameter, layer.weight)
+        for network in (model.com, model.rec)
+        for layer in list(network)[2:-1:2]
+        if isinstance(layer, nn.Conv2d)
+    ]
+    chosen = {id(parameter) for parameter in inner}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    beside = ADAM_BESIDE_MUON * config.peak_lr / DEFAULT_LR["muon"]
+    return [(Muon(inner, config.peak_lr), config.peak_lr), (torch.optim.Adam(rest, beside, betas=(0.9, 0.99)), beside)]
+
+
+def save_checkpoint(path: Path, trainer: Trainer, history: list[Report]) -> None:
+    """Write all of a run's state to a safetensors file, atomically."""
+    header = {
+        "config": asdict(trainer.config),
+        "step": trainer.step_done,
+        "processes": trainer.processes,
+        "history": [asdict(report) for report in history],
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.state().items()}
+    write_atomically(path, serialize_tensors(state, {CHECKPOINT_KEY: json.dumps(header)}), overwrite=True)
+
+
+def load_checkpoint(path: Path, trainer: Trainer) -> list[Report]:
+    """Put a run where its checkpoint left it, and return its history.
+
+    Raises:
+        TrainingError: the checkpoint cannot be read, or is of a run with other settings.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[CHECKPOINT_KEY])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        saved = header["config"]
+        differing = [name for name, value in asdict(trainer.config).items() if saved.get(name) != value]
+        if differing:
+            name = differing[0]
+            raise TrainingError(
+                f"{path}: is of a run with --{name.replace('_', '-')} {saved.get(name)}, not {getattr(trainer.config, name)}; "
+                "resume with the same settings, or start anew with another --out"
+            )
+        trainer.load_state(state, int(header["step"]))
+        return [Report(**report) for report in header["history"]]
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise TrainingError(f"{path}: not a checkpoint of comdefend train: {reason(error)}; start anew without --resume") from error

@@ -1,0 +1,198 @@
+"""Weight files: the registry of those that ship, and reading, writing and importing others.
+
+A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
+same for "rec", with N = 0, 2, ... 16, all float32; the header's metadata holds one JSON object under
+"comdefend" with the architecture and how the weights came to be. Nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as serialize_tensors
+
+from comdefend_cli.errors import UsageError, WeightsError, reason
+from comdefend_cli.files import write_atomically
+from comdefend_cli.model import Architecture, ComDefend
+
+#: What `purify` takes when nothing is said, for colour and for grey pictures.
+DEFAULT_COLOR = "comdefend-12bit"
+DEFAULT_GRAY = "comdefend-4bit-gray"
+KEY = "comdefend"
+FORMAT_VERSION = 1
+#: The largest architecture that is allowed stays under this, so a bigger file is not ours.
+MAX_BYTES = 512 * 2**20
+MAX_HEADER_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weight file says of itself.
+
+    Attributes:
+        architecture: channels, bits and widths of the networks.
+        training: data, steps, settings, PSNR in dB and so on, as JSON values; free form.
+    """
+
+    architecture: Architecture
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One JSON object, as it stands in the file's metadata."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Loaded weights.
+
+    Attributes:
+        name: the registry's name, or the file's.
+        sha256: of the whole file, hexadecimal.
+        header: what the file says of itself.
+        model: the networks in evaluation mode on the CPU, float32, gradients off.
+    """
+
+    name: str
+    sha256: str
+    header: Header
+    model: ComDefend
+
+
+def folder() -> Path:
+    """Where the weights that ship lie: in the package when installed, beside it in a checkout."""
+    inside = Path(__file__).parent / "bundled_weights"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "weights"
+
+
+@cache
+def registry() -> dict[str, dict[str, str]]:
+    """The weights that ship: name to {"file", "sha256", "about"}.
+
+    Raises:
+        WeightsError: the registry is missing or damaged.
+    """
+    path = folder() / "registry.json"
+    try:
+        return cast(dict[str, dict[str, str]], json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: {reason(error)}; install comdefend again") from error
+
+
+def locate(name_or_path: str) -> tuple[str, Path, str | None]:
+    """Name, path and expected SHA-256 (None for a user's own file) of weights.
+
+    Raises:
+        UsageError: neither a name in the registry nor a file.
+    """
+    entry = registry().get(name_or_path)
+    if entry is not None:
+        return name_or_path, folder() / entry["file"], entry["sha256"]
+    path = Path(name_or_path)
+    if not path.exists():
+        known = ", ".join(sorted(registry()))
+        raise UsageError(f"{name_or_path}: no such weights; give a file or one of: {known}")
+    return path.name, path, None
+
+
+def load(name_or_path: str) -> Weights:
+    """Read weights by the registry's name or from a file, checking hash, header and shapes.
+
+    Raises:
+        UsageError: no such weights.
+        WeightsError: the file cannot be read, was changed, or does not fit its architecture.
+    """
+    name, path, expected = locate(name_or_path)
+    data = _read(path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if expected is not None and sha256 != expected:
+        raise WeightsError(f"{path}: its SHA-256 is not the registry's, so it was changed; install comdefend again")
+    header = _parse_header(data, path)
+    model = ComDefend(header.architecture)
+    _fill(model, _parse_tensors(data, path), path)
+    return Weights(name, sha256, header, model.eval().requires_grad_(False))
+
+
+def read_header(name_or_path: str) -> tuple[Header, str, Path]:
+    """Header, SHA-256 and path of a weight file, without checking its tensors.
+
+    Raises:
+        UsageError, WeightsError: as :func:`load`.
+    """
+    _, path, _ = locate(name_or_path)
+    data = _read(path)
+    return _parse_header(data, path), hashlib.sha256(data).hexdigest(), path
+
+
+def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: bool = False) -> str:
+    """Write a weight file atomically and return its SHA-256.
+
+    Raises:
+        UsageError: the file is there and `overwrite` is false.
+        ComdefendError: it cannot be written.
+    """
+    header = Header(model.architecture, training)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    data = serialize_tensors(tensors, {KEY: header.to_json()})
+    write_atomically(path, data, overwrite=overwrite)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise WeightsError(f"{path}: too large for a weight file of comdefend ({MAX_BYTES >> 20} MiB at most)")
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read the weights: {reason(error)}") from error
+
+
+def _parse_header(data: bytes, path: Path) -> Header:
+    """The metadata at the front of a safetensors file: a length (8 bytes), then JSON."""
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        if length > min(MAX_HEADER_BYTES, len(data) - 8):
+            raise ValueError("its header's length is wrong")
+        fields = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
+        if fields["format_version"] != FORMAT_VERSION:
+            raise WeightsError(f"{path}: written by a newer comdefend; upgrade with pip install -U comdefend")
+        shape = fields["architecture"]
+        architecture = Architecture(int(shape["channels"]), int(shape["bits"]), tuple(map(int, shape["hidden"])))
+        return Header(architecture, dict(fields["training"]))
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: not a weight file of comdefend ({type(error).__name__}: {reason(error)}); "
+            "make one with comdefend train or comdefend weights import"
+        ) from error
+
+
+def _parse_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return parse_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: damaged weight file: {reason(error)}; copy or make it again") from error
+
+
+def _fill(model: ComDefend, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy tensors into the model, refusing any that is missing, left over, misshapen or not finite."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    if wrong:
+        name = wrong[0]
+        raise WeightsError(
+            f"{path}: tensor {name!r} is {given.get(name, 'missing')}, its header's architecture "
+            f"has {wanted.get(name, 'none')}; make the weights again"
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise WeightsError(f"{path}: holds values that are not finite; make the weights again")
+    model.load_state_dict(tensors)
