@@ -25,7 +25,6 @@ MAX_MEGAPIXELS = 512
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 4},
     "JPEG": {"quality": 95, "subsampling": 0},
-    "MPO": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True, "quality": 50, "exact": True},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
     "TIFF": {"compression": "tiff_adobe_deflate"},
@@ -33,11 +32,14 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 #: Formats whose writer changes pixels, and how.
 LOSSY = {
     "JPEG": "JPEG compression",
-    "MPO": "JPEG compression",
     "AVIF": "AVIF compression",
     "GIF": "a palette of 256 colours",
 }
-NO_ALPHA = {"JPEG", "MPO", "PPM", "PCX", "EPS", "PDF"}
+#: Formats that hold any picture at its own size; the others of Pillow's make icons, documents or bitmaps of it.
+WRITABLE = {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "AVIF", "PCX", "SGI"}
+#: What is decoded; not what Pillow hands to other programs (EPS to Ghostscript) or to plug-ins.
+READABLE = WRITABLE | {"DDS", "DIB", "ICNS", "ICO", "MSP", "PSD", "QOI", "SUN", "XBM", "XPM"}
+ALPHA = {"PNG", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF"}
 _ORIENTATION = 0x0112
 
 
@@ -96,7 +98,7 @@ def read(source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pic
         raise ImageError(f"{name}: cannot read: {reason(error)}") from error
     if not data:
         raise ImageError(f"{name}: is empty; nothing to purify")
-    with _decoding(name), Image.open(io.BytesIO(data)) as image:
+    with _decoding(name), Image.open(io.BytesIO(data), formats=_readable()) as image:
         width, height = image.size
         if width < 1 or height < 1:
             raise ImageError(f"{name}: has no pixels ({width}x{height}); nothing to purify")
@@ -232,11 +234,18 @@ def _bits_a_sample(image: Image.Image, data: bytes) -> int:
 
 
 @cache
+def _readable() -> list[str]:
+    """The formats of `READABLE` that this Pillow was built with."""
+    Image.init()
+    return sorted(READABLE & Image.OPEN.keys())
+
+
+@cache
 def suffixes(*, writable: bool) -> dict[str, str]:
     """File name endings (".png") to Pillow's format names, of those that can be read, or written."""
     Image.init()
-    able = Image.SAVE if writable else Image.OPEN
-    return {suffix: name for suffix, name in Image.registered_extensions().items() if name in able and name not in ("PDF", "MPEG")}
+    able = WRITABLE & Image.SAVE.keys() if writable else set(_readable())
+    return {suffix: name for suffix, name in Image.registered_extensions().items() if name in able}
 
 
 def format_of(path: Path) -> str:
@@ -263,10 +272,10 @@ def encode(picture: Picture, format_name: str, *, quality: int | None = None, st
     Raises:
         ImageError: the format has no place for this picture (its alpha, its size).
     """
-    if picture.alpha is not None and format_name in NO_ALPHA:
+    if picture.alpha is not None and format_name not in ALPHA:
         raise ImageError(f"{format_name} has no transparency, which this picture has; write .png, .webp or .tiff")
     options = dict(SAVE_OPTIONS.get(format_name, {}))
-    if quality is not None and format_name in ("JPEG", "MPO", "AVIF"):
+    if quality is not None and format_name in ("JPEG", "AVIF"):
         options["quality"] = quality
     image = picture.to_pillow()
     image.info.clear()
@@ -274,7 +283,7 @@ def encode(picture: Picture, format_name: str, *, quality: int | None = None, st
         options |= {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value}
     buffer = io.BytesIO()
     try:
-        image.save(buffer, "JPEG" if format_name == "MPO" else format_name, **options)
+        image.save(buffer, format_name, **options)
     except (OSError, ValueError, KeyError, struct.error, OverflowError) as error:
         raise ImageError(f"cannot write this picture as {format_name}: {reason(error)}; write .png instead") from error
     return buffer.getvalue()

@@ -89,6 +89,7 @@ class Purifier(nn.Module):
         self.color = color
         self.gray = gray
         self.settings = settings or Settings()
+        self._batch_pixels: int | None = None  # Less than the device's default once memory ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
@@ -215,7 +216,7 @@ class Purifier(nn.Module):
         """Run `network` over windows of x in batches, and put each window's core into `out`."""
         device = next(model.parameters()).device
         tile = self.settings.tile or DEFAULT_TILE[device.type]
-        batch_pixels = BATCH_PIXELS[device.type]
+        batch_pixels = self._batch_pixels or BATCH_PIXELS[device.type]
         while True:
             try:
                 with _true_float32():
@@ -234,7 +235,7 @@ class Purifier(nn.Module):
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             tile, batch_pixels = max(tile // 2, SMALLEST_TILE), max(batch_pixels // 4, SMALLEST_TILE**2)
-            self.settings = replace(self.settings, tile=tile)
+            self.settings, self._batch_pixels = replace(self.settings, tile=tile), batch_pixels
             warnings.warn(f"out of GPU memory: going on with tiles of {tile} pixels", RuntimeWarning, stacklevel=2)
 
     def _grid(self, x: Tensor, tile: int) -> list[Tile]:

@@ -59,6 +59,9 @@ def purify(
 
     console.show_warnings(quiet)
     images.trust_own_limit()
+    for path in (target, compare):
+        if path is not None and path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file in it")
     format_name = _format(target, format)
     if target == STANDARD and as_json:
         raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")

@@ -1,0 +1,70 @@
+"""What the tests share: real pictures, small weights, and the real command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from PIL import Image
+
+from comdefend_cli import weights
+from comdefend_cli.model import Architecture, ComDefend
+
+#: Wide enough for codes that differ from pixel to pixel, small enough for hundreds of runs.
+SMALL = (8,) * 8
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def photo(name: str) -> np.ndarray:
+    """A public-domain picture that scikit-image ships, uint8 (H, W, 3) or (H, W)."""
+    return np.array(Image.open(Path(skimage.__file__).parent / "data" / name))
+
+
+def small_model(channels: int = 3, bits: int = 12, seed: int = 0) -> ComDefend:
+    """A narrow network whose random weights make codes of both values."""
+    torch.manual_seed(seed)
+    model = ComDefend(Architecture(channels, bits, SMALL))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.5)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> np.ndarray:
+    """A colour photograph, uint8 (512, 512, 3)."""
+    return photo("astronaut.png")
+
+
+@pytest.fixture(scope="session")
+def camera() -> np.ndarray:
+    """A grey photograph, uint8 (512, 512)."""
+    return photo("camera.png")
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weight file of a narrow three-channel network."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    weights.save(path, small_model(), {"data": "none"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Run the real command in a process of its own; `stdin` is bytes, `cwd` and further variables as wanted."""
+
+    def run(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "comdefend_cli", *map(str, arguments)]
+        environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **variables}
+        return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=environment, check=False, timeout=300)
+
+    return run

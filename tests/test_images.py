@@ -1,0 +1,244 @@
+"""Files to 8-bit pictures and back: what is kept, what is said, what is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from comdefend_cli import images
+from comdefend_cli.errors import ComdefendError, ImageError, UsageError
+from comdefend_cli.images import Picture
+
+ORIENTATION = 0x0112
+
+
+def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
+    """A picture file in memory."""
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_and_dropped(astronaut: np.ndarray, orientation: int) -> None:
+    """All eight orientations come out upright, and other EXIF stays."""
+    upright = Image.fromarray(astronaut[:30, :50])
+    undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    exif[0x010F] = "maker"
+    picture = images.read(encoded(stored, "PNG", exif=exif.tobytes()))
+    assert np.array_equal(picture.pixels, astronaut[:30, :50])
+    kept = Image.open(io.BytesIO(images.encode(picture, "PNG"))).getexif()
+    assert kept.get(0x010F) == "maker"
+    assert ORIENTATION not in kept
+
+
+def test_profile_and_exif_are_carried_and_stripped(astronaut: np.ndarray) -> None:
+    """ICC profile and EXIF survive in PNG, JPEG, WebP and TIFF, and `strip` leaves them out."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    picture = images.read(encoded(Image.fromarray(astronaut[:20, :20]), "PNG", icc_profile=profile, exif=exif.tobytes()))
+    for format_name in ("PNG", "JPEG", "WEBP", "TIFF"):
+        kept = Image.open(io.BytesIO(images.encode(picture, format_name)))
+        assert kept.info["icc_profile"] == profile
+        assert kept.getexif().get(0x010F) == "maker"
+        stripped = Image.open(io.BytesIO(images.encode(picture, format_name, strip=True)))
+        assert "icc_profile" not in stripped.info
+        assert 0x010F not in stripped.getexif()
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_lossless_formats_bring_back_every_value(astronaut: np.ndarray, mode: str, format_name: str) -> None:
+    """What is written in a format that is not listed as lossy is what is read back, alpha included."""
+    image = Image.fromarray(astronaut[:21, :33]).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(astronaut[100:121, 100:133, 0]))
+    picture = images.from_pillow(image)
+    if mode == "RGBA" and format_name not in images.ALPHA:
+        with pytest.raises(ImageError, match="transparency"):
+            images.encode(picture, format_name)
+        return
+    again = images.read(images.encode(picture, format_name))
+    if format_name == "WEBP" and mode == "L":  # WebP has no grey.
+        assert np.array_equal(again.pixels[..., :1], picture.pixels)
+        return
+    assert np.array_equal(again.pixels, picture.pixels)
+    if picture.alpha is not None:
+        assert again.alpha is not None
+        assert np.array_equal(again.alpha, picture.alpha)
+
+
+def test_lossy_formats_are_those_that_change_pixels(astronaut: np.ndarray) -> None:
+    """Each format listed as lossy does change a photograph."""
+    picture = Picture(astronaut[:64, :64])
+    for format_name in ("JPEG", "GIF"):
+        assert format_name in images.LOSSY
+        assert not np.array_equal(images.read(images.encode(picture, format_name)).pixels, picture.pixels)
+
+
+def test_modes_become_grey_or_rgb(astronaut: np.ndarray) -> None:
+    """1 and L stay grey, grey palettes too; colour palettes, CMYK and others become RGB; alpha is split off."""
+    color = Image.fromarray(astronaut[:16, :16])
+    expected = {"1": 1, "L": 1, "LA": 1, "P": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3, "HSV": 3, "LAB": 3}
+    for mode, channels in expected.items():
+        if mode == "LAB":
+            to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+            image = ImageCms.applyTransform(color, to_lab)
+        else:
+            image = color.convert(mode)
+        picture = images.from_pillow(image)
+        assert picture.pixels.shape == (16, 16, channels), mode
+        assert (picture.alpha is not None) == (mode in ("LA", "RGBA")), mode
+    assert images.from_pillow(color.convert("L").convert("P")).gray
+    assert "CMYK is converted to RGB" in images.from_pillow(color.convert("CMYK")).notices
+
+
+def test_transparent_palette_keeps_its_transparency(astronaut: np.ndarray) -> None:
+    """A palette picture with a transparent entry comes back with that alpha."""
+    image = Image.fromarray(astronaut[:16, :16]).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    picture = images.read(encoded(image, "PNG", transparency=3))
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha == 0, np.array(image) == 3)
+
+
+def test_sixteen_bits_are_rounded_and_said() -> None:
+    """16-bit grey becomes the nearest of 256 levels, and a notice says so; 16-bit colour is noticed too."""
+    values = np.linspace(0, 65535, 64 * 4).astype(np.uint16).reshape(4, 64)
+    for format_name in ("PNG", "TIFF"):
+        picture = images.read(encoded(Image.fromarray(values), format_name))
+        assert np.array_equal(picture.pixels[..., 0], np.round(values / 257).astype(np.uint8))
+        assert any("8 bits" in text for text in picture.notices)
+    deep = bytearray(png_claiming(1, 1))
+    raw = zlib.compress(b"\0" + struct.pack(">3H", 65535, 257 * 100, 0))
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    deep = bytearray(b"\x89PNG\r\n\x1a\n")
+    for kind, data in ((b"IHDR", header), (b"IDAT", raw), (b"IEND", b"")):
+        deep += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    picture = images.read(bytes(deep))
+    assert picture.pixels.tolist() == [[[255, 100, 0]]]
+    assert any("16-bit" in text for text in picture.notices)
+
+
+def test_pictures_without_a_known_range_are_refused() -> None:
+    """32-bit integers and floats outside their ranges are an error, not a guess; floats in [0, 1] are read."""
+    for values in (np.full((4, 4), 70000, np.int32), np.full((4, 4), 1.5, np.float32), np.full((4, 4), np.nan, np.float32)):
+        with pytest.raises(ImageError, match="range"):
+            images.read(encoded(Image.fromarray(values), "TIFF"))
+    assert images.read(encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF")).pixels.max() == 128
+
+
+def test_only_the_first_frame_is_taken_and_said(astronaut: np.ndarray) -> None:
+    """Of an animation, the first frame is read, with a notice of how many there are."""
+    frames = [Image.fromarray(astronaut[top : top + 16, :16]) for top in (0, 100, 200)]
+    for format_name in ("GIF", "WEBP", "TIFF", "PNG"):
+        options = {"lossless": True} if format_name == "WEBP" else {}
+        picture = images.read(encoded(frames[0], format_name, save_all=True, append_images=frames[1:], **options))
+        assert any("first of 3 frames" in text for text in picture.notices)
+        if format_name != "GIF":
+            assert np.array_equal(picture.pixels, astronaut[:16, :16])
+
+
+def test_damaged_files_are_one_image_error(tmp_path: Path, astronaut: np.ndarray) -> None:
+    """Missing, empty, a folder, text, truncated, a bomb: each an ImageError that names the file."""
+    whole = encoded(Image.fromarray(astronaut), "PNG")
+    cases = {"empty.png": b"", "text.png": b"hello", "cut.png": whole[: len(whole) // 2], "bomb.png": png_claiming(60000, 60000)}
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ImageError, match=name):
+            images.read(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    for name in ("folder.png", "missing.png"):
+        with pytest.raises(ImageError, match=name):
+            images.read(tmp_path / name)
+    with pytest.raises(ImageError, match="--max-megapixels"):
+        images.read(encoded(Image.fromarray(astronaut), "PNG"), max_megapixels=0.2)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"]), st.integers(0, 2**32), st.integers(1, 20))
+def test_mutated_files_never_raise_anything_else(format_name: str, seed: int, count: int) -> None:
+    """Files with changed, missing or repeated bytes decode or raise ImageError."""
+    rng = np.random.default_rng(seed)
+    pixels = np.kron(rng.integers(0, 256, (4, 5, 3)), np.ones((3, 3, 1))).astype(np.uint8)
+    data = bytearray(encoded(Image.fromarray(pixels), format_name))
+    for place in rng.integers(0, len(data), count):
+        data[place] = rng.integers(256)
+    cut = bytes(data[: rng.integers(1, len(data) + 1)]) if seed % 3 == 0 else bytes(data)
+    try:
+        picture = images.read(cut, max_megapixels=1)
+    except ImageError:
+        return
+    assert picture.pixels.dtype == np.uint8
+    assert picture.pixels.shape[2] in (1, 3)
+
+
+def test_alpha_is_never_dropped_unasked(astronaut: np.ndarray) -> None:
+    """Writing a picture with alpha to a format without it is an error that names formats with it."""
+    picture = Picture(astronaut[:8, :8], alpha=astronaut[:8, :8, 0])
+    for format_name in images.WRITABLE - images.ALPHA:
+        with pytest.raises(ImageError, match="transparency"):
+            images.encode(picture, format_name)
+    for format_name in images.ALPHA & set(images.suffixes(writable=True).values()):
+        again = images.read(images.encode(picture, format_name))
+        assert again.alpha is not None
+
+
+def test_endings_decide_the_format() -> None:
+    """Known endings map to formats, in any case; unknown ones are an error of usage."""
+    assert images.format_of(Path("a.PNG")) == "PNG"
+    assert images.format_of(Path("a.jpeg")) == "JPEG"
+    for name in ("a", "a.txt", "a.pdf", "a.xyz"):
+        with pytest.raises(UsageError, match="ending"):
+            images.format_of(Path(name))
+
+
+def test_write_is_whole_or_not_at_all(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An existing file is replaced only when asked, and a failure leaves the old file and no other."""
+    path = tmp_path / "a.png"
+    images.write(path, Picture(astronaut[:8, :8]))
+    first = path.read_bytes()
+    with pytest.raises(UsageError, match="--overwrite"):
+        images.write(path, Picture(astronaut[8:16, :8]))
+    assert path.read_bytes() == first
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ComdefendError, match="no space left"):
+        images.write(path, Picture(astronaut[8:16, :8]), overwrite=True)
+    monkeypatch.undo()
+    assert path.read_bytes() == first
+    assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
+    images.write(path, Picture(astronaut[8:16, :8]), overwrite=True)
+    assert np.array_equal(images.read(path).pixels, astronaut[8:16, :8])
+
+
+def test_formats_that_start_other_programs_are_not_decoded() -> None:
+    """PostScript, which Pillow gives to Ghostscript, is refused as an unknown format."""
+    document = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match="unknown format"):
+        images.read(document)
+    assert ".eps" not in images.suffixes(writable=False)

@@ -1,0 +1,268 @@
+"""The Python API: exact tiling on real pictures, kinds in and out, precision, noise, gradients, memory running out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from comdefend_cli import Purifier, Settings
+from comdefend_cli.device import cpu_has_bfloat16, resolve_device, resolve_precision
+from comdefend_cli.errors import UsageError
+from comdefend_cli.metrics import mean_psnr
+from comdefend_cli.model import ComDefend
+
+
+def untiled(model: ComDefend, x: Tensor) -> Tensor:
+    """The whole picture through the network at once, rounded to 8 bits."""
+    with torch.inference_mode():
+        return (model(x.float() / 255) * 255).round().to(torch.uint8)
+
+
+def tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, C) as (1, C, H, W)."""
+    return torch.from_numpy(np.atleast_3d(pixels).copy()).permute(2, 0, 1)[None]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Purifier:
+    """The default purifier as users get it, in float32."""
+    return Purifier.from_pretrained(device="cpu", precision="float32")
+
+
+@pytest.mark.parametrize("tile", [24, 50, 64, 101])
+def test_exact_tiling_is_the_whole_image_result(shipped: Purifier, astronaut: np.ndarray, tile: int) -> None:
+    """With the shipped weights, a photograph in tiles equals the untiled network in every 8-bit value."""
+    x = tensor(astronaut[40:157, 150:281])
+    assert shipped.color is not None
+    purifier = Purifier(shipped.color, None, Settings(tile=tile))
+    assert torch.equal(purifier(x), untiled(shipped.color, x))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(6, 100), st.integers(1, 3), st.sampled_from([1, 3]))
+@example(1, 1, 1, 1, 3)
+@example(5, 9, 1, 2, 1)
+@example(40, 3, 2, 1, 3)
+def test_exact_tiling_holds_for_any_size(height: int, width: int, tile: int, count: int, channels: int) -> None:
+    """From 1x1 up, for any tile size and batch, grey and colour."""
+    model = small_model(channels)
+    x = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
+    purifier = Purifier(*((model, None) if channels == 3 else (None, model)), Settings(tile=tile))
+    assert torch.equal(purifier(x), untiled(model, x))
+
+
+def test_seams_are_what_paper_tiling_has_and_exact_has_not(shipped: Purifier, astronaut: np.ndarray) -> None:
+    """The paper's patches differ from the whole-image result near their borders; so the tests above can fail."""
+    x = tensor(astronaut[40:140, 150:250])
+    assert shipped.color is not None
+    paper = Purifier(shipped.color, None, Settings("paper"))(x)
+    patches = torch.cat([untiled(shipped.color, x[..., left : left + 32]) for left in range(0, 100, 32)], dim=3)
+    assert torch.equal(paper[:, :, :32], torch.cat([untiled(shipped.color, p) for p in x[:, :, :32].split(32, dim=3)], dim=3))
+    assert patches.shape == paper.shape
+    assert not torch.equal(paper, untiled(shipped.color, x))
+
+
+def test_the_result_resembles_the_picture(shipped: Purifier, astronaut: np.ndarray, camera: np.ndarray) -> None:
+    """Purified photographs, colour and grey, stay near the original (PSNR over 25 dB for colour, 20 for grey)."""
+    for pixels, least in ((astronaut[:128, 128:256], 25), (camera[:128, 128:256], 20)):
+        x = tensor(pixels)
+        assert mean_psnr(x, shipped(x)) > least
+
+
+def test_each_kind_comes_back_as_itself() -> None:
+    """Tensors keep dtype and shape, arrays their shape, Pillow pictures their mode and alpha."""
+    purifier = Purifier(small_model(3), small_model(1))
+    for x in (torch.rand(2, 3, 20, 30), torch.rand(1, 1, 7, 5).double(), torch.randint(0, 256, (1, 3, 9, 9), dtype=torch.uint8)):
+        y = purifier(x)
+        assert (y.shape, y.dtype) == (x.shape, x.dtype)
+        assert torch.isfinite(y.double()).all()
+    rng = np.random.default_rng(0)
+    for shape in ((12, 17), (12, 17, 1), (12, 17, 3), (4, 12, 17, 3)):
+        array = rng.integers(0, 256, shape, np.uint8)
+        result = purifier(array)
+        assert (result.shape, result.dtype) == (array.shape, array.dtype)
+    for mode in ("L", "RGB", "RGBA", "LA"):
+        image = Image.fromarray(rng.integers(0, 256, (12, 17, 4), np.uint8), "RGBA").convert(mode)
+        result = purifier(image)
+        assert (result.mode, result.size) == (image.mode, image.size)
+        if "A" in mode:
+            assert np.array_equal(np.array(result.getchannel("A")), np.array(image.getchannel("A")))
+
+
+def test_kinds_agree_with_each_other(astronaut: np.ndarray) -> None:
+    """Array, tensor and Pillow picture of the same pixels give the same pixels."""
+    purifier = Purifier(small_model())
+    pixels = astronaut[:40, :50]
+    expected = purifier(pixels)
+    assert np.array_equal(np.array(purifier(Image.fromarray(pixels))), expected)
+    assert torch.equal(purifier(tensor(pixels)), tensor(expected))
+    as_float = purifier(tensor(pixels).float() / 255)
+    assert torch.equal((as_float * 255).round().to(torch.uint8), tensor(expected))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(0, 3, 8, 8), torch.rand(1, 3, 0, 8), np.zeros((1, 1, 1, 1, 3), np.uint8)],
+)
+def test_wrong_shapes_are_refused(bad: Tensor | np.ndarray) -> None:
+    """A shape that is no batch of pictures raises ValueError."""
+    with pytest.raises(ValueError, match="expected"):
+        Purifier(small_model())(bad)
+
+
+def test_wrong_dtypes_are_refused() -> None:
+    """Integer tensors other than uint8, and float arrays, whose range is unknown, raise TypeError."""
+    for bad in (torch.zeros(1, 3, 8, 8, dtype=torch.int64), np.zeros((8, 8, 3), np.float32)):
+        with pytest.raises(TypeError, match="expected"):
+            Purifier(small_model())(bad)
+
+
+def test_grey_uses_grey_networks_and_falls_back_to_colour() -> None:
+    """One channel takes the grey networks; without them, the luma of the colour result; colour needs colour."""
+    color, gray = small_model(3), small_model(1)
+    x = torch.randint(0, 256, (1, 1, 20, 20), dtype=torch.uint8)
+    assert torch.equal(Purifier(color, gray)(x), untiled(gray, x))
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    luma = ((color(x.expand(-1, 3, -1, -1).float() / 255) * weights).sum(1, keepdim=True) * 255).round().to(torch.uint8)
+    assert torch.equal(Purifier(color)(x), luma)
+    with pytest.raises(UsageError, match="grey"):
+        Purifier(None, gray)(torch.rand(1, 3, 8, 8))
+
+
+def test_bfloat16_stays_near_float32(shipped: Purifier, astronaut: np.ndarray) -> None:
+    """In bfloat16, on hardware with it or without, few code bits flip and the picture hardly changes."""
+    x = tensor(astronaut[:48, 128:176])
+    half = Purifier.from_pretrained(device="cpu", precision="bfloat16")
+    assert next(half.parameters()).dtype == torch.bfloat16
+    assert (half.code(x) != shipped.code(x)).float().mean() < 0.05
+    assert mean_psnr(half(x), shipped(x)) > 30
+
+
+def test_noise_is_reproducible_and_seamless() -> None:
+    """The same seed gives the same result for any tile size, another seed another, and zero is the plain result."""
+    x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
+    results = [Purifier(small_model(), None, Settings(tile=tile, noise_std=1.0, seed=5))(x) for tile in (20, 33, 500)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], Purifier(small_model(), None, Settings(noise_std=1.0, seed=6))(x))
+    assert not torch.equal(results[0], Purifier(small_model())(x))
+
+
+def test_code_is_what_the_picture_is_rebuilt_from() -> None:
+    """RecCNN on the code gives the purified picture; the code is zeros and ones, tiled without seams."""
+    model = small_model()
+    x = torch.randint(0, 256, (1, 3, 60, 40), dtype=torch.uint8)
+    code = Purifier(model, None, Settings(tile=16)).code(x)
+    assert code.shape == (1, 12, 60, 40)
+    assert set(code.unique().tolist()) == {0, 1}
+    assert torch.equal((model.rec(code.float()) * 255).round().to(torch.uint8), Purifier(model)(x))
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "soft"])
+def test_a_defended_classifier_has_gradients(gradient: str) -> None:
+    """Through `nn.Sequential(purifier, classifier)`, in tiles and batches, the input's gradient is the untiled one."""
+    model = small_model()
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 10))
+    x = torch.rand(2, 3, 40, 40, requires_grad=True)
+    defended = nn.Sequential(Purifier(model, None, Settings(tile=15, gradient=gradient)), classifier)
+    plain = Purifier(model)(x.detach())
+    assert torch.allclose(defended[0](x), plain, atol=1e-6), "the gradient must not change the values"
+    (tiled,) = torch.autograd.grad(defended(x)[:, 0].sum(), x)
+    (whole,) = torch.autograd.grad(classifier(model(x, None, gradient))[:, 0].sum(), x)
+    assert tiled.abs().max() > 0
+    assert torch.allclose(tiled, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_gradient_none_detaches() -> None:
+    """With "none", and under no_grad, nothing can be differentiated."""
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    assert not Purifier(small_model(), None, Settings(gradient="none"))(x).requires_grad
+    with torch.no_grad():
+        assert not Purifier(small_model())(x).requires_grad
+
+
+class Forgetful(ComDefend):
+    """Networks on a device whose memory holds windows of up to `room` pixels a batch."""
+
+    room = 70 * 70
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Raise what CUDA raises when the batch is too large."""
+        if x.shape[0] * x.shape[2] * x.shape[3] > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x, *args, **kwargs)
+
+
+def test_running_out_of_memory_halves_the_tile_and_goes_on() -> None:
+    """The result is the same, the person is told, and the next picture starts with the smaller tile."""
+    model = small_model()
+    forgetful = Forgetful(model.architecture).eval()
+    forgetful.load_state_dict(model.state_dict())
+    purifier = Purifier(forgetful.requires_grad_(False), None, Settings(tile=100))
+    x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
+    with pytest.warns(RuntimeWarning, match="out of GPU memory"):
+        assert torch.equal(purifier(x), untiled(model, x))
+    assert purifier.settings.tile is not None
+    assert purifier.settings.tile < 100
+    purifier(x)
+    forgetful.room = 10
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(RuntimeWarning):
+        purifier(x)
+
+
+def test_progress_counts_every_pixel_once() -> None:
+    """What progress is told adds up to all pixels of the batch."""
+    done: list[int] = []
+    Purifier(small_model(), None, Settings(tile=16)).purify(torch.rand(3, 3, 50, 41), done.append)
+    assert sum(done) == 3 * 50 * 41
+
+
+def test_devices_and_precisions_are_never_substituted() -> None:
+    """What is asked for and absent is an error that says so; nonsense is too."""
+    cpu = torch.device("cpu")
+    for name in ("cuda:99", "gpu", "cuda:x", ""):
+        with pytest.raises(UsageError, match="device"):
+            resolve_device(name)
+    with pytest.raises(UsageError, match="float16"):
+        resolve_precision("float16", cpu)
+    with pytest.raises(UsageError, match="precision"):
+        resolve_precision("int4", cpu)
+    assert resolve_device("cpu") == cpu
+    assert resolve_precision("auto", cpu) == (torch.bfloat16 if cpu_has_bfloat16() else torch.float32)
+
+
+def test_bfloat16_is_taken_only_where_the_cpu_multiplies_it(tmp_path: Path) -> None:
+    """AVX-512 BF16 or AMX in the CPU's flags say yes; AVX2 alone, or no such file, say no."""
+    for flags, expected in (("fpu avx2 avx512f", False), ("avx2 avx512_bf16", True), ("amx_tile amx_bf16", True)):
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        assert cpu_has_bfloat16(tmp_path / "cpuinfo") is expected
+    assert not cpu_has_bfloat16(tmp_path / "absent")
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    """Each wrong setting is an error of usage that names it."""
+    wrong: list[dict[str, object]] = [{"tiling": "x"}, {"tile": 0}, {"noise_std": -1}, {"noise_std": float("inf")}, {"seed": -1}, {"gradient": "x"}]
+    for values in wrong:
+        with pytest.raises(UsageError):
+            Settings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tile", [64, 200])
+def test_exact_tiling_on_cuda(astronaut: np.ndarray, tile: int) -> None:
+    """In float32 on CUDA, tiles equal the whole-image result in all but a few values, and resemble the CPU's."""
+    x = tensor(astronaut[:256, :256])
+    one, other = (
+        Purifier.from_pretrained(device="cuda", precision="float32", settings=Settings(tile=size))(x) for size in (tile, 4096)
+    )
+    # cuDNN picks algorithms by shape, so the last digits, and with them a few levels, may differ.
+    assert (one != other).float().mean() < 1e-4
+    assert (one.int() - Purifier.from_pretrained(device="cpu", precision="float32")(x).int()).abs().float().mean() < 0.5

@@ -1,0 +1,241 @@
+"""`comdefend purify` as a person runs it: real processes, real pictures, exit codes and what is left on the disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from test_images import png_claiming
+
+from comdefend_cli import Purifier
+
+
+@pytest.fixture
+def picture(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """A small colour photograph in a file."""
+    path = tmp_path / "in.png"
+    Image.fromarray(astronaut[100:140, 200:250]).save(path)
+    return path
+
+
+def one_line(result: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:
+    """The command failed with this code and one line on standard error that holds these words."""
+    text = result.stderr.decode()
+    assert result.returncode == code, text
+    assert text.count("\n") == 1, text
+    assert text.startswith("error: ")
+    for word in words:
+        assert word in text
+
+
+def test_purify_writes_what_the_api_gives(run: Run, picture: Path, small_weights: Path) -> None:
+    """OUT holds the purified pixels; --json records sizes, rates, hash, and PSNR and SSIM as scikit-image has them."""
+    out, compare = picture.with_name("out.png"), picture.with_name("compare.png")
+    result = run("purify", picture, out, "--weights", small_weights, "--json", "--compare", compare, "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    before, after = np.array(Image.open(picture)), np.array(Image.open(out))
+    purifier = Purifier.from_pretrained(str(small_weights), device="cpu")
+    assert np.array_equal(after, purifier(before))
+    record = json.loads(result.stdout)
+    assert (record["width"], record["height"], record["channels"]) == (50, 40, 3)
+    assert record["psnr_db"] == pytest.approx(peak_signal_noise_ratio(before, after), abs=1e-3)
+    assert record["ssim"] == pytest.approx(structural_similarity(before, after, channel_axis=2), abs=1e-4)
+    assert (record["device"], record["weights"]) == ("cpu", "small.safetensors")
+    assert len(record["weights_sha256"]) == 64
+    assert record["seconds"] > 0
+    wide = np.array(Image.open(compare))
+    assert wide.shape == (40, 4 * 50 + 3 * 4, 3)
+    assert np.array_equal(wide[:, :50], before)
+    assert np.array_equal(wide[:, 108:158], after)
+
+
+def test_shipped_weights_purify_a_real_photo(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """With nothing but IN and OUT, from another folder, a JPEG photograph comes out near its original and the device is said."""
+    Image.fromarray(astronaut[:96, 128:256]).save(tmp_path / "photo.jpg", quality=95)
+    result = run("purify", "photo.jpg", "photo.png", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert b"computing on" in result.stderr
+    assert peak_signal_noise_ratio(np.array(Image.open(tmp_path / "photo.jpg")), np.array(Image.open(tmp_path / "photo.png"))) > 25
+
+
+def test_pipes(run: Run, picture: Path, small_weights: Path) -> None:
+    """- reads standard input and writes standard output, as PNG or by --format, silently when piped and quiet."""
+    options = ("--weights", small_weights, "--quiet")
+    piped = run("purify", "-", "-", *options, stdin=picture.read_bytes())
+    assert (piped.returncode, piped.stderr) == (0, b"")
+    out = picture.with_name("out.png")
+    assert run("purify", picture, out, *options).returncode == 0
+    assert np.array_equal(np.array(Image.open(io.BytesIO(piped.stdout))), np.array(Image.open(out)))
+    jpeg = run("purify", picture, "-", "--weights", small_weights, "--format", "jpg")
+    assert Image.open(io.BytesIO(jpeg.stdout)).format == "JPEG"
+    assert b"JPEG compression changes the purified pixels again" in jpeg.stderr
+
+
+def test_nothing_is_overwritten_unasked(run: Run, picture: Path, small_weights: Path) -> None:
+    """An existing OUT, also IN itself, stays as it is without --overwrite, exit 2; with it, it is replaced."""
+    before = picture.read_bytes()
+    one_line(run("purify", picture, picture, "--weights", small_weights), 2, "in.png", "--overwrite")
+    assert picture.read_bytes() == before
+    assert run("purify", picture, picture, "--weights", small_weights, "--overwrite", "-q").returncode == 0
+    assert picture.read_bytes() != before
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png"]
+
+
+def test_alpha_and_grey_survive(run: Run, tmp_path: Path, astronaut: np.ndarray, small_weights: Path) -> None:
+    """Alpha comes out untouched; a grey picture comes out grey."""
+    image = Image.fromarray(astronaut[:24, :30])
+    image.putalpha(Image.fromarray(astronaut[200:224, 200:230, 1]))
+    image.save(tmp_path / "alpha.png")
+    Image.fromarray(astronaut[:24, :30, 0]).save(tmp_path / "gray.png")
+    for name, mode in (("alpha", "RGBA"), ("gray", "L")):
+        result = run("purify", tmp_path / f"{name}.png", tmp_path / f"{name}-out.png", "--weights", small_weights)
+        assert result.returncode == 0, result.stderr
+        assert Image.open(tmp_path / f"{name}-out.png").mode == mode
+    kept = np.array(Image.open(tmp_path / "alpha-out.png"))[..., 3]
+    assert np.array_equal(kept, astronaut[200:224, 200:230, 1])
+
+
+def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """Missing, empty, truncated, no picture, a bomb, zero-size, a folder, no permission: named, and nothing is written."""
+    buffer = io.BytesIO()
+    Image.fromarray(astronaut).save(buffer, "PNG")
+    cases = {
+        "empty.png": (b"", "empty"),
+        "cut.png": (buffer.getvalue()[:5000], "truncated"),
+        "text.png": (b"not a picture at all", "not a picture"),
+        "bomb.png": (png_claiming(50000, 50000), "--max-megapixels"),
+        "zero.png": (png_claiming(0, 5), "zero.png"),
+    }
+    for name, (data, _) in cases.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder.png").mkdir()
+    expected = {name: word for name, (_, word) in cases.items()} | {"folder.png": "purify-dir", "missing.png": "no such file"}
+    before = sorted(os.listdir(tmp_path))
+    for name, word in expected.items():
+        one_line(run("purify", tmp_path / name, tmp_path / "out.png"), 1, name, word)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_wrong_usage_is_exit_2(run: Run, picture: Path, small_weights: Path) -> None:
+    """Absent devices, unknown weights, endings, precisions and contradicting options are wrong usage."""
+    out = picture.with_name("out.png")
+    for arguments, word in (
+        ((picture, out, "--device", "cuda:99"), "cuda:99"),
+        ((picture, out, "--weights", "nothing"), "no such weights"),
+        ((picture, out.with_suffix(".xyz")), "ending"),
+        ((picture, out, "--precision", "float16", "--device", "cpu", "--weights", small_weights), "float16"),
+        ((picture, out, "--tiling", "none"), "tiling"),
+        ((picture, "-", "--json"), "--json"),
+        ((picture, out, "--compare", out), "--compare"),
+        ((picture, out, "--format", "png"), "--format"),
+        ((picture, picture.parent), "folder"),
+    ):
+        one_line(run("purify", *arguments), 2, word)
+    assert run("purify", picture).returncode == 2
+    assert run("purify", picture, out, "--tile", "0").returncode == 2
+    assert not out.exists()
+
+
+def test_unwritable_places_leave_nothing(run: Run, picture: Path, small_weights: Path) -> None:
+    """An absent folder, a file in place of a folder, and a system folder cannot be written: exit 1, nothing left."""
+    for target in (picture.parent / "absent" / "out.png", picture / "out.png", Path("/proc/out.png")):
+        result = run("purify", picture, target, "--weights", small_weights, "-q")
+        one_line(result, 1, str(target), "cannot write")
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_loses_nothing(picture: Path, small_weights: Path) -> None:
+    """When the disk is full, the old OUT stays whole, no part of the new one is left, and the exit code is 1."""
+    out = picture.with_name("out.png")
+    Image.new("RGB", (3, 3)).save(out)
+    before = out.read_bytes()
+    command = [sys.executable, "-m", "comdefend_cli", "purify", str(picture)]
+    options = ["--weights", str(small_weights), "--quiet"]
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    result = subprocess.run([*command, str(out), *options, "--overwrite"], capture_output=True, check=False, preexec_fn=limit)
+    one_line(result, 1, "cannot write")
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png", "out.png"]
+    with Path("/dev/full").open("wb") as full:
+        piped = subprocess.run([*command, "-", *options], stdout=full, stderr=subprocess.PIPE, check=False)
+    one_line(piped, 1, "no space left")
+
+
+@pytest.mark.slow
+def test_interrupted_is_exit_130_and_leaves_nothing(picture: Path, astronaut: np.ndarray) -> None:
+    """Ctrl-C in the middle of a large picture ends with 130, one line, and no half-written file."""
+    large = picture.with_name("large.png")
+    Image.fromarray(np.tile(astronaut, (6, 6, 1))).save(large)
+    command = [sys.executable, "-m", "comdefend_cli", "purify", str(large), str(picture.with_name("out.png"))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert b"computing on" in process.stderr.readline()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert b"interrupted" in process.stderr.read()
+    assert process.wait(60) == 130
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png", "large.png"]
+
+
+def test_help_and_version_do_not_import_torch(run: Run) -> None:
+    """--help, --version and completion come without torch; every command and option has help."""
+    code = "import sys\nfrom comdefend_cli.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+    for arguments in (["--help"], ["--version"], ["purify", "--help"], ["purify-dir", "--help"], ["train", "--help"], ["weights", "--help"]):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False, env={**os.environ, "COLUMNS": "200"})
+        assert result.returncode == 0
+        assert result.stderr.decode().split() == ["False"]
+        assert result.stdout
+
+
+def test_every_command_and_option_is_documented() -> None:
+    """No command and no option is without a line of help."""
+    import typer.main
+
+    from comdefend_cli.cli import app
+
+    def walk(command: object, path: str) -> None:
+        assert getattr(command, "help", None), path
+        for parameter in getattr(command, "params", []):
+            assert parameter.name in ("install_completion", "show_completion") or getattr(parameter, "help", None), f"{path} {parameter.name}"
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, f"{path} {name}")
+
+    walk(typer.main.get_command(app), "comdefend")
+
+
+def test_shell_completion_works() -> None:
+    """The shell's question for `comdefend pur` is answered with the commands that begin so."""
+    question = {"_COMDEFEND_COMPLETE": "complete_bash", "COMP_WORDS": "comdefend pur", "COMP_CWORD": "1"}
+    command = [str(Path(sys.executable).with_name("comdefend"))]
+    result = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **question})
+    assert result.stdout.decode().split() == ["purify", "purify-dir"]
+
+
+def test_metrics_equal_scikit_image(astronaut: np.ndarray, camera: np.ndarray) -> None:
+    """PSNR and SSIM agree with scikit-image on photographs, also where several strips are summed."""
+    from comdefend_cli.metrics import psnr, ssim
+
+    rng = np.random.default_rng(0)
+    for pixels in (astronaut[:300, :77], np.atleast_3d(camera)[:, :40]):
+        other = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+        a, b = (torch.from_numpy(item.copy()).permute(2, 0, 1)[None] for item in (pixels, other))
+        assert float(psnr(a, b)) == pytest.approx(peak_signal_noise_ratio(pixels, other), abs=1e-9)
+        assert ssim(a, b) == pytest.approx(structural_similarity(pixels, other, channel_axis=2), abs=1e-6)
