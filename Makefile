@@ -1,13 +1,18 @@
 # `make demo` purifies the example pictures; `make test` lints, type-checks and tests. Both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The demo replaces what an earlier demo wrote, and nothing else.
+DEMO := demo-output
 
 .PHONY: demo test clean
 
 demo: .venv/installed
-	@$(BIN)/comdefend purify-dir examples --out demo-output --overwrite --quiet
-	@for name in $$(cd examples && ls *.png *.jpg 2>/dev/null); do \
-	  $(BIN)/comdefend purify examples/$$name demo-output/$${name%.*}-purified.png --compare demo-output/$${name%.*}-compare.png --overwrite --quiet || exit 1; \
+	@mkdir -p $(DEMO)
+	@for file in examples/*.png examples/*.jpg; do \
+	  name=$$(basename $${file%.*}); \
+	  $(BIN)/comdefend purify $$file $(DEMO)/$$name.png --compare $(DEMO)/$$name-compare.png --overwrite --quiet || exit 1; \
+	  echo "$$file -> $(DEMO)/$$name.png, side by side with input, code and difference in $(DEMO)/$$name-compare.png"; \
 	done
 
 test: .venv/tested
@@ -20,12 +25,12 @@ test: .venv/tested
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) --editable .
 	@touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	@touch $@
 
 clean:
-	rm -rf .venv demo-output dist build
+	rm -rf .venv $(DEMO) dist build

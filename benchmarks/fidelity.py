@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""How near purified pictures stay to their originals, and what precision changes in them.
+
+    python benchmarks/fidelity.py --data-dir DATA [--pictures DIR] [--images N] [--weights NAME|PATH ...]
+
+For each weight file: mean PSNR and SSIM over test images of the data it was trained on, and over the pictures of a
+folder (grey where the weights are grey). For each other precision: share of code bits flipped and PSNR to float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comdefend_cli import datasets, images, weights
+from comdefend_cli.metrics import mean_psnr, psnr, ssim
+from comdefend_cli.purifier import LUMA, Purifier
+
+
+def measure(purifier: Purifier, batches: list[Tensor]) -> dict[str, Any]:
+    """Mean over pictures of PSNR in dB and SSIM, with their number."""
+    decibels: list[float] = []
+    similarity: list[float] = []
+    for batch in batches:
+        result = purifier.purify(batch)
+        decibels += psnr(batch, result).tolist()
+        similarity += [ssim(a[None], b[None]) for a, b in zip(batch, result, strict=True)]
+    count = len(decibels)
+    return {"n": count, "psnr_db": round(sum(decibels) / count, 3), "ssim": round(sum(similarity) / count, 4)}
+
+
+def precision(name: str, other: str, batch: Tensor) -> dict[str, Any]:
+    """What another precision changes: share of code bits, and PSNR of the result to float32's."""
+    exact, rough = (Purifier.from_pretrained(name, device="cpu", precision=value) for value in ("float32", other))
+    flipped = (exact.code(batch) != rough.code(batch)).float().mean()
+    distance = mean_psnr(exact(batch), rough(batch))
+    return {"n": len(batch), "bits_flipped": round(float(flipped), 6), "psnr_to_float32_db": round(distance, 2)}
+
+
+def folder(path: Path, channels: int) -> list[Tensor]:
+    """The pictures of a folder, as they are or as grey, a batch each."""
+    known = images.suffixes(writable=False)
+    batches = []
+    for file in sorted(item for item in path.iterdir() if item.suffix.lower() in known):
+        batch = torch.from_numpy(images.read(file).pixels).permute(2, 0, 1)[None]
+        if channels == 1 and batch.shape[1] == 3:
+            batch = (batch.float() * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True).round().to(torch.uint8)
+        batches.append(batch)
+    return batches
+
+
+def main() -> None:
+    """Measure, print a line a result, and all as JSON at the end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="official files of CIFAR-10 and Fashion-MNIST")
+    parser.add_argument("--pictures", type=Path, help="a folder of photographs, such as Kodak's")
+    parser.add_argument("--images", type=int, default=1000, help="test images a data set")
+    parser.add_argument("--precision-images", type=int, default=32, help="of these for each precision")
+    parser.add_argument("--weights", nargs="*", default=sorted(weights.registry()), help="names or files; default all that ship")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for name in arguments.weights:
+        header, _, _ = weights.read_header(name)
+        channels = header.architecture.channels
+        purifier = Purifier.from_pretrained(name, device="cpu", precision="float32")
+        data = header.training.get("data") or ("cifar10" if channels == 3 else "fashion-mnist")
+        test = datasets.load(data, arguments.data_dir, download=False).test.pixels[: arguments.images]
+        results[name] = {data: measure(purifier, list(torch.split(test, 256)))}
+        if arguments.pictures:
+            results[name][arguments.pictures.name] = measure(purifier, folder(arguments.pictures, channels))
+        results[name]["bfloat16"] = precision(name, "bfloat16", test[: arguments.precision_images])
+        print(name, json.dumps(results[name]), flush=True)
+    about = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    print(json.dumps({"results": results, **about}))
+
+
+if __name__ == "__main__":
+    main()
