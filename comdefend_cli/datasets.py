@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
+import io
+import math
 import struct
 import tarfile
+import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 import torch
@@ -68,8 +72,18 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         )
     ),
 }
-#: Guards against an archive that unpacks to more than the data set can be.
-MAX_UNPACKED = 2**30
+#: Guards against files that are, or unpack to, more than a data set can be: CIFAR-10's archive takes 178 MB, and
+#: 186 MB unpacked, 31 MB a batch; MNIST's largest file 47 MB.
+MAX_DOWNLOAD = 2**28
+MAX_UNPACKED = 2**29
+MAX_FILE = 2**26
+#: The pixels of a folder of pictures, which are all kept in memory.
+MAX_PICTURE_BYTES = 4 * 2**30
+#: Seconds a server may keep silent.
+TIMEOUT = 30.0
+_CIFAR_FOLDER = "cifar-10-batches-py"
+_CIFAR_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+_MNIST_SIDE = 28
 
 
 class TrainingImages(Protocol):
@@ -153,11 +167,13 @@ class Dataset:
         name: for the weight file's header.
         train: what the networks learn from.
         test: what PSNR is measured on, uint8 (N, C, H, W).
+        skipped: files in a folder of pictures that could not be read, or are smaller than a crop.
     """
 
     name: str
     train: TrainingImages
     test: ImageArray
+    skipped: int = 0
 
 
 def load(name: str, folder: Path, *, download: bool = True, progress: DownloadProgress | None = None) -> Dataset:
@@ -165,7 +181,7 @@ def load(name: str, folder: Path, *, download: bool = True, progress: DownloadPr
 
     Args:
         name: one of `DATASETS`, or the path of a folder of pictures.
-        folder: where the official files are, or go.
+        folder: where the official files are, or go; files that are there are taken as they are, without a checksum.
         download: whether absent files may be downloaded.
         progress: called while downloading.
 
@@ -176,147 +192,230 @@ def load(name: str, folder: Path, *, download: bool = True, progress: DownloadPr
         return _cifar10(folder, download, progress)
     if name in ("mnist", "fashion-mnist"):
         return _mnist(name, folder, download, progress)
-    if Path(name).is_dir():
+    try:
+        is_folder = bool(name) and Path(name).is_dir()
+    except OSError:  # A name that no folder can have.
+        is_folder = False
+    if is_folder:
         return _picture_folder(Path(name))
     raise DatasetError(f"{name}: no such data set or folder; use {', '.join(DATASETS)}, or a folder of pictures")
 
 
 def _cifar10(folder: Path, download: bool, progress: DownloadProgress | None) -> Dataset:
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    batches = folder / "cifar-10-batches-py"
     (archive,) = ARCHIVES["cifar10"]
+    batches = folder if (folder / _CIFAR_BATCHES[0]).is_file() else folder / _CIFAR_FOLDER
     if batches.is_dir():
-        files = iter([(name, _read(batches / name)) for name in names])
+        files = ((str(batches / name), _read(batches / name)) for name in _CIFAR_BATCHES)
     else:
-        path = _obtain("cifar10", archive, folder, folder, "cifar-10-batches-py/ or cifar-10-python.tar.gz", download, progress)
-        files = _untar(path, names)
-    parts = [_cifar_batch(data, batches / name) for name, data in files]
-    pixels, labels = zip(*parts, strict=True)
+        what = f"{_CIFAR_FOLDER}/ or {archive.name}"
+        path = _obtain("cifar10", archive, [folder / archive.name], folder, what, download, progress)
+        files = ((f"{path}: {name}", data) for name, data in _untar(path).items())
+    pixels, labels = zip(*(_cifar_batch(data, where) for where, data in files), strict=True)
     train = ImageArray(torch.cat(pixels[:-1]), torch.cat(labels[:-1]))
     return Dataset("cifar10", train, ImageArray(pixels[-1], labels[-1]))
 
 
-def _untar(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """The named members of the CIFAR-10 archive, read in memory: nothing is unpacked onto the disk."""
+class _Bounded(io.RawIOBase):
+    """A stream that ends in an error after `MAX_UNPACKED` bytes, so that a gzip bomb stays small."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.left = MAX_UNPACKED
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        data = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {MAX_UNPACKED >> 20} MiB")
+        return data
+
+
+def _untar(path: Path) -> dict[str, bytes]:
+    """The batches in the CIFAR-10 archive, in `_CIFAR_BATCHES`' order; in memory: nothing is unpacked onto the disk."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with gzip.open(path) as packed, tarfile.open(fileobj=(stream := _Bounded(cast(BinaryIO, packed))), mode="r|") as archive:
             for member in archive:
-                name = member.name.removeprefix("cifar-10-batches-py/")
-                if name in names and member.isfile():
-                    if member.size > MAX_UNPACKED:
-                        raise DatasetError(f"{path}: {member.name} is too large for CIFAR-10; get the official archive")
-                    file = archive.extractfile(member)
-                    found[name] = file.read() if file else b""
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DatasetError(f"{path}: damaged archive: {reason(error)}; delete it to download it again") from error
-    if missing := [name for name in names if name not in found]:
-        raise DatasetError(f"{path}: has no cifar-10-batches-py/{missing[0]}; get the official archive")
-    yield from ((name, found[name]) for name in names)
+                parent, _, name = member.name.removeprefix("./").rpartition("/")
+                if parent not in ("", _CIFAR_FOLDER) or name not in _CIFAR_BATCHES or not member.isfile():
+                    continue
+                if member.size > MAX_FILE:
+                    raise ValueError(f"its {name} is too large for CIFAR-10")
+                file = archive.extractfile(member)
+                found[name] = file.read() if file else b""
+            while stream.read(1 << 20):  # The checksum of all stands at the end.
+                pass
+    except Exception as error:  # tarfile raises whatever its parsing meets.
+        raise DatasetError(f"{path}: damaged archive: {reason(error)}; get the official one, or delete it to download it") from error
+    if missing := [name for name in _CIFAR_BATCHES if name not in found]:
+        raise DatasetError(f"{path}: has no {_CIFAR_FOLDER}/{missing[0]}; get the official archive, or delete it to download it")
+    return {name: found[name] for name in _CIFAR_BATCHES}
 
 
-def _cifar_batch(data: bytes, path: Path) -> tuple[Tensor, Tensor]:
+def _cifar_batch(data: bytes, where: str) -> tuple[Tensor, Tensor]:
+    """Pixels uint8 (N, 3, 32, 32) and labels int64 (N,) of one batch file."""
     try:
         batch = loads(data)
-        pixels, labels = batch[b"data"], np.array(batch[b"labels"], np.int64)
-        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072 or labels.shape != pixels.shape[:1]:
-            raise ValueError(f"its data is {pixels.dtype} {pixels.shape}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}: not a CIFAR-10 batch: {reason(error)}; get the official files") from error
-    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), torch.from_numpy(labels)
+        pixels, labels = batch[b"data"], batch[b"labels"]
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
+            raise ValueError("its data is not rows of 3072 bytes")
+        # Each is looked at: NumPy takes forever to convert a list that holds itself.
+        if len(labels) != len(pixels) or not len(pixels) or not all(type(label) is int and 0 <= label <= 255 for label in labels):
+            raise ValueError("its labels are not one small number an image")
+    except KeyError as error:
+        raise DatasetError(f"{where}: not a CIFAR-10 batch: it has no {error}; get the official files") from error
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{where}: not a CIFAR-10 batch: {reason(error)}; get the official files") from error
+    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32)), torch.tensor(labels, dtype=torch.int64)
 
 
 def _mnist(name: str, folder: Path, download: bool, progress: DownloadProgress | None) -> Dataset:
-    where = folder if (folder / ARCHIVES[name][0].name).exists() else folder / name
+    # MNIST's and Fashion-MNIST's files have the same names, so the folder named after the data set goes first.
+    flat = not (folder / name).is_dir() and any(path.exists() for path in _spellings(folder, ARCHIVES[name][0]))
+    where = folder if flat else folder / name
     splits = []
-    for images_archive, labels_archive in (ARCHIVES[name][:2], ARCHIVES[name][2:]):
-        what = f"{name}/{images_archive.name}"
-        pixels = _idx(_obtain(name, images_archive, where, folder, what, download, progress), 3)
-        what = f"{name}/{labels_archive.name}"
-        labels = _idx(_obtain(name, labels_archive, where, folder, what, download, progress), 1)
+    for pair in (ARCHIVES[name][:2], ARCHIVES[name][2:]):
+        paths = [
+            _obtain(name, archive, _spellings(where, archive), folder, f"{name}/{archive.name}", download, progress) for archive in pair
+        ]
+        pixels, labels = _idx(paths[0], 3), _idx(paths[1], 1)
+        if len(pixels) != len(labels) or not len(pixels) or pixels.shape[1:] != (_MNIST_SIDE, _MNIST_SIDE):
+            raise DatasetError(f"{paths[0]}: holds {pixels.shape} pixels for {len(labels)} labels; get the official files")
         splits.append(ImageArray(torch.from_numpy(pixels)[:, None], torch.from_numpy(labels.astype(np.int64))))
     return Dataset(name, splits[0], splits[1])
 
 
+def _spellings(folder: Path, archive: Archive) -> list[Path]:
+    """Where an IDX file may be: as published, unpacked, or unpacked by the name within the archive."""
+    unpacked = archive.name.removesuffix(".gz")
+    return [folder / name for name in (archive.name, unpacked, unpacked.replace("-idx", ".idx"))]
+
+
 def _idx(path: Path, dimensions: int) -> np.ndarray:
-    """An array in the IDX format (http://yann.lecun.com/exdb/mnist): two zeros, type 8, dimensions, sizes, bytes."""
+    """An array in the IDX format (http://yann.lecun.com/exdb/mnist): two zeros, type 8, dimensions, sizes, bytes.
+
+    Compressed or not is told by the content: a browser may have unpacked it and kept the name.
+    """
     try:
-        with gzip.open(path) as file:
-            data = file.read(MAX_UNPACKED)
-        magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
-        values = np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions))
-        if magic != 0x800 + dimensions or values.size != np.prod(shape, dtype=np.int64):
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(4 * (1 + dimensions)))
+            size = math.prod(shape)
+            if magic != 0x800 + dimensions or size > MAX_FILE:
+                raise ValueError("its header is not that of such a file")
+            data = stream.read(size + 1)
+        if len(data) != size:
             raise ValueError("its header does not fit its length")
-        return values.reshape(shape).copy()
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise DatasetError(f"{path}: not an IDX file: {reason(error)}; delete it to download it again") from error
+        return np.frombuffer(data, np.uint8).reshape(shape).copy()
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise DatasetError(f"{path}: not an IDX file: {reason(error)}; get the official one, or delete it to download it") from error
 
 
 def _picture_folder(folder: Path) -> Dataset:
-    """Pictures below a folder as random crops; one in twenty is kept for testing."""
+    """Pictures below a folder as random crops; one in twenty, evenly spread, is kept for testing."""
     known = images.suffixes(writable=False)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-    pictures = []
+    pictures, size = [], 0
     for path in paths:
-        with suppress(ImageError):
-            pixels = images.read(path).pixels
-            if min(pixels.shape[:2]) >= 32:
-                pictures.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        picture = _picture(path)
+        if picture is None:
+            continue
+        pictures.append(picture)
+        size += picture.numel()
+        if size > MAX_PICTURE_BYTES:
+            raise DatasetError(f"{folder}: its pictures take more than {MAX_PICTURE_BYTES >> 30} GiB of memory; use fewer or smaller ones")
     if len(pictures) < 2:
         raise DatasetError(f"{folder}: needs at least 2 readable pictures of 32x32 pixels or more, found {len(pictures)}")
+    skipped = len(paths) - len(pictures)
     if any(picture.shape[0] == 3 for picture in pictures):
         pictures = [picture.expand(3, -1, -1) for picture in pictures]
-    held_out = max(1, len(pictures) // 20)
-    test = Crops(pictures[:held_out]).batch(max(64, held_out), torch.Generator().manual_seed(0))
-    return Dataset(f"folder:{folder.name}", Crops(pictures[held_out:]), ImageArray(test, torch.empty(0, dtype=torch.int64)))
+    held_out = pictures[::20]
+    del pictures[::20]
+    test = Crops(held_out).batch(max(64, len(held_out)), torch.Generator().manual_seed(0))
+    return Dataset(f"folder:{folder.name}", Crops(pictures), ImageArray(test, torch.empty(0, dtype=torch.int64)), skipped)
+
+
+def _picture(path: Path) -> Tensor | None:
+    """A picture, uint8 (C, H, W), or None where there is none of a crop's size."""
+    try:
+        pixels = images.read(path).pixels
+    except ImageError:
+        return None
+    return torch.from_numpy(pixels).permute(2, 0, 1) if min(pixels.shape[:2]) >= 32 else None
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot read: {reason(error)}") from error
+        raise DatasetError(f"{path}: cannot read: {reason(error)}; get the official files") from error
+    if len(data) > MAX_FILE:
+        raise DatasetError(f"{path}: too large for CIFAR-10; get the official files")
+    return data
 
 
 def _obtain(
-    name: str, archive: Archive, where: Path, folder: Path, what: str, download_absent: bool, progress: DownloadProgress | None
+    name: str, archive: Archive, paths: list[Path], folder: Path, what: str, download_absent: bool, progress: DownloadProgress | None
 ) -> Path:
-    """The path of an official file, after downloading it if it is absent."""
-    path = where / archive.name
-    if path.exists():
-        return path
-    remedy = f"download {archive.url} yourself and put it into {where}, or point --data-dir at a folder that holds {what}"
+    """The first of `paths` that exists, or the first of all after downloading the official file there."""
+    for path in paths:
+        if path.exists():
+            return path
+    target = paths[0]
+    remedy = f"download {archive.url} yourself and put it into {target.parent}, or point --data-dir at a folder that holds {what}"
     if not download_absent:
         raise DatasetError(f"{name} is not in {folder}: {remedy}")
     try:
-        where.mkdir(parents=True, exist_ok=True)
-        download(archive, path, progress)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        download(archive, target, progress)
     except (ComdefendError, OSError) as error:
         raise DatasetError(f"{name} is not in {folder}, and downloading it failed ({reason(error)}): {remedy}") from error
-    return path
+    return target
 
 
-def download(archive: Archive, path: Path, progress: DownloadProgress | None = None) -> None:
+def download(archive: Archive, path: Path, progress: DownloadProgress | None = None, *, timeout: float = TIMEOUT) -> None:
     """Fetch a file to `path`, which appears only when whole and with the right checksum.
+
+    Args:
+        archive: what to fetch.
+        path: where to; replaced if it came to be meanwhile, as when several processes of one run download.
+        progress: called after each piece.
+        timeout: seconds the server may keep silent.
 
     Raises:
         DatasetError: the server cannot be reached, the transfer broke, or the checksum is another.
         ComdefendError: `path` cannot be written.
     """
-    digest, done = hashlib.md5(usedforsecurity=False), 0
-    with atomic(path) as file:
-        try:
-            with urllib.request.urlopen(archive.url, timeout=30) as response:  # noqa: S310  # Addresses are ours, above.
-                total = int(response.headers.get("Content-Length") or 0)
-                while chunk := response.read(1 << 16):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    if progress:
-                        progress(done, total)
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{archive.url}: {reason(error)}") from error
-        if total and done != total:
+    digest, done, total = hashlib.md5(usedforsecurity=False), 0, 0
+    with atomic(path, overwrite=True) as file:
+        for chunk, total in _transfer(archive.url, timeout):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            if done > MAX_DOWNLOAD:
+                raise DatasetError(f"{archive.url}: sends more than {MAX_DOWNLOAD >> 20} MiB")
+            if progress:
+                progress(done, total)
+        if done < total:
             raise DatasetError(f"{archive.url}: the transfer ended after {done} of {total} bytes")
         if digest.hexdigest() != archive.md5:
             raise DatasetError(f"{archive.url}: the file's checksum is not the published one")
+
+
+def _transfer(url: str, timeout: float) -> Iterator[tuple[bytes, int]]:
+    """The pieces of a file on a server, each with the bytes that the server promised in all, or 0."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310  # Addresses are ours, above.
+            total = int(response.headers.get("Content-Length") or 0)
+            while chunk := response.read(1 << 16):
+                yield chunk, total
+    except urllib.error.HTTPError as error:
+        raise DatasetError(f"{url}: the server says {error.code} {reason(Exception(error.reason))}") from error
+    except urllib.error.URLError as error:
+        cause = error.reason if isinstance(error.reason, OSError) else error
+        raise DatasetError(f"{url}: {reason(cause)}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DatasetError(f"{url}: the transfer broke: {reason(error)}") from error

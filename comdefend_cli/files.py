@@ -51,11 +51,11 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path}: already exists; use --overwrite to replace it")
 
 
-def refuse_unwritable_folder(path: Path) -> None:
-    """Raise :class:`ComdefendError` when no file can be made beside `path`: before long work, not after it."""
+def refuse_unwritable_folder(path: Path, *, room: int = 0) -> None:
+    """Raise :class:`ComdefendError` when no file of `room` bytes can be made beside `path`: before long work, not after it."""
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(room))
     except OSError as error:
         raise ComdefendError(f"{path.parent}: cannot write into this folder: {reason(error)}") from error
 

@@ -35,6 +35,8 @@ HIDDEN = (16, 32, 64, 128, 256, 128, 64, 32)
 #: How far the input reaches into the output, in pixels each way: one a 3x3 layer, 18 layers.
 RADIUS = 18
 
+_ONE_DNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
 Gradient = Literal["none", "straight-through", "soft"]
 GRADIENTS: tuple[str, ...] = get_args(Gradient)
 
@@ -76,10 +78,10 @@ class Conv3x3(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        one_dnn = input.device.type == "cpu" and input.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        one_dnn = input.device.type == "cpu" and input.dtype == torch.float32 and _ONE_DNN
         if one_dnn and not torch.is_autocast_enabled("cpu"):
             return torch.mkldnn_convolution(input, weight, bias, (1, 1), (1, 1), (1, 1), 1)
-        return super()._conv_forward(input, weight, bias)
+        return cast(Tensor, super()._conv_forward(input, weight, bias))
 
 
 class ConvELU(nn.Sequential):

@@ -13,11 +13,15 @@ _NS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: singular values end between about 0.7 and 1.2.
+    """The nearest semi-orthogonal matrix, roughly: U V^T of the singular value decomposition U S V^T.
 
     Args:
-        matrix: (rows, columns), float32.
+        matrix: (rows, columns), float32 or float64.
         steps: of the Newton-Schulz iteration.
+
+    Returns:
+        The same shape and dtype, with the same singular vectors; singular values that were not tiny beside
+        the largest end between about 0.7 and 1.2. Zero stays zero.
     """
     a, b, c = _NS
     x = matrix / (matrix.norm() + 1e-7)
@@ -35,9 +39,9 @@ class Muon(torch.optim.Optimizer):
     `torch.optim.Muon` takes two-dimensional parameters only.
 
     Args:
-        params: kernels (out, in, 3, 3).
+        params: kernels (out, in, 3, 3), float32.
         lr: step size; the update is scaled by sqrt(max(1, out / in)).
-        momentum: Nesterov's.
+        momentum: Nesterov's, from 0 to below 1.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -45,12 +49,18 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient; `closure` is not used."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                average = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                average.lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonalize(parameter.grad.lerp(average, group["momentum"]).flatten(1))
-                outputs, inputs = parameter.shape[:2]
-                scale = max(1.0, outputs / inputs) ** 0.5
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+                if parameter.grad is not None:
+                    self._update(parameter, group["lr"], group["momentum"])
+
+    def _update(self, parameter: Tensor, lr: float, momentum: float) -> None:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        gradient, average = cast(Tensor, parameter.grad), state["momentum"]
+        average.lerp_(gradient, 1 - momentum)
+        update = orthogonalize(gradient.lerp(average, momentum).flatten(1))
+        outputs, inputs = parameter.shape[:2]
+        parameter.add_(update.view_as(parameter), alpha=-lr * max(1.0, outputs / inputs) ** 0.5)

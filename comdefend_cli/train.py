@@ -1,4 +1,8 @@
-"""Training ComDefend on clean pictures (sections 3.4 to 3.6): the loss of eq. 3, the loop, the checkpoints."""
+"""Training ComDefend on clean pictures (sections 3.4 to 3.6): the loss of eq. 3, the loop, the checkpoints.
+
+Under torchrun every process computes its share of each batch, and gradients are averaged. An error of one is
+raised on all (`together`, `PeerError`), so that none waits for a process that has left.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -20,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from comdefend_cli.datasets import Dataset
-from comdefend_cli.errors import TrainingError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, TrainingError, UsageError, reason
 from comdefend_cli.files import write_atomically
-from comdefend_cli.metrics import mean_psnr, ssim
+from comdefend_cli.metrics import psnr, ssim
 from comdefend_cli.model import Architecture, ComDefend
 from comdefend_cli.optim import Muon
 from comdefend_cli.purifier import Purifier
@@ -38,6 +42,13 @@ GAIN = 1.5**0.5
 DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
 #: Adam's rate for what Muon does not take: biases, first and last layers.
 ADAM_BESIDE_MUON = 3e-3
+#: Healthy logits stay under 1.2 times `TOP_RMS`, Adam at 0.01 passes 24 times (and rebuilds one constant picture).
+RUNAWAY = 20.0
+#: A collapsed run's reconstructions differ less from each other than this share of what the images do;
+#: healthy ones measure 0.45 before the first step and 0.6 to 1.1 after ten.
+COLLAPSED = 0.05
+#: Stands for the infinite PSNR of an image that was rebuilt exactly; one level off in one value of 32x32x3 is 83 dB.
+TOP_PSNR = 100.0
 CHECKPOINT_KEY = "comdefend-checkpoint"
 
 
@@ -49,7 +60,7 @@ class TrainConfig:
         data: name of the data set.
         steps: optimiser steps.
         batch_size: images a step, over all processes.
-        seed: of the initial weights, the batches and the noise.
+        seed: of the initial weights, the batches and the noise, from 0 to 2**32 - 1.
         bits: code bits a pixel.
         channels: of the pictures, 1 or 3.
         penalty: lambda of eq. 1, on the mean square of the code.
@@ -68,7 +79,7 @@ class TrainConfig:
     """
 
     data: str = "cifar10"
-    steps: int = 6000
+    steps: int = 3200
     batch_size: int = 8
     seed: int = 0
     bits: int = 12
@@ -91,6 +102,8 @@ class TrainConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise UsageError(f"seed must be below 2**32, not {self.seed}")
         for name in ("seed", "penalty", "noise_std", "input_noise", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -109,14 +122,17 @@ class TrainConfig:
         return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
 
     def lr_factor(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a share of the peak."""
+        """The learning rate of a step, counted from 0, as a share of the peak.
+
+        It rises linearly over `warmup` steps, then falls exponentially to `lr_end` at the last step (3.6).
+        """
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         way = max(0, step - self.warmup) / max(1, self.steps - 1 - self.warmup)
         return float(rise * self.lr_end ** min(1.0, way))
 
 
 class _NoisyCode(torch.autograd.Function):
-    """sigmoid(logits + noise) of section 3.5, with a smooth window in place of its own slope.
+    """sigmoid(logits + noise) of section 3.5; backward a normal density at the logit in place of its own slope.
 
     Under noise of standard deviation s the sigmoid's slope is nearly always zero and seldom large. Its
     mean over the noise is a normal density of width s at the logit, which is the same signal with far less
@@ -138,12 +154,16 @@ class _NoisyCode(torch.autograd.Function):
 
 
 def noisy_code(logits: Tensor, noise: Tensor, std: float) -> Tensor:
-    """The code in training: sigmoid(logits + noise), (N, bits, H, W), float32 (section 3.5).
+    """The code in training: sigmoid(logits + noise) (section 3.5).
 
     Args:
-        logits: (N, bits, H, W).
-        noise: the same shape, already of standard deviation `std`.
+        logits: (N, bits, H, W), any floating dtype.
+        noise: the same shape, float32, already of standard deviation `std`.
         std: of the noise, which sets the width of the gradient's window.
+
+    Returns:
+        (N, bits, H, W), float32, in [0, 1]. Its gradient is not the sigmoid's slope but the density, at the logit,
+        of a normal distribution of standard deviation `WINDOW` * hypot(std, 1.702).
     """
     return cast(Tensor, _NoisyCode.apply(logits.float(), noise, std))  # type: ignore[no-untyped-call]
 
@@ -161,12 +181,12 @@ class Objective(nn.Module):
         self.noise_std = noise_std
 
     def forward(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the root mean square of the logits.
+        """The loss (eq. 3) and the root mean square of the logits; float32 scalars, the second without gradient.
 
         Args:
-            x: what ComCNN sees, (N, C, H, W) in [0, 1].
-            target: what RecCNN should rebuild, the same shape.
-            noise: for the logits, (N, bits, H, W).
+            x: what ComCNN sees, (N, C, H, W) in [0, 1], float32.
+            target: what RecCNN should rebuild, the same.
+            noise: for the logits, (N, bits, H, W), float32.
         """
         logits = self.model.com(x)
         code = noisy_code(logits, noise, self.noise_std)
@@ -193,24 +213,65 @@ class Report:
     images_per_second: float
 
 
+class PeerError(TrainingError):
+    """Another process of the run failed; that one, or the first, says why."""
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[tuple[torch.device, int]]:
-    """Join the processes that torchrun started, if it did; yields this one's device and rank."""
-    if "WORLD_SIZE" not in os.environ:
+    """Join the processes that torchrun started, if it did; yields this one's device and rank.
+
+    Raises:
+        UsageError: the device cannot be shared, or the others cannot be reached.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield device, 0
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"several processes cannot train together on {device.type}: use --device cpu")
+    try:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"cannot join the processes of torchrun: {reason(error)}") from error
     try:
         yield device, dist.get_rank()
     finally:
         dist.destroy_process_group()
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Raise what the block raises on every process of the run: as it is where it happened, `PeerError` elsewhere.
+
+    An error that the first process also met is said by that one alone.
+    """
+    mine: ComdefendError | None = None
+    try:
+        yield
+    except ComdefendError as error:
+        mine = error
+    code = mine.exit_code if mine else 0
+    codes, rank = [code], 0
+    if dist.is_initialized():
+        codes, rank = [0] * dist.get_world_size(), dist.get_rank()
+        dist.all_gather_object(codes, code)
+    if mine and (rank == 0 or codes[0] == 0):
+        raise mine
+    if any(codes):
+        raise _peer_error(max(codes))
+
+
+def _peer_error(exit_code: int) -> PeerError:
+    error = PeerError("another process of the run failed")
+    error.exit_code = exit_code
+    return error
+
+
 class Trainer:
-    """A training run, one step at a time; all its state is in `state()`.
+    """A training run, one step at a time; all that it carries from step to step is in `state()` and `step_done`.
 
     Every step draws its batch and noise from a generator seeded with (seed, step), so a resumed run
     sees what an uninterrupted one sees, and any number of processes share one global batch.
@@ -221,6 +282,15 @@ class Trainer:
         device: where to train.
         start: networks to go on from, or None to draw new weights.
         validation_images: how many test images `validate` measures.
+
+    Attributes:
+        step_done: steps done.
+        model: the networks, float32, on the device.
+        stop_asked: set it to end the run after the step in progress.
+        stopping: whether some process was asked to stop and all of them know.
+
+    Raises:
+        UsageError: the batch does not divide among the processes; the images or `start` do not fit the settings.
     """
 
     def __init__(
@@ -241,13 +311,16 @@ class Trainer:
         # Saturated sigmoids make subnormal numbers, which CPUs compute many times slower.
         torch.set_flush_denormal(True)
         self.step_done = 0
-        #: Set to end the run after the step in progress; `stopping` is true once all processes know.
         self.stop_asked = self.stopping = False
         self.model = ComDefend(Architecture(config.channels, config.bits))
+        sample = dataset.train.batch(64, self._generator(-1))
         if start is None:
-            initialize(self.model, dataset.train.batch(64, self._generator(-1)), self._generator(-2))
+            initialize(self.model, sample, self._generator(-2))
         else:
             self.model = _continued(start, self.model.architecture)
+        # Weights to go on from may have logits of any scale; `hold_logits` brings them down with time.
+        start_rms = START_RMS if start is None else _logit_rms(self.model, sample)
+        self._runaway_rms = RUNAWAY * max(_top_rms(config.noise_std), start_rms)
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         objective = Objective(self.model, config.penalty, config.noise_std)
         self._objective = DistributedDataParallel(objective) if self.processes > 1 else objective
@@ -258,33 +331,61 @@ class Trainer:
         return torch.Generator().manual_seed((self.config.seed << 32) + step + 2)
 
     def step(self) -> tuple[float, float]:
-        """One optimiser step; returns the loss and the root mean square of the logits.
+        """One optimiser step; returns the loss and the root mean square of the logits, over all processes.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, the logits ran away, memory ran out, or another process was lost.
         """
-        generator = self._generator(self.step_done)
-        clean, x, noise = (part.to(self.device) for part in self._draw(generator))
+        try:
+            with self._deterministic():
+                loss, rms = self._agree(*self._forward_and_backward())
+                self._refuse_runaway(loss, rms)
+                for optimizer, _ in self._optimizers:
+                    optimizer.step()
+                hold_logits(self.model, rms, self.config.noise_std)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError("out of GPU memory: train with a smaller --batch-size") from error
+        except RuntimeError as error:
+            if self.processes == 1:
+                raise
+            self._raise(f"another process was lost, or could not be reached: {reason(error)}")
+        self.step_done += 1
+        return loss, rms
+
+    def _forward_and_backward(self) -> tuple[Tensor, Tensor]:
+        """Loss and root mean square of this process's share; leaves gradients averaged over the processes."""
+        clean, x, noise = (part.to(self.device) for part in self._draw(self._generator(self.step_done)))
         with self._autocast():
             loss, rms = self._objective(x, clean, noise)
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingError(f"the loss is not finite at step {self.step_done}: {self._advice()}")
         factor = self.config.lr_factor(self.step_done)
         for optimizer, peak in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for optimizer, _ in self._optimizers:
-            optimizer.step()
-        totals = torch.stack([loss.detach(), rms, rms.new_tensor(self.stop_asked)])
-        if self.processes > 1:
-            dist.all_reduce(totals)
-        mean_loss, mean_rms, stop = (totals / self.processes).tolist()
+        return loss.detach(), rms
+
+    def _agree(self, loss: Tensor, rms: Tensor) -> tuple[float, float]:
+        """Both over all processes, which also learn here whether one was asked to stop."""
+        if self.processes == 1:
+            self.stopping = self.stop_asked
+            return float(loss), float(rms)
+        totals = torch.stack([loss, rms.square(), rms.new_tensor(self.stop_asked)])
+        dist.all_reduce(totals)
+        mean_loss, mean_square, stop = (totals / self.processes).tolist()
         self.stopping = stop > 0
-        hold_logits(self.model, mean_rms, self.config.noise_std)
-        self.step_done += 1
-        return mean_loss, mean_rms
+        return mean_loss, math.sqrt(mean_square)
+
+    def _refuse_runaway(self, loss: float, rms: float) -> None:
+        number = self.step_done + 1
+        if not (math.isfinite(loss) and math.isfinite(rms)):
+            self._raise(f"collapsed at step {number}: the loss is not finite; {self._advice()}")
+        if rms > self._runaway_rms:
+            self._raise(f"collapsed at step {number}: the logits ran away to {rms:.3g}, far above the noise; {self._advice()}")
+
+    def _raise(self, message: str) -> NoReturn:
+        """Raise what all processes found: the first one says it."""
+        raise TrainingError(message) if self.rank == 0 else _peer_error(TrainingError.exit_code)
 
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The step's batch, of which this process takes its share: clean and noisy images in [0, 1], noise for the logits."""
@@ -299,49 +400,78 @@ class Trainer:
         first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
         return first, second, third
 
+    def _deterministic(self) -> AbstractContextManager[Any]:
+        """On CUDA, the same losses for the same seed: cuDNN's fastest algorithms sum in any order."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        cudnn = torch.backends.cudnn
+        return cast(
+            AbstractContextManager[Any],
+            cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32),
+        )
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def validate(self) -> float:
-        """Mean PSNR in dB of the binarised 8-bit reconstruction of the first test images.
+        """Mean PSNR in dB of the binarised 8-bit reconstructions of the first test images.
+
+        From `warmup` + 50 steps on, and at the end of a shorter run, it also looks for a collapse.
 
         Raises:
-            TrainingError: the reconstructions are one constant picture.
+            TrainingError: every reconstruction is the same picture.
         """
+        # All processes hold the same weights; the first one's verdict counts, lest they part over a rounding.
+        verdict = torch.zeros(2, dtype=torch.float64)
         result = self._purify(self._test)
-        spread = result.float().std(dim=0).mean()
-        if self.step_done > self.config.warmup + 50 and spread < 0.05 * self._test.float().std(dim=0).mean():
-            raise TrainingError(f"collapsed at step {self.step_done}: every picture is rebuilt as the same one; {self._advice()}")
-        return mean_psnr(self._test, result)
+        verdict[0] = _mean_psnr(self._test, result)
+        verdict[1] = _variation(result) < COLLAPSED * _variation(self._test)
+        if self.processes > 1:
+            verdict = verdict.to(self.device)
+            dist.broadcast(verdict, 0)
+        measured, constant = verdict.tolist()
+        if constant and self.step_done >= min(self.config.warmup + 50, self.config.steps):
+            picture = "black" if result.float().mean() < 1 else "constant"
+            self._raise(f"collapsed at step {self.step_done}: every image is rebuilt as one {picture} picture; {self._advice()}")
+        return float(measured)
 
     def measure(self, count: int) -> dict[str, Any]:
-        """Mean PSNR in dB and SSIM of the binarised 8-bit reconstructions of the first `count` test images."""
+        """Mean PSNR in dB ("psnr_db") and SSIM ("ssim") of the binarised 8-bit reconstructions of the first test images.
+
+        Args:
+            count: how many of them at most; "test_images" in the result says how many there were.
+        """
         test = self.dataset.test.pixels[:count]
         result = torch.cat([self._purify(part) for part in torch.split(test, 256)])
         similarity = sum(ssim(a[None], b[None]) for a, b in zip(test, result, strict=True)) / len(test)
-        return {"psnr_db": round(mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
+        return {"psnr_db": round(_mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
 
     def _purify(self, images: Tensor) -> Tensor:
         color, gray = (self.model, None) if self.config.channels == 3 else (None, self.model)
         return Purifier(color, gray).purify(images)
 
     def _advice(self) -> str:
-        lower = self.config.peak_lr / 3
-        return f"train again with a lower --lr (such as {lower:.2g}), a longer --warmup" + (
-            ", or --optimizer muon" if self.config.optimizer == "adam" else ""
-        )
+        adam = self.config.optimizer == "adam"
+        return f"train again with a lower --lr (such as {self.config.peak_lr / 3:.2g}), a longer --warmup" + ", or --optimizer muon" * adam
 
     def run(self, *, validate_every: int = 100) -> Iterator[Report]:
-        """Train to the end, yielding a report a step."""
+        """Train to the end, or to the step in which it was asked to stop, yielding a report a step.
+
+        Args:
+            validate_every: steps between measurements of PSNR; the last step is always measured.
+
+        Raises:
+            TrainingError: as `step` and `validate` do.
+        """
         began, first = time.perf_counter(), self.step_done
         while self.step_done < self.config.steps and not self.stopping:
             loss, rms = self.step()
             due = self.step_done % validate_every == 0 or self.step_done == self.config.steps
-            psnr = self.validate() if due else None
+            measured = self.validate() if due else None
             rate = (self.step_done - first) * self.config.batch_size / (time.perf_counter() - began)
-            yield Report(self.step_done, loss, rms, psnr, rate)
+            yield Report(self.step_done, loss, rms, measured, rate)
 
     def state(self) -> dict[str, Tensor]:
         """Weights and the optimisers' moments, by name."""
@@ -353,21 +483,51 @@ class Trainer:
         return state
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
-        """Continue from what `state()` returned after `step` steps."""
+        """Continue from what `state()` returned after `step` steps.
+
+        Raises:
+            KeyError, RuntimeError: something is missing, or of another shape.
+        """
         self.model.load_state_dict({name.removeprefix("model."): state[name] for name in state if name.startswith("model.")})
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for optimizer, _ in self._optimizers:
             keys = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq", "step")
-            for group in optimizer.param_groups:
+            for group in optimizer.param_groups if step else ():  # Before the first step there are no moments.
                 for parameter in group["params"]:
-                    name = names[id(parameter)]
-                    optimizer.state[parameter] = {
-                        key: state[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu").clone() for key in keys
-                    }
+                    moments = {key: state[f"{key}.{names[id(parameter)]}"] for key in keys}
+                    optimizer.state[parameter] = {key: _like(parameter, key, moment) for key, moment in moments.items()}
         self.step_done = step
 
 
+def _like(parameter: Tensor, key: str, moment: Tensor) -> Tensor:
+    """A moment where its optimiser keeps it, in the parameter's memory layout; Adam counts its steps on the CPU."""
+    if key == "step":
+        return moment.clone()
+    return torch.empty_like(parameter).copy_(moment.view(parameter.shape))
+
+
+def _mean_psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over images of the PSNR in dB; an image without any error, such as a black crop, counts as `TOP_PSNR`."""
+    return float(psnr(a, b).clamp(max=TOP_PSNR).mean())
+
+
+def _variation(images: Tensor) -> float:
+    """How much images (N, C, H, W) differ from each other, in 8-bit levels; a single one, its pixels."""
+    values = images.float()
+    return float(values.std(dim=0).mean() if len(values) > 1 else values.std())
+
+
+def _top_rms(noise_std: float) -> float:
+    return TOP_RMS * max(noise_std, 1.0) / 20
+
+
+@torch.no_grad()
+def _logit_rms(model: ComDefend, images: Tensor) -> float:
+    return float(model.com(images.float().div(255)).square().mean().sqrt())
+
+
 def _continued(start: ComDefend, architecture: Architecture) -> ComDefend:
+    """A copy of `start` that can be trained."""
     if start.architecture != architecture:
         raise UsageError(f"the weights to start from are for {start.architecture}, not {architecture}: match --bits and the data")
     model = ComDefend(architecture)
@@ -404,7 +564,7 @@ def hold_logits(model: ComDefend, rms: float, noise_std: float) -> None:
     The rounded code is the same at any scale, but at a large one the noise no longer reaches across zero: no
     gradient is left, and training stalls.
     """
-    top = TOP_RMS * max(noise_std, 1.0) / 20
+    top = _top_rms(noise_std)
     if rms > top:
         last = cast(nn.Conv2d, model.com[-1])
         with torch.no_grad():
@@ -432,7 +592,11 @@ def make_optimizers(model: ComDefend, config: TrainConfig) -> list[tuple[torch.o
 
 
 def save_checkpoint(path: Path, trainer: Trainer, history: list[Report]) -> None:
-    """Write all of a run's state to a safetensors file, atomically."""
+    """Write all of a run's state to a safetensors file, atomically, replacing the one before.
+
+    Raises:
+        ComdefendError: it cannot be written.
+    """
     header = {
         "config": asdict(trainer.config),
         "step": trainer.step_done,
@@ -443,25 +607,53 @@ def save_checkpoint(path: Path, trainer: Trainer, history: list[Report]) -> None
     write_atomically(path, serialize_tensors(state, {CHECKPOINT_KEY: json.dumps(header)}), overwrite=True)
 
 
+def checkpoint_is_final(path: Path) -> bool:
+    """Whether a checkpoint is of a run that has done all its steps, and has only its results left to write.
+
+    Raises:
+        TrainingError: there is no checkpoint, or it cannot be read.
+    """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[CHECKPOINT_KEY])
+        return int(header["step"]) >= int(header["config"]["steps"])
+
+
 def load_checkpoint(path: Path, trainer: Trainer) -> list[Report]:
     """Put a run where its checkpoint left it, and return its history.
 
     Raises:
-        TrainingError: the checkpoint cannot be read, or is of a run with other settings.
+        TrainingError: there is no checkpoint, it cannot be read, or it is of a run with other settings.
     """
-    try:
+    with _reading(path):
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[CHECKPOINT_KEY])
+            header = json.loads(file.metadata()[CHECKPOINT_KEY])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        saved = header["config"]
-        differing = [name for name, value in asdict(trainer.config).items() if saved.get(name) != value]
-        if differing:
-            name = differing[0]
+        _refuse_other_settings(path, dict(header["config"]), trainer.config)
+        history = [Report(**report) for report in header["history"]]
+        trainer.load_state(state, int(header["step"]))
+        return history
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    if not path.exists():
+        raise TrainingError(f"{path}: no checkpoint to resume from; start without --resume, or name the --out of the run that was stopped")
+    try:
+        yield
+    except (OSError, SafetensorError, AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise TrainingError(f"{path}: not a checkpoint of comdefend train: {reason(error)}; start anew without --resume") from error
+
+
+def _refuse_other_settings(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Name the first setting in which a checkpoint differs; one that it does not know yet had its default."""
+    for item in fields(TrainConfig):
+        before, now = saved.get(item.name, item.default), getattr(config, item.name)
+        if before != now:
             raise TrainingError(
-                f"{path}: is of a run with --{name.replace('_', '-')} {saved.get(name)}, not {getattr(trainer.config, name)}; "
+                f"{path}: is of a run with --{item.name.replace('_', '-')} {_said(before)}, not {_said(now)}; "
                 "resume with the same settings, or start anew with another --out"
             )
-        trainer.load_state(state, int(header["step"]))
-        return [Report(**report) for report in header["history"]]
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise TrainingError(f"{path}: not a checkpoint of comdefend train: {reason(error)}; start anew without --resume") from error
+
+
+def _said(value: Any) -> str:
+    return "unset" if value is None or value == "" else str(value)

@@ -1,53 +1,314 @@
 """A pickle reader that builds plain containers, strings, numbers and NumPy arrays, and nothing else.
 
 Two published formats are pickles: CIFAR-10's batches, and the object array in the authors' checkpoints.
+Python's own unpickler imports and calls what the file names, and hands NumPy states that can end the
+interpreter; this one is a small stack machine that looks up no name, and makes arrays itself from checked parts.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
+import math
+import pickletools
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
-from numpy._core import multiarray
 
-#: All that an array's pickle may name. NumPy moved `numpy.core` to `numpy._core` in 2.0.
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): multiarray._reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
-    ("_codecs", "encode"): lambda text, encoding="utf-8": _encode_latin1(text, encoding),
+#: The names that an array's pickle holds, and what stands for them here. NumPy moved `core` to `_core` in 2.0.
+_NAMES = {
+    "numpy ndarray": "ndarray",
+    "numpy dtype": "dtype",
+    "numpy.core.multiarray _reconstruct": "reconstruct",
+    "numpy._core.multiarray _reconstruct": "reconstruct",
+    "numpy.core.numeric _frombuffer": "frombuffer",
+    "numpy._core.numeric _frombuffer": "frombuffer",
+    "_codecs encode": "encode",
+    "__builtin__ bytes": "empty",
+    "builtins bytes": "empty",
 }
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in pickle protocol 2; only for that."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
-    return text.encode("latin1")
-
-
-class _Restricted(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed") from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("persistent references are not allowed")
+_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
+_OBJECT_DTYPE = re.compile(r"[|]?O[48]?")
+_MAX_DIMENSIONS = 8
+_MARK = object()
 
 
 def loads(data: bytes) -> Any:
-    """The object in a pickle; Python 2 strings come back as bytes.
+    """The object in a pickle of any protocol, built of None, bool, int, float, bytes, str, tuple, list, dict and `numpy.ndarray`.
+
+    Arrays hold booleans, integers or floats, in native byte order, or are object arrays of such arrays. Python 2
+    strings come back as bytes. Nothing is imported or called, and memory stays within a small multiple of the data.
 
     Raises:
-        ValueError: damaged, or naming anything but NumPy arrays.
+        ValueError: damaged, or asking for anything else.
     """
     try:
-        return _Restricted(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # A damaged pickle can raise anything.
-        raise ValueError(str(error) or type(error).__name__) from error
+        return _Machine(2 * len(data)).run(data)  # Twice: once as encoded bytes, once as an array of them.
+    except ValueError:
+        raise
+    except Exception as error:  # A damaged pickle can raise anything: an empty stack, a missing memo, no memory.
+        raise ValueError(f"damaged pickle ({type(error).__name__})") from error
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What a pickle means to call: a value of `_NAMES`."""
+
+    what: str
+
+
+@dataclass(eq=False)
+class _Dtype:
+    value: np.dtype[Any]
+
+
+@dataclass(eq=False)
+class _Unbuilt:
+    """An array before its state came, and the memo's places that wait for it."""
+
+    memos: list[int] = field(default_factory=list)
+
+
+class _Machine:
+    """The stack and the memo of one pickle (PEP 3154 and `pickletools` describe the opcodes)."""
+
+    def __init__(self, budget: int) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.budget = budget
+
+    def run(self, data: bytes) -> Any:
+        """Execute the opcodes up to STOP."""
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[opcode.name](argument))
+            elif opcode.name in _STEPS:
+                _STEPS[opcode.name](self, argument)
+            elif opcode.name not in ("PROTO", "FRAME", "STOP"):
+                raise ValueError(f"its pickle uses {opcode.name}, which is not allowed")
+        (result,) = self.stack
+        _refuse_parts([result])
+        return result
+
+    def spend(self, made: Any) -> Any:
+        """Pass what was made of bytes or lists, which all stand in the file once; more is one of them used over and over."""
+        if isinstance(made, np.ndarray):
+            self.budget -= made.size if made.dtype.hasobject else made.nbytes
+        elif isinstance(made, bytes):
+            self.budget -= len(made)
+        if self.budget < 0:
+            raise ValueError("its arrays are larger than the file")
+        return made
+
+    def pop(self, count: int) -> list[Any]:
+        """The topmost values, lowest first."""
+        if count > len(self.stack):
+            raise ValueError("damaged pickle (stack underflow)")
+        taken = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        if any(value is _MARK for value in taken):
+            raise ValueError("damaged pickle (a mark where a value should be)")
+        return taken
+
+    def pop_to_mark(self) -> list[Any]:
+        """All values above the last mark, and the mark is gone."""
+        taken = []
+        while (value := self.stack.pop()) is not _MARK:
+            taken.append(value)
+        return taken[::-1]
+
+    def put(self, index: int) -> None:
+        """Remember the topmost value."""
+        top = self.stack[-1]
+        self.memo[index] = top
+        if isinstance(top, _Unbuilt):
+            top.memos.append(index)
+
+    def extend_list(self, values: list[Any]) -> None:
+        """Append to the list on top."""
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise ValueError("damaged pickle (no list to append to)")
+        _refuse_parts(values)
+        target.extend(values)
+
+    def extend_dict(self, values: list[Any]) -> None:
+        """Set keys and values in the dictionary on top."""
+        target = self.stack[-1]
+        if type(target) is not dict:
+            raise ValueError("damaged pickle (no dictionary to fill)")
+        _refuse_parts(values)
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            if not isinstance(key, (str, bytes, int)):  # Hashing a deep tuple overflows the C stack.
+                raise ValueError("a dictionary's keys are neither strings nor numbers")
+            target[key] = value
+
+    def push_dict(self, values: list[Any]) -> None:
+        """Push a dictionary of keys and values."""
+        self.stack.append({})
+        self.extend_dict(values)
+
+    def name(self, text: str) -> None:
+        """Push what stands for "module name"."""
+        if text not in _NAMES:
+            raise ValueError(f"it asks for {text[:80].replace(' ', '.')!r}, which is not allowed")
+        self.stack.append(_Name(_NAMES[text]))
+
+    def stack_name(self) -> None:
+        """The same, of module and name on the stack."""
+        module, name = self.pop(2)
+        self.name(f"{module} {name}" if isinstance(module, str) and isinstance(name, str) else "?")
+
+    def reduce(self) -> None:
+        """Do what calling a name would do."""
+        name, arguments = self.pop(2)
+        if not isinstance(name, _Name) or name.what not in _CALLS or type(arguments) is not tuple:
+            raise ValueError("its pickle calls what cannot be called")
+        self.stack.append(self.spend(_CALLS[name.what](*arguments)))
+
+    def build(self) -> None:
+        """Give the value on top its state."""
+        target, state = self.pop(2)
+        if type(state) is not tuple:
+            raise ValueError("damaged pickle (no state)")
+        if isinstance(target, _Dtype):
+            target.value = _with_byte_order(target.value, *state)
+            self.stack.append(target)
+        elif isinstance(target, _Unbuilt):
+            array = self.spend(_array(*state))
+            self.memo.update((index, array) for index in target.memos if self.memo[index] is target)
+            self.stack.append(array)
+        else:
+            raise ValueError("its pickle gives a state to what has none")
+
+
+def _refuse_parts(values: list[Any]) -> None:
+    """What an array is made of is no data."""
+    if any(value is _MARK or isinstance(value, (_Name, _Dtype, _Unbuilt)) for value in values):
+        raise ValueError("it holds something else than data")
+
+
+def _text(value: object) -> str:
+    """A short string that Python 2 may have written as bytes."""
+    if isinstance(value, bytes):
+        return value.decode("ascii")
+    if isinstance(value, str):
+        return value
+    raise ValueError("damaged pickle (no string)")
+
+
+def _dtype(name: object, *_: object) -> _Dtype:
+    text = _text(name)
+    if _OBJECT_DTYPE.fullmatch(text):
+        return _Dtype(np.dtype(object))
+    if not _DTYPE.fullmatch(text):
+        raise ValueError(f"an array's type is {text[:20]!r}; only numbers are allowed")
+    return _Dtype(np.dtype(text))
+
+
+def _with_byte_order(dtype: np.dtype[Any], version: object, order: object, *rest: object) -> np.dtype[Any]:
+    """A number's type in the order that its state names; a state with fields or subarrays is refused."""
+    if rest[:3] != (None, None, None) or _text(order) not in ("<", ">", "=", "|"):
+        raise ValueError("an array's type has fields; only numbers are allowed")
+    return dtype if dtype.hasobject else dtype.newbyteorder(cast(Any, _text(order)))
+
+
+def _reconstruct(*_: object) -> _Unbuilt:
+    return _Unbuilt()
+
+
+def _array(version: object, shape: object, dtype: object, fortran: object, content: object) -> np.ndarray:
+    """An array from the parts that NumPy pickles, which must fit each other exactly."""
+    if not isinstance(dtype, _Dtype) or type(shape) is not tuple or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError("damaged array")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("an array has a negative size")
+    if dtype.value.hasobject:
+        return _object_array(shape, content)
+    if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.value.itemsize:
+        raise ValueError("an array's shape does not fit its bytes")
+    array: np.ndarray = np.ndarray(shape, dtype.value, content, order="F" if fortran else "C")
+    if dtype.value.kind == "b":
+        return np.not_equal(array.view(np.uint8), 0)  # A byte other than 0 and 1 is an invalid boolean.
+    return array.astype(dtype.value.newbyteorder("="), order="C")
+
+
+def _object_array(shape: tuple[int, ...], content: object) -> np.ndarray:
+    if type(content) is not list or len(content) != math.prod(shape):
+        raise ValueError("an array's shape does not fit its items")
+    if not all(isinstance(item, np.ndarray) and not item.dtype.hasobject for item in content):
+        raise ValueError("an array of objects holds something else than arrays of numbers")
+    array = np.empty(len(content), object)
+    for index, item in enumerate(content):  # Assigned at once, equal shapes would be stacked.
+        array[index] = item
+    return array.reshape(shape)
+
+
+def _frombuffer(content: object, dtype: object, shape: object, order: object, *_: object) -> np.ndarray:
+    """An array as protocol 5 holds it."""
+    return _array(1, shape, dtype, _text(order) == "F", content)
+
+
+def _encode(text: object, encoding: object) -> bytes:
+    """How Python 3 writes bytes in protocol 2; only for that."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise ValueError("its pickle encodes text, which is not allowed")
+    return text.encode("latin1")
+
+
+def _empty() -> bytes:
+    """How Python 3 writes empty bytes in protocol 2; with an argument it would be anything."""
+    return b""
+
+
+def _python2_string(text: str) -> bytes:
+    return text.encode("latin1")  # What pickletools decoded it by.
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "dtype": _dtype,
+    "reconstruct": _reconstruct,
+    "frombuffer": _frombuffer,
+    "encode": _encode,
+    "empty": _empty,
+}
+#: Opcodes that push a value made of their argument alone.
+_CONSTANTS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"), _same),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _same),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _same),
+    "BYTEARRAY8": bytes,
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _python2_string),
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_DICT": lambda _: {},
+    "MARK": lambda _: _MARK,
+}
+#: Opcodes that work on the stack or the memo.
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda self, index: self.stack.append(self.memo[index])),
+    "MEMOIZE": lambda self, _: self.put(len(self.memo)),
+    "TUPLE": lambda self, _: self.stack.append(tuple(self.pop_to_mark())),
+    "TUPLE1": lambda self, _: self.stack.append(tuple(self.pop(1))),
+    "TUPLE2": lambda self, _: self.stack.append(tuple(self.pop(2))),
+    "TUPLE3": lambda self, _: self.stack.append(tuple(self.pop(3))),
+    "LIST": lambda self, _: self.stack.append(self.pop_to_mark()),
+    "APPEND": lambda self, _: self.extend_list(self.pop(1)),
+    "APPENDS": lambda self, _: self.extend_list(self.pop_to_mark()),
+    "DICT": lambda self, _: self.push_dict(self.pop_to_mark()),
+    "SETITEM": lambda self, _: self.extend_dict(self.pop(2)),
+    "SETITEMS": lambda self, _: self.extend_dict(self.pop_to_mark()),
+    "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": lambda self, _: self.stack_name(),
+    "REDUCE": lambda self, _: self.reduce(),
+    "BUILD": lambda self, _: self.build(),
+}

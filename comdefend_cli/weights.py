@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +31,7 @@ DEFAULT_COLOR = "comdefend-12bit"
 DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
 FORMAT_VERSION = 1
+REINSTALL = "install comdefend-cli again"
 #: The largest architecture that is allowed stays under this, so a bigger file is not ours.
 MAX_BYTES = 512 * 2**20
 MAX_HEADER_BYTES = 2**20
@@ -83,9 +86,12 @@ def registry() -> dict[str, dict[str, str]]:
     """
     path = folder() / "registry.json"
     try:
-        return cast(dict[str, dict[str, str]], json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: {reason(error)}; install comdefend again") from error
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if any(not isinstance(entry[key], str) for entry in entries.values() for key in ("file", "sha256", "about")):
+            raise ValueError("an entry is not a string")
+        return cast(dict[str, dict[str, str]], entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: damaged registry ({type(error).__name__}: {reason(error)}); {REINSTALL}") from error
 
 
 def locate(name_or_path: str) -> tuple[str, Path, str | None]:
@@ -98,7 +104,11 @@ def locate(name_or_path: str) -> tuple[str, Path, str | None]:
     if entry is not None:
         return name_or_path, folder() / entry["file"], entry["sha256"]
     path = Path(name_or_path)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError:  # A name that no file can have; before Python 3.12 it raises.
+        there = False
+    if not there:
         known = ", ".join(sorted(registry()))
         raise UsageError(f"{name_or_path}: no such weights; give a file or one of: {known}")
     return path.name, path, None
@@ -111,26 +121,23 @@ def load(name_or_path: str) -> Weights:
         UsageError: no such weights.
         WeightsError: the file cannot be read, was changed, or does not fit its architecture.
     """
-    name, path, expected = locate(name_or_path)
-    data = _read(path)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if expected is not None and sha256 != expected:
-        raise WeightsError(f"{path}: its SHA-256 is not the registry's, so it was changed; install comdefend again")
+    name, path, data, sha256 = _read_checked(name_or_path)
     header = _parse_header(data, path)
+    tensors = _parse_tensors(data, path)
+    _check(header.architecture, tensors, path)
     model = ComDefend(header.architecture)
-    _fill(model, _parse_tensors(data, path), path)
+    model.load_state_dict(tensors)
     return Weights(name, sha256, header, model.eval().requires_grad_(False))
 
 
 def read_header(name_or_path: str) -> tuple[Header, str, Path]:
-    """Header, SHA-256 and path of a weight file, without checking its tensors.
+    """Header, SHA-256 and path of a weight file; the hash of one that ships is checked, the tensors are not.
 
     Raises:
         UsageError, WeightsError: as :func:`load`.
     """
-    _, path, _ = locate(name_or_path)
-    data = _read(path)
-    return _parse_header(data, path), hashlib.sha256(data).hexdigest(), path
+    _, path, data, sha256 = _read_checked(name_or_path)
+    return _parse_header(data, path), sha256, path
 
 
 def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: bool = False) -> str:
@@ -147,52 +154,93 @@ def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: b
     return hashlib.sha256(data).hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def _read_checked(name_or_path: str) -> tuple[str, Path, bytes, str]:
+    """Name, path, content and SHA-256 of weights; those that ship must have the registry's."""
+    name, path, expected = locate(name_or_path)
+    data = _read(path, REINSTALL if expected else "give another file")
+    sha256 = hashlib.sha256(data).hexdigest()
+    if expected is not None and sha256 != expected:
+        raise WeightsError(f"{path}: its SHA-256 is not the registry's, so it was changed; {REINSTALL}")
+    return name, path, data, sha256
+
+
+def _read(path: Path, remedy: str) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise WeightsError(f"{path}: too large for a weight file of comdefend ({MAX_BYTES >> 20} MiB at most)")
-        return path.read_bytes()
+        if path.is_dir():
+            raise WeightsError(f"{path}: is a folder; name a weight file in it")
+        with path.open("rb") as file:  # Not by its size: a device or pipe has none.
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot read the weights: {reason(error)}") from error
+        raise WeightsError(f"{path}: cannot read the weights: {reason(error)}; {remedy}") from error
+    if len(data) > MAX_BYTES:
+        raise WeightsError(f"{path}: too large for a weight file of comdefend ({MAX_BYTES >> 20} MiB at most); give another file")
+    return data
 
 
 def _parse_header(data: bytes, path: Path) -> Header:
     """The metadata at the front of a safetensors file: a length (8 bytes), then JSON."""
     try:
-        (length,) = struct.unpack_from("<Q", data)
-        if length > min(MAX_HEADER_BYTES, len(data) - 8):
-            raise ValueError("its header's length is wrong")
-        fields = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
-        if fields["format_version"] != FORMAT_VERSION:
-            raise WeightsError(f"{path}: written by a newer comdefend; upgrade with pip install -U comdefend")
+        fields = _metadata(data)
+        version = fields["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise WeightsError(f"{path}: written by a newer comdefend; upgrade with pip install -U comdefend-cli")
+        if version != FORMAT_VERSION:
+            raise ValueError("its format version is unknown")
         shape = fields["architecture"]
-        architecture = Architecture(int(shape["channels"]), int(shape["bits"]), tuple(map(int, shape["hidden"])))
+        architecture = Architecture(_whole(shape["channels"]), _whole(shape["bits"]), tuple(map(_whole, shape["hidden"])))
         return Header(architecture, dict(fields["training"]))
-    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: not a weight file of comdefend ({type(error).__name__}: {reason(error)}); "
-            "make one with comdefend train or comdefend weights import"
-        ) from error
+    except KeyError as error:
+        problem = f"its header has no {error}"
+    except (ValueError, TypeError, RecursionError) as error:
+        problem = reason(error)
+    raise WeightsError(f"{path}: not a weight file of comdefend: {problem}; make one with comdefend train or comdefend weights import")
+
+
+def _metadata(data: bytes) -> Any:
+    """The JSON value under `KEY` in a safetensors header."""
+    if len(data) < 8:
+        raise ValueError("the file is empty" if not data else "the file is too short")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise ValueError("its header's length is wrong")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
+
+
+def _whole(value: object) -> int:
+    """An integer as JSON has it, not a number or string that could be taken for one."""
+    if type(value) is not int:
+        raise ValueError("its architecture holds something else than whole numbers")
+    return value
 
 
 def _parse_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
     try:
         return parse_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: damaged weight file: {reason(error)}; copy or make it again") from error
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{path}: damaged or truncated weight file: {reason(error)}; copy or make it again") from error
 
 
-def _fill(model: ComDefend, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy tensors into the model, refusing any that is missing, left over, misshapen or not finite."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor in a weight file."""
+    widths = (architecture.channels, *architecture.hidden, architecture.bits)
+    for network, sizes in (("com", widths), ("rec", widths[::-1])):
+        for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
+            yield f"{network}.{2 * layer}.weight", (outputs, inputs, 3, 3)
+            yield f"{network}.{2 * layer}.bias", (outputs,)
+
+
+def _check(architecture: Architecture, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that are missing, left over, misshapen or not finite, before networks of that size are made."""
+    wanted = dict(_shapes(architecture))
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if wrong:
         name = wrong[0]
         raise WeightsError(
-            f"{path}: tensor {name!r} is {given.get(name, 'missing')}, its header's architecture "
+            f"{path}: tensor {name[:80]!r} is {given.get(name, 'missing')}, its header's architecture "
             f"has {wanted.get(name, 'none')}; make the weights again"
         )
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise WeightsError(f"{path}: holds tensors that are not float32; make the weights again")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise WeightsError(f"{path}: holds values that are not finite; make the weights again")
-    model.load_state_dict(tensors)

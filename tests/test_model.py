@@ -67,11 +67,13 @@ def test_every_code_size_goes_through(bits: int) -> None:
     assert model.com(x).shape == (2, bits, 5, 9)
     y = model(x)
     assert y.shape == x.shape
-    assert 0 <= y.min()
+    assert y.min() >= 0
     assert y.max() <= 1
 
 
-@pytest.mark.parametrize(("channels", "bits", "hidden"), [(2, 12, (4,) * 8), (3, 11, (4,) * 8), (3, 12, (4,) * 7), (3, 12, (4,) * 7 + (0,))])
+@pytest.mark.parametrize(
+    ("channels", "bits", "hidden"), [(2, 12, (4,) * 8), (3, 11, (4,) * 8), (3, 12, (4,) * 7), (3, 12, (4,) * 7 + (0,))]
+)
 def test_other_architectures_are_refused(channels: int, bits: int, hidden: tuple[int, ...]) -> None:
     """Channels, bits and widths outside their ranges raise ValueError."""
     with pytest.raises(ValueError, match="must be"):

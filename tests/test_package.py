@@ -58,5 +58,7 @@ def test_the_installed_wheel_purifies_from_another_folder(wheel: Path, tmp_path:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
     assert result.returncode == 0, result.stderr
     assert np.array(Image.open(tmp_path / "out.png")).shape == (40, 50, 3)
-    where = subprocess.run([str(python), "-c", "import comdefend_cli; print(comdefend_cli.__file__)"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    where = subprocess.run(
+        [str(python), "-c", "import comdefend_cli; print(comdefend_cli.__file__)"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert str(environment) in where.stdout

@@ -249,7 +249,14 @@ def test_bfloat16_is_taken_only_where_the_cpu_multiplies_it(tmp_path: Path) -> N
 
 def test_settings_out_of_range_are_refused() -> None:
     """Each wrong setting is an error of usage that names it."""
-    wrong: list[dict[str, object]] = [{"tiling": "x"}, {"tile": 0}, {"noise_std": -1}, {"noise_std": float("inf")}, {"seed": -1}, {"gradient": "x"}]
+    wrong: list[dict[str, object]] = [
+        {"tiling": "x"},
+        {"tile": 0},
+        {"noise_std": -1},
+        {"noise_std": float("inf")},
+        {"seed": -1},
+        {"gradient": "x"},
+    ]
     for values in wrong:
         with pytest.raises(UsageError):
             Settings(**values)  # type: ignore[arg-type]
@@ -260,9 +267,7 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_exact_tiling_on_cuda(astronaut: np.ndarray, tile: int) -> None:
     """In float32 on CUDA, tiles equal the whole-image result in all but a few values, and resemble the CPU's."""
     x = tensor(astronaut[:256, :256])
-    one, other = (
-        Purifier.from_pretrained(device="cuda", precision="float32", settings=Settings(tile=size))(x) for size in (tile, 4096)
-    )
+    one, other = (Purifier.from_pretrained(device="cuda", precision="float32", settings=Settings(tile=size))(x) for size in (tile, 4096))
     # cuDNN picks algorithms by shape, so the last digits, and with them a few levels, may differ.
     assert (one != other).float().mean() < 1e-4
     assert (one.int() - Purifier.from_pretrained(device="cpu", precision="float32")(x).int()).abs().float().mean() < 0.5

@@ -198,8 +198,17 @@ def test_interrupted_is_exit_130_and_leaves_nothing(picture: Path, astronaut: np
 def test_help_and_version_do_not_import_torch(run: Run) -> None:
     """--help, --version and completion come without torch; every command and option has help."""
     code = "import sys\nfrom comdefend_cli.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
-    for arguments in (["--help"], ["--version"], ["purify", "--help"], ["purify-dir", "--help"], ["train", "--help"], ["weights", "--help"]):
-        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False, env={**os.environ, "COLUMNS": "200"})
+    for arguments in (
+        ["--help"],
+        ["--version"],
+        ["purify", "--help"],
+        ["purify-dir", "--help"],
+        ["train", "--help"],
+        ["weights", "--help"],
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, check=False, env={**os.environ, "COLUMNS": "200"}
+        )
         assert result.returncode == 0
         assert result.stderr.decode().split() == ["False"]
         assert result.stdout
@@ -214,7 +223,9 @@ def test_every_command_and_option_is_documented() -> None:
     def walk(command: object, path: str) -> None:
         assert getattr(command, "help", None), path
         for parameter in getattr(command, "params", []):
-            assert parameter.name in ("install_completion", "show_completion") or getattr(parameter, "help", None), f"{path} {parameter.name}"
+            assert parameter.name in ("install_completion", "show_completion") or getattr(parameter, "help", None), (
+                f"{path} {parameter.name}"
+            )
         for name, child in getattr(command, "commands", {}).items():
             walk(child, f"{path} {name}")
 

@@ -1,5 +1,337 @@
-"""stub replaced below"""
+"""`comdefend purify-dir DIR`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from comdefend_cli.cli import console
+from comdefend_cli.cli.console import err, notice
+from comdefend_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from comdefend_cli.folder import Networks, Result, Work
+
+#: Bytes of a report that are kept in memory before it is finished.
+_SPOOL = 2**20
 
 
-def purify_dir() -> None:
-    """Purify."""
+@console.command
+def purify_dir(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures; nothing in it is changed.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the purified pictures go.", show_default="DIR-purified")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also subfolders; the output mirrors them.")] = False,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="png|jpg|...", help="Write all in this format.", show_default="each file's own"),
+    ] = None,
+    weights: console.Weights = None,
+    device: console.Device = "auto",
+    precision: console.Precision = "auto",
+    tiling: console.Tiling = "exact",
+    tile: console.Tile = None,
+    noise_std: console.NoiseStd = 0.0,
+    seed: console.NoiseSeed = 0,
+    quality: console.Quality = None,
+    strip: console.Strip = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = False,
+    max_megapixels: console.MaxMegapixels = 512,
+    report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record a picture, as lines.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of the whole.")] = False,
+    quiet: console.Quiet = False,
+) -> None:
+    """Purify a folder of pictures.
+
+    Run it again to go on after an interruption: finished files are kept; changed inputs and other settings are done anew. A picture
+    that fails does not stop the rest, and is named at the end.
+
+    Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
+    """
+    with _terminable():
+        from comdefend_cli import folder, images
+        from comdefend_cli.purifier import Settings
+
+        console.show_warnings(quiet)
+        images.trust_own_limit()
+        target = folder.default_output(source) if out is None else out
+        options = folder.Options(recursive, format, quality, strip, overwrite, max_megapixels)
+        settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
+        summary = Summary(source, target, report)
+        with _report(report, target, overwrite=overwrite) as write:
+            try:
+                networks = folder.Networks(weights, device=device, precision=precision, settings=settings)
+                _tell_device(networks, device, quiet)
+                with folder.opened(source, target, networks, options) as work:
+                    summary.planned(work, networks)
+                    with _interruptible(work, summary, quiet), _live(work, summary, quiet) as show:
+                        for result in work.results():
+                            summary.add(result)
+                            write(result)
+                            show(result)
+            except KeyboardInterrupt:
+                summary.interrupted = summary.at_once = True
+            summary.say(quiet=quiet, as_json=as_json)
+        _leave(summary)
+
+
+@dataclass
+class Summary:
+    """What a run did, for a person and as one record."""
+
+    source: Path
+    out: Path
+    report: Path | None
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    notices: Counter[str] = field(default_factory=Counter)
+    lossy: Counter[str] = field(default_factory=Counter)
+    pixels: int = 0
+    total: int = 0
+    skipped: int = 0
+    subfolders: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+    interrupted: bool = False
+    at_once: bool = False
+
+    def planned(self, work: Work, networks: Networks) -> None:
+        """Take over what is known before the first picture; the clock starts here."""
+        from comdefend_cli.device import describe_device, dtype_name
+
+        found = work.plan.found
+        self.total = len(found.pictures) + len(found.unreadable)
+        self.skipped, self.subfolders = found.skipped, found.subfolders
+        self.about = {
+            "device": describe_device(networks.device),
+            "precision": dtype_name(networks.dtype),
+            "tiling": networks.settings.tiling,
+            "tile": networks.settings.tile,
+            "noise_std": networks.settings.noise_std,
+            "seed": networks.settings.seed,
+            "weights_sha256": networks.sha256s,
+        }
+        self.began = time.perf_counter()
+
+    def add(self, result: Result) -> None:
+        """Count one result."""
+        from comdefend_cli.images import LOSSY
+
+        self.counts[result.status] += 1
+        self.notices.update(result.notices)
+        if result.status == "failed":
+            self.failures.append((str(result.input), result.reason))
+        elif result.status == "done":
+            self.pixels += (result.width or 0) * (result.height or 0)
+            if result.format in LOSSY:
+                self.lossy[LOSSY[result.format]] += 1
+
+    @property
+    def left(self) -> int:
+        """Pictures that an interruption left undone."""
+        return self.total - self.counts.total()
+
+    def record(self) -> dict[str, Any]:
+        """As one JSON object; times in seconds."""
+        seconds = time.perf_counter() - self.began
+        return {
+            "input": str(self.source),
+            "output": str(self.out),
+            "report": None if self.report is None else str(self.report),
+            "files": self.total,
+            **{status: self.counts[status] for status in ("done", "kept", "failed")},
+            "left": self.left,
+            "skipped": self.skipped,
+            "interrupted": self.interrupted,
+            "megapixels": round(self.pixels / 1e6, 4),
+            "seconds": round(seconds, 3),
+            "megapixels_per_second": round(self.pixels / 1e6 / seconds, 4),
+            **self.about,
+        }
+
+    def say(self, *, quiet: bool, as_json: bool) -> None:
+        """Name what failed, then what happened to all; notices once each."""
+        record = self.record()
+        for text, count in self.notices.most_common(20):
+            notice(f"{_files(count)}: {text}", quiet=quiet)
+        for text, count in self.lossy.items():
+            notice(f"{_files(count)}: {text} changes the purified pixels again; --format png keeps them exactly", quiet=quiet)
+        if self.subfolders:
+            notice(f"{self.subfolders} subfolders were left out; --recursive goes through them too", quiet=quiet)
+        for path, why in self.failures:
+            err.print(f"error: {_printable(path)}: {why}", style="red")
+        if not quiet:
+            err.print(
+                f"{'interrupted: ' if self.interrupted else ''}{record['done']} purified, {record['kept']} kept from before, "
+                f"{record['failed']} failed, {f'{self.left} left, ' if self.interrupted else ''}"
+                f"{self.skipped} skipped (no pictures); {record['megapixels']:.2f} megapixels in {record['seconds']:.1f} s "
+                f"({record['megapixels_per_second']:.2f} a second); output in {_printable(str(self.out))}"
+            )
+            if self.interrupted:
+                err.print("the same command goes on from here", style="yellow")
+        if as_json:
+            typer.echo(json.dumps(record))
+
+
+def _leave(summary: Summary) -> None:
+    if summary.at_once:
+        # Threads may still be in the network; waiting for them is what the person did not want.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(console.INTERRUPTED)
+    if summary.interrupted:
+        raise typer.Exit(console.INTERRUPTED)
+    if summary.failures:
+        raise typer.Exit(1)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _printable(name: str) -> str:
+    """A name that may hold anything, so that it cannot move a terminal's cursor."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _tell_device(networks: Networks, asked: str, quiet: bool) -> None:
+    from comdefend_cli.device import describe_device, dtype_name
+
+    if asked == "auto":
+        notice(f"computing on {describe_device(networks.device)} in {dtype_name(networks.dtype)}", quiet=quiet)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does."""
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _interruptible(work: Work, summary: Summary, quiet: bool) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) end the run with whole files, and the second at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        summary.interrupted = True
+        work.stop()
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _live(work: Work, summary: Summary, quiet: bool) -> Iterator[Callable[[Result], None]]:
+    """A function that is told each result, with a live line on a terminal."""
+    if quiet or not err.is_terminal or not work.plan.jobs:
+        yield lambda result: None
+        return
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Megapixels a second, counted as they leave the network, so that it moves within a large picture."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{work.pixels / 1e6 / max(time.perf_counter() - summary.began, 1e-3):.2f} megapixels/s")
+
+    count, total = 0, summary.total - len(work.plan.kept)
+    columns = (TextColumn("{task.description}"), BarColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        # By bytes, which tell the time left better than a count of files of all sizes.
+        task = progress.add_task(
+            f"0/{total} files", total=sum(max(job.size, 1) for job in work.plan.jobs) + len(work.plan.found.unreadable)
+        )
+
+        def show(result: Result) -> None:
+            nonlocal count
+            if result.status != "kept":
+                count += 1
+                stopping = "stopping, Ctrl-C again leaves at once  " if summary.interrupted else ""
+                progress.update(task, advance=max(result.size, 1), description=f"{stopping}{count}/{total} files")
+
+        yield show
+
+
+@contextmanager
+def _report(path: Path | None, out: Path, *, overwrite: bool) -> Iterator[Callable[[Result], None]]:
+    """A function that takes results into a report, which is written when the block ends, also by Ctrl-C."""
+    if path is None:
+        yield lambda result: None
+        return
+    from comdefend_cli import files
+
+    _refuse_report(path, overwrite=overwrite)
+    if path.parent.exists() or path.parent.resolve() != out.resolve():  # The output folder will be made.
+        files.refuse_unwritable_folder(path)
+    with tempfile.SpooledTemporaryFile(_SPOOL) as lines:
+        yield lambda result: _put(lines, result)
+        lines.seek(0)
+        with suppress(OSError):  # Writing will say it.
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic(path, overwrite=True) as file:
+            shutil.copyfileobj(lines, file)
+
+
+def _put(lines: IO[bytes], result: Result) -> None:
+    from comdefend_cli import __version__
+
+    record = {
+        "comdefend": __version__,
+        "input": str(result.input),
+        "output": str(result.output),
+        "status": result.status,
+        "reason": result.reason,
+        "width": result.width,
+        "height": result.height,
+        "seconds": round(result.seconds, 4),
+        "notices": result.notices,
+    }
+    lines.write(json.dumps(record).encode() + b"\n")
+
+
+def _refuse_report(path: Path, *, overwrite: bool) -> None:
+    """A report replaces a report, or nothing; never a picture."""
+    from comdefend_cli import files, images, journal
+
+    files.refuse_existing(path, overwrite=True)
+    if path.suffix.lower() in images.suffixes(writable=False) or path.name == journal.STATE:
+        raise UsageError(f"{path}: a report is lines of JSON; give --report a name like results.jsonl")
+    if path.exists() and not overwrite and not _is_report(path):
+        raise UsageError(f"{path}: already exists and is not a report of comdefend; use --overwrite to replace it")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            first = file.readline(_SPOOL)
+        return not first or "comdefend" in dict(json.loads(first))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,11 +22,15 @@ from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from comdefend_cli.datasets import Dataset, DownloadProgress
     from comdefend_cli.train import Report, Trainer
 
 #: Test images that PSNR is measured on for the weight file's header.
 FINAL_IMAGES = 5000
+#: Bytes that must be free: two checkpoints (the old one stays until the new one is whole) and what a run leaves.
+ROOM = 40 * 2**20
 
 
 @console.command
@@ -36,7 +42,7 @@ def train(
         Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
     ] = Path("data"),
     out: Annotated[Path, typer.Option("--out", help="The weight file to write.")] = Path("comdefend.safetensors"),
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="6000")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="3200")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data, in place of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step, over all processes.")] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the initial weights, the batches and the noise.")] = 0,
@@ -66,49 +72,65 @@ def train(
     Beside --out OUT.safetensors it writes OUT.json (the log), OUT-curves.png, OUT-pictures.png, and OUT.checkpoint while it runs.
     Under torchrun, the processes share each batch.
     """
-    from comdefend_cli import datasets, weights
-    from comdefend_cli.device import describe_device, dtype_name, resolve_device, resolve_precision
-    from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint, process_group
+    from comdefend_cli import weights
+    from comdefend_cli.device import describe_device, resolve_device
+    from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint, process_group, together
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
-    _refuse_outputs(out, overwrite=overwrite)
-    with process_group(resolve_device(device)) as (where, rank):
+    checkpoint = out.with_suffix(".checkpoint")
+    with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
         quiet = quiet or rank > 0
+        with together():  # Only the first process looks: the others could take its fresh checkpoint for an old one.
+            if rank == 0:
+                overwrite = _refuse_outputs(out, checkpoint, overwrite=overwrite, resume=resume)
         if device == "auto":
             notice(f"training on {describe_device(where)}", quiet=quiet)
-        with _download_bar(quiet) as progress:
-            dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
-        start = weights.load(init) if init else None
-        config = TrainConfig(
-            data=dataset.name,
-            steps=_steps(steps, epochs, len(dataset.train), batch_size),
-            batch_size=batch_size,
-            seed=seed,
-            bits=bits,
-            channels=dataset.train.channels,
-            penalty=penalty,
-            noise_std=noise_std,
-            input_noise=input_noise,
-            optimizer=optimizer,
-            lr=lr,
-            lr_end=lr_end,
-            warmup=warmup,
-            precision=dtype_name(resolve_precision(precision, where)),
-            init=start.sha256 if start else "",
-        )
-        trainer = Trainer(config, dataset, where, start=start.model if start else None)
-        checkpoint = out.with_suffix(".checkpoint")
+        dataset = _dataset(data, data_dir, rank, download=not no_download, quiet=quiet)
+        with together():
+            start = weights.load(init) if init else None
+            config = TrainConfig(
+                data=dataset.name,
+                steps=_steps(steps, epochs, len(dataset.train), batch_size),
+                batch_size=batch_size,
+                seed=seed,
+                bits=bits,
+                channels=dataset.train.channels,
+                penalty=penalty,
+                noise_std=noise_std,
+                input_noise=input_noise,
+                optimizer=optimizer,
+                lr=lr,
+                lr_end=lr_end,
+                warmup=warmup,
+                precision=_precision(precision, where),
+                init=start.sha256 if start else "",
+            )
+            trainer = Trainer(config, dataset, where, start=start.model if start else None)
         history: list[Report] = []
         if resume:
-            history = load_checkpoint(checkpoint, trainer)
+            with together():
+                history = load_checkpoint(checkpoint, trainer)
             notice(f"going on after step {trainer.step_done}", quiet=quiet)
-        elif checkpoint.exists() and not overwrite:
-            raise UsageError(f"{checkpoint}: is the checkpoint of an unfinished run; go on with --resume, or replace it with --overwrite")
         _loop(trainer, history, checkpoint, checkpoint_every, validate_every, quiet)
         if rank == 0:
             _finish(trainer, dataset, history, out, overwrite=overwrite, quiet=quiet)
             checkpoint.unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_voice(rank: int) -> Iterator[None]:
+    """Under torchrun, end quietly where another process tells the person why."""
+    from comdefend_cli.train import PeerError
+
+    try:
+        yield
+    except PeerError as error:
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if rank > 0:
+            raise typer.Exit(console.INTERRUPTED) from None
+        raise
 
 
 def _outputs(out: Path) -> dict[str, Path]:
@@ -121,44 +143,88 @@ def _outputs(out: Path) -> dict[str, Path]:
     }
 
 
-def _refuse_outputs(out: Path, *, overwrite: bool) -> None:
-    """Find out before hours of training what would fail after them."""
+def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> bool:
+    """Find out before hours of training what would fail after them; returns whether outputs may be replaced."""
     from comdefend_cli import files
+    from comdefend_cli.train import checkpoint_is_final
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
+    if resume and out.exists() and not checkpoint.exists():
+        raise UsageError(f"{out}: this run is complete, nothing is left to resume")
+    # Outputs beside a final checkpoint are this run's own: it was cut off while it wrote them.
+    overwrite = overwrite or (resume and checkpoint_is_final(checkpoint))
     for path in _outputs(out).values():
         files.refuse_existing(path, overwrite=overwrite)
-    files.refuse_unwritable_folder(out)
+    if not resume and not overwrite and checkpoint.exists():
+        raise UsageError(f"{checkpoint}: is the checkpoint of an unfinished run; go on with --resume, or replace it with --overwrite")
+    files.refuse_unwritable_folder(out, room=ROOM)
+    return overwrite
+
+
+def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: bool) -> Dataset:
+    """The data set; the first process goes ahead, so that only it downloads."""
+    from comdefend_cli import datasets
+    from comdefend_cli.train import together
+
+    loaded: Dataset | None = None
+    for mine in (rank == 0, rank > 0):
+        with together(), _download_bar(quiet) as progress:
+            if mine:
+                loaded = datasets.load(data, data_dir, download=download, progress=progress)
+    assert loaded is not None  # One of the two turns was this process's.
+    if loaded.skipped:
+        notice(f"{loaded.skipped} files in {data} are no pictures of 32x32 pixels or more", quiet=quiet)
+    return loaded
+
+
+def _precision(name: str, device: torch.device) -> str:
+    from comdefend_cli.device import dtype_name, resolve_precision
+
+    chosen = dtype_name(resolve_precision(name, device))
+    # Older GPUs are fastest in float16, which does not hold this loss's gradients.
+    return "float32" if name == "auto" and chosen == "float16" else chosen
 
 
 def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
-    if epochs is not None:
-        return max(1, math.ceil(epochs * images / batch_size))
-    return 6000 if steps is None else steps
+    from comdefend_cli.train import TrainConfig
+
+    if epochs is None:
+        return TrainConfig.steps if steps is None else steps
+    if not 0 < epochs < math.inf:
+        raise UsageError(f"--epochs must be above 0, not {epochs}")
+    return math.ceil(epochs * images / batch_size)
 
 
 def _loop(trainer: Trainer, history: list[Report], checkpoint: Path, checkpoint_every: int, validate_every: int, quiet: bool) -> None:
-    """Train to the end; write checkpoints at intervals and on Ctrl-C."""
-    from comdefend_cli.train import save_checkpoint
-
-    first = trainer.rank == 0
-    if first and not history:
-        save_checkpoint(checkpoint, trainer, history)  # Finds out early that it cannot be written.
-    with _live(trainer, quiet) as show, _interruptible(trainer):
+    """Train to the end; write checkpoints at intervals, at the end and on Ctrl-C."""
+    if trainer.step_done == 0:
+        _save(checkpoint, trainer, history)
+    with _live(trainer, history, quiet) as show, _interruptible(trainer):
         for report in trainer.run(validate_every=validate_every):
             history.append(report)
             show(report)
-            if first and (report.step % checkpoint_every == 0 or trainer.stopping):
-                save_checkpoint(checkpoint, trainer, history)
-    if trainer.stopping and trainer.step_done < trainer.config.steps:
+            if report.step % checkpoint_every == 0 or report.step == trainer.config.steps or trainer.stopping:
+                _save(checkpoint, trainer, history)
+    if trainer.stopping:
         notice(f"stopped after step {trainer.step_done}; the same command with --resume goes on from {checkpoint}", quiet=quiet)
         raise KeyboardInterrupt
 
 
+def _save(checkpoint: Path, trainer: Trainer, history: list[Report]) -> None:
+    from comdefend_cli.train import save_checkpoint, together
+
+    with together():
+        if trainer.rank == 0:
+            save_checkpoint(checkpoint, trainer, history)
+
+
 @contextmanager
 def _interruptible(trainer: Trainer) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) end the run after the step in progress, and the second at once."""
+    """Let the first Ctrl-C (or SIGTERM) end the run after the step in progress, and the second at once.
+
+    torchrun passes one on to its processes.
+    """
 
     def ask(number: int, frame: Any) -> None:
         trainer.stop_asked = True
@@ -173,7 +239,7 @@ def _interruptible(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _live(trainer: Trainer, quiet: bool) -> Iterator[Callable[[Report], None]]:
+def _live(trainer: Trainer, history: list[Report], quiet: bool) -> Iterator[Callable[[Report], None]]:
     """A function that shows reports: a live line on a terminal, now and then a line elsewhere."""
     if quiet:
         yield lambda report: None
@@ -181,7 +247,7 @@ def _live(trainer: Trainer, quiet: bool) -> Iterator[Callable[[Report], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         task = progress.add_task("training", total=trainer.config.steps, completed=trainer.step_done)
-        psnr = "-"
+        psnr = next((f"{report.psnr:.2f} dB" for report in reversed(history) if report.psnr is not None), "-")
 
         def show(report: Report) -> None:
             nonlocal psnr
@@ -189,7 +255,9 @@ def _live(trainer: Trainer, quiet: bool) -> Iterator[Callable[[Report], None]]:
             text = f"loss {report.loss:.5f}  PSNR {psnr}  {report.images_per_second:.1f} images/s"
             progress.update(task, completed=report.step, description=text)
             if report.psnr is not None:
-                err.print(f"step {report.step}/{trainer.config.steps}  {text}  logits {report.logit_rms:.0f}")
+                left = (trainer.config.steps - report.step) * trainer.config.batch_size / report.images_per_second
+                shown = f"  {timedelta(seconds=round(left))} left"
+                err.print(f"step {report.step}/{trainer.config.steps}  {text}  logits {report.logit_rms:.0f}{shown}")
 
         yield show
 
@@ -206,25 +274,40 @@ def _download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
 
 def _finish(trainer: Trainer, dataset: Dataset, history: list[Report], out: Path, *, overwrite: bool, quiet: bool) -> None:
     """Measure the trained networks and write all that a run leaves."""
-    import torch
-
-    from comdefend_cli import __version__, images, weights
+    from comdefend_cli import images, weights
     from comdefend_cli.files import write_atomically
     from comdefend_cli.plots import curves, reconstructions
 
-    measured = trainer.measure(FINAL_IMAGES)
-    training = {
+    notice(f"measuring on {min(FINAL_IMAGES, len(dataset.test))} test images", quiet=quiet)
+    training = _training(trainer, dataset)
+    paths = _outputs(out)
+    sha256 = weights.save(paths["weights"], trainer.model, training, overwrite=overwrite)
+    log = {"training": training, "sha256": sha256, "machine": _machine(trainer), "history": [asdict(report) for report in history]}
+    write_atomically(paths["log"], (json.dumps(log, indent=1) + "\n").encode(), overwrite=overwrite)
+    images.write(paths["curves"], images.from_pillow(curves(history)), overwrite=overwrite)
+    images.write(paths["pictures"], reconstructions(trainer.model, dataset.test.pixels[:12]), overwrite=overwrite)
+    said = f"{training['psnr_db']:.2f} dB, SSIM {training['ssim']:.4f} on {training['test_images']} test images"
+    notice(f"wrote {out}: {said}", quiet=quiet)
+
+
+def _training(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
+    """How the weights came to be, for the weight file's header."""
+    import torch
+
+    from comdefend_cli import __version__
+
+    return {
         **asdict(trainer.config),
         "lr": trainer.config.peak_lr,
         "train_images": len(dataset.train),
         "comdefend_version": __version__,
         "torch_version": torch.__version__,
-        **measured,
+        **trainer.measure(FINAL_IMAGES),
     }
-    paths = _outputs(out)
-    sha256 = weights.save(paths["weights"], trainer.model, training, overwrite=overwrite)
-    log = {"training": training, "sha256": sha256, "machine": platform.platform(), "history": [asdict(report) for report in history]}
-    write_atomically(paths["log"], (json.dumps(log, indent=1) + "\n").encode(), overwrite=overwrite)
-    images.write(paths["curves"], images.from_pillow(curves(history)), overwrite=overwrite)
-    images.write(paths["pictures"], reconstructions(trainer.model, dataset.test.pixels[:12]), overwrite=overwrite)
-    notice(f"wrote {out}: {measured['psnr_db']:.2f} dB, SSIM {measured['ssim']:.4f} on {measured['test_images']} test images", quiet=quiet)
+
+
+def _machine(trainer: Trainer) -> dict[str, Any]:
+    from comdefend_cli.device import describe_device
+
+    device = describe_device(trainer.device)
+    return {"platform": platform.platform(), "cpus": os.cpu_count(), "device": device, "processes": trainer.processes}

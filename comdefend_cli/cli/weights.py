@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from comdefend_cli.cli import console
+from comdefend_cli.errors import ComdefendError, UsageError, WeightsError, reason
 
 app = typer.Typer(help="The weight files that ship, and yours: list, show, verify, import.", no_args_is_help=True)
 Which = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A name that `comdefend weights list` prints, or a weight file.")]
@@ -18,26 +19,59 @@ Which = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A name that `co
 
 @app.command("list")
 @console.command
-def list_() -> None:
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, for scripts.")] = False) -> None:
     """List the weights that ship."""
+    rows = _rows()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    heads = ("name", "channels", "bits", "PSNR dB", "about")
+    lines = [(r["name"], str(r["channels"]), str(r["bits"]), _decibels(r["psnr_db"]), r["about"]) for r in rows]
+    if console.out.is_terminal:
+        table = Table(*heads)
+        for line in lines:
+            table.add_row(*line)
+        console.out.print(table, soft_wrap=False)
+    else:  # One line each, never cut or wrapped to a width that is not there.
+        widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+        for line in (heads, *lines):
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _rows() -> list[dict[str, Any]]:
     from comdefend_cli import weights
 
-    table = Table("name", "channels", "bits", "PSNR dB", "about")
+    rows = []
     for name, entry in weights.registry().items():
-        header, _, _ = weights.read_header(name)
-        shape, psnr = header.architecture, header.training.get("psnr_db")
-        table.add_row(name, str(shape.channels), str(shape.bits), f"{psnr:.2f}" if psnr else "-", entry["about"])
-    console.out.print(table)
+        header, sha256, _ = weights.read_header(name)
+        shape, training = header.architecture, header.training
+        rows.append(
+            {
+                "name": name,
+                "channels": shape.channels,
+                "bits": shape.bits,
+                "psnr_db": training.get("psnr_db"),
+                "ssim": training.get("ssim"),
+                "sha256": sha256,
+                "about": entry["about"],
+            }
+        )
+    return rows
+
+
+def _decibels(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, (int, float)) else "-"
 
 
 @app.command()
 @console.command
 def show(which: Which) -> None:
-    """Print a weight file's header, with its PSNR in dB and its SHA-256, as JSON."""
+    """Print a weight file's header as JSON: architecture, PSNR in dB, how it was trained, and the file's SHA-256."""
     from comdefend_cli import weights
 
     header, sha256, path = weights.read_header(which)
-    typer.echo(json.dumps({"file": str(path), "sha256": sha256, **asdict(header)}, indent=2))
+    top = {"file": str(path), "sha256": sha256, "psnr_db": header.training.get("psnr_db")}
+    typer.echo(json.dumps({**top, **asdict(header)}, indent=2))
 
 
 @app.command()
@@ -46,9 +80,17 @@ def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", he
     """Load weights completely: hash (of those that ship), header, shapes, finite values."""
     from comdefend_cli import weights
 
-    for name in [which] if which else list(weights.registry()):
-        loaded = weights.load(name)
-        console.out.print(f"ok {name} {loaded.sha256}")
+    failed = 0
+    for name in [which] if which is not None else list(weights.registry()):
+        try:
+            typer.echo(f"ok {name} {weights.load(name).sha256}")
+        except WeightsError as error:  # Go on: a person wants to know of all that are damaged.
+            if which is not None:
+                raise
+            console.err.print(f"error: {reason(error)}", style="red")
+            failed += 1
+    if failed:
+        raise typer.Exit(ComdefendError.exit_code)
 
 
 @app.command("import")
@@ -60,10 +102,14 @@ def import_(
     overwrite: console.Overwrite = False,
 ) -> None:
     """Convert your own copy of the authors' released checkpoints, safely: arrays are read and nothing else."""
-    from comdefend_cli import files, weights
-    from comdefend_cli.authors import convert, read_checkpoint
+    from comdefend_cli import __version__, files, weights
+    from comdefend_cli.authors import convert
 
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target}: a weight file ends in .safetensors")
     files.refuse_existing(target, overwrite=overwrite)
-    model = convert(read_checkpoint(encoder), read_checkpoint(decoder))
-    sha256 = weights.save(target, model, {"imported_from": [encoder.name, decoder.name]}, overwrite=overwrite)
-    console.out.print(f"wrote {target} ({model.architecture.channels} channels, {model.architecture.bits} bits, SHA-256 {sha256})")
+    model = convert(encoder, decoder)
+    training = {"imported_from": [encoder.name, decoder.name], "comdefend_version": __version__}
+    sha256 = weights.save(target, model, training, overwrite=overwrite)
+    shape = model.architecture
+    typer.echo(f"wrote {target} ({shape.channels} channel{'s' * (shape.channels > 1)}, {shape.bits} bits, SHA-256 {sha256})")

@@ -1,0 +1,307 @@
+"""A folder of pictures, purified into another: plans input -> output, refuses collisions, resumes, yields one result a file.
+
+    with folder.opened(source, out, networks, ...) as work:   # refuses here, before anything is written
+        for result in work.results():
+            ...
+
+What was finished stands in the journal of the output folder (:mod:`comdefend_cli.journal`); reading, network
+and writing overlap (:mod:`comdefend_cli.pipeline`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from comdefend_cli import files, images, journal
+from comdefend_cli import weights as weight_files
+from comdefend_cli.device import dtype_name
+from comdefend_cli.errors import ImageError, UsageError, reason
+from comdefend_cli.journal import Journal
+from comdefend_cli.pipeline import BUDGET, Item, Pipeline, Stopped
+from comdefend_cli.plan import Job, Options, Plan, plan, scan
+from comdefend_cli.purifier import BATCH_PIXELS, Purifier, Settings
+
+__all__ = ["Job", "Networks", "Options", "Plan", "Result", "Work", "default_output", "opened"]
+
+#: Bytes from which a file that does not even begin like a picture is not read whole to say so.
+_LARGE_FILE = 64 * 2**20
+#: Bytes of a file that take as much memory as one million pixels.
+_BYTES_A_MEGAPIXEL = 8e6
+
+Status = Literal["done", "kept", "failed"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one input.
+
+    Attributes:
+        input, output: paths; the output is there unless the status is "failed".
+        status: "done" now, "kept" from an earlier run, or "failed".
+        reason: why it failed, or "".
+        size: bytes of the input.
+        width, height: in pixels, upright; None if it was not read.
+        seconds: of work, without waiting.
+        notices: what was changed in reading it, one sentence each.
+        format: of the output, as Pillow names it, or "".
+    """
+
+    input: Path
+    output: Path
+    status: Status
+    reason: str = ""
+    size: int = 0
+    width: int | None = None
+    height: int | None = None
+    seconds: float = 0.0
+    notices: tuple[str, ...] = ()
+    format: str = ""
+
+
+class Networks:
+    """The purifiers of a run, and what tells their results from those of others.
+
+    Args:
+        weights: a name or a file for all pictures, or None for the defaults: one for colour, one for grey.
+        device, precision, settings: as of :class:`comdefend_cli.purifier.Purifier`.
+
+    Raises:
+        UsageError, WeightsError: as :meth:`Purifier.from_pretrained`; the default for grey is loaded
+            with the first grey picture, so what is wrong with it fails those pictures.
+    """
+
+    def __init__(self, weights: str | None, *, device: str = "auto", precision: str = "auto", settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self._given = weights is not None
+        self._color = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+        self.purifier = Purifier.from_weights([self._color], device=device, precision=precision, settings=self.settings)
+        parameter = next(self.purifier.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    def route(self, *, gray: bool) -> tuple[Purifier, str]:
+        """The purifier for a grey or a colour picture, and the SHA-256 of its weights."""
+        if gray and not self._given:
+            return self._gray
+        return self.purifier, self._color.sha256
+
+    @cached_property
+    def _gray(self) -> tuple[Purifier, str]:
+        loaded = weight_files.load(weight_files.DEFAULT_GRAY)
+        purifier = Purifier.from_weights([loaded], device=self.device, precision=dtype_name(self.dtype), settings=self.settings)
+        return purifier, loaded.sha256
+
+    @property
+    def sha256s(self) -> list[str]:
+        """SHA-256 of all weights that may be used; the default for grey needs not be loaded for it."""
+        gray = None if self._given else weight_files.registry().get(weight_files.DEFAULT_GRAY)
+        return [self._color.sha256, *([gray["sha256"]] if gray else [])]
+
+    def describe(self) -> list[object]:
+        """All of the settings that can change pixels, but the weights."""
+        exact = self.settings.tiling == "exact"
+        noise = self.settings.noise_std
+        return [
+            dtype_name(self.dtype),
+            self.settings.tiling,
+            self.settings.tile if exact and self.dtype != torch.float32 else None,
+            noise,
+            self.settings.seed if noise else 0,
+        ]
+
+
+def default_output(source: Path) -> Path:
+    """`DIR-purified`, beside DIR.
+
+    Raises:
+        UsageError: DIR has no name, as "/".
+    """
+    named = source if source.name not in ("", "..") else source.resolve()
+    if not named.name:
+        raise UsageError(f"{source}: has no name to make the output folder's of; give --out")
+    return named.with_name(f"{named.name}-purified")
+
+
+@contextmanager
+def opened(source: Path, out: Path, networks: Networks, options: Options | None = None) -> Iterator[Work]:
+    """Plan the way of a folder's pictures into another, and hold the output folder for it.
+
+    Args:
+        source: the folder of pictures; nothing in it is changed.
+        out: the output folder, made if need be; it may lie in `source`, and is then left out of the scan.
+        networks: what purifies.
+        options: see :class:`Options`.
+
+    Raises:
+        UsageError: `source` is no folder; the outputs of two inputs, or an output and a file that is not
+            ours, collide; another run works in `out`.
+        ComdefendError: a folder cannot be read or written.
+    """
+    options = options or Options()
+    found = scan(source, out, options)
+    with journal.opened(out) as state:
+        keys = {sha256: _key(sha256, networks, options) for sha256 in networks.sha256s}
+        planned = plan(source, out, found, state, set(keys.values()), overwrite=options.overwrite)
+        state.sweep()
+        yield Work(source, out, networks, options, planned, state)
+
+
+def _key(sha256: str, networks: Networks, options: Options) -> str:
+    """16 hexadecimal digits that differ if the output may differ; the format stands in the output's name."""
+    text = json.dumps([sha256, *networks.describe(), options.strip, options.quality, options.ending])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class _File(Item):
+    """A picture on its way through the pipeline."""
+
+    job: Job
+    before: os.stat_result | None = field(default=None, init=False)
+    picture: images.Picture | None = field(default=None, init=False)
+    shape: tuple[int, ...] = field(default=(), init=False)
+    notices: tuple[str, ...] = field(default=(), init=False)
+    key: str = field(default="", init=False)
+
+    @property
+    def read(self) -> images.Picture:
+        """The picture, of which it is known that it was read."""
+        assert self.picture is not None
+        return self.picture
+
+
+class Work:
+    """A planned run: made by :func:`opened`, done by going through :meth:`results` once.
+
+    Attributes:
+        plan: what will be done.
+        pixels: number of pixels that went through the network so far.
+    """
+
+    def __init__(self, source: Path, out: Path, networks: Networks, options: Options, plan: Plan, state: Journal) -> None:
+        self.plan = plan
+        self.pixels = 0
+        self._source, self._out = source, out
+        self._networks, self._options, self._state = networks, options, state
+        threads = _threads(networks.device)
+        self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), threads=threads, budget=BUDGET)
+
+    def stop(self) -> None:
+        """End soon, with whole files; what is left is for the next run. May be called from a signal handler."""
+        self._pipeline.stop_asked = True
+
+    def results(self) -> Iterator[Result]:
+        """One result a picture, first those that are kept, the rest as they come to their end; fewer after :meth:`stop`."""
+        for name, output in self.plan.kept:
+            yield Result(self._source / name, self._out / output, "kept")
+        for name, text in self.plan.found.unreadable:
+            yield Result(self._source / name, self._out / name, "failed", text)
+        yield from map(self._result, self._pipeline.results())
+
+    def measure(self, item: _File) -> float:
+        """Megapixels by the file's header, or by its size if that is more."""
+        path = self._source / item.job.source
+        item.before = _stat(path)
+        size = item.before.st_size if item.before else 0
+        pixels = 0  # Unless the header says more; if it says nothing, reading will say why.
+        try:
+            with Image.open(path, formats=sorted(images.READABLE)) as image:
+                pixels = image.width * image.height
+        except UnidentifiedImageError as error:
+            if size > _LARGE_FILE:
+                raise ImageError("not a picture, or of an unknown format") from error
+        except Exception:
+            pixels = 0
+        if pixels > self._options.max_megapixels * 1e6:
+            pixels = 0  # Will be refused without being decoded.
+        return max(pixels / 1e6, size / _BYTES_A_MEGAPIXEL)
+
+    def read(self, item: _File) -> None:
+        """Decode."""
+        item.picture = images.read(self._source / item.job.source, max_megapixels=self._options.max_megapixels)
+        item.shape, item.notices = item.picture.pixels.shape, tuple(item.picture.notices)
+
+    def group(self, item: _File) -> tuple[Hashable, int]:
+        """Pictures of one size and number of channels go together."""
+        return item.shape, max(1, BATCH_PIXELS[self._networks.device.type] // (item.shape[0] * item.shape[1]))
+
+    def compute(self, items: list[_File]) -> None:
+        """Purify a batch of one shape."""
+        purifier, sha256 = self._networks.route(gray=items[0].read.gray)
+        pixels = items[0].read.pixels[None] if len(items) == 1 else np.stack([item.read.pixels for item in items])
+        cleaned = purifier.purify(torch.from_numpy(pixels).permute(0, 3, 1, 2), self._count_pixels)
+        arrays = cleaned.permute(0, 2, 3, 1).contiguous().numpy()
+        self._state.begin([item.job.output for item in items])
+        for item, array in zip(items, arrays, strict=True):
+            item.picture = replace(item.read, pixels=array)
+            item.key = _key(sha256, self._networks, self._options)
+
+    def write(self, item: _File) -> None:
+        """Encode, and put the file into its place whole."""
+        target = self._out / item.job.output
+        try:
+            data = images.encode(item.read, images.format_of(target), quality=self._options.quality, strip=self._options.strip)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(target, data, overwrite=item.job.replaces)
+        except BaseException:
+            if not item.job.replaces:
+                self._state.drop(item.job.output)
+            raise
+        if item.before is not None:
+            self._state.done(item.job.output, item.job.source, item.before, target.stat(), item.key)
+
+    def release(self, item: _File) -> None:
+        """Let go of the pixels."""
+        item.picture = None
+
+    def _count_pixels(self, pixels: int) -> None:
+        self.pixels += pixels
+        if self._pipeline.stopping:
+            raise Stopped
+
+    def _result(self, item: _File) -> Result:
+        source, output = self._source / item.job.source, self._out / item.job.output
+        return Result(
+            source,
+            output,
+            "failed" if item.error else "done",
+            _without(reason(item.error), source, output) if item.error else "",
+            item.job.size,
+            item.shape[1] if item.shape else None,
+            item.shape[0] if item.shape else None,
+            item.seconds,
+            item.notices,
+            "" if item.error else images.format_of(output),
+        )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _without(text: str, *paths: Path) -> str:
+    """A reason without the path in front: a result has it in a place of its own."""
+    for path in paths:
+        text = text.removeprefix(f"{' '.join(str(path).split())}: ")
+    return text
+
+
+def _threads(device: torch.device) -> int:
+    """Readers, and as many writers: they must keep up with a GPU, and leave the CPU to the network where that is there."""
+    if device.type == "cpu":
+        return 2
+    return max(2, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2))
