@@ -328,7 +328,8 @@ class Trainer:
         self._test = dataset.test.pixels[:validation_images]
 
     def _generator(self, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.config.seed << 32) + step + 2)
+        # The CPU's generator takes 32 bits; a large odd factor keeps the seeds' streams apart.
+        return torch.Generator().manual_seed((self.config.seed * 2_654_435_761 + step + 2) % 2**32)
 
     def step(self) -> tuple[float, float]:
         """One optimiser step; returns the loss and the root mean square of the logits, over all processes.

@@ -1,0 +1,54 @@
+"""Muon's pieces against the singular value decomposition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from comdefend_cli.optim import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (64, 128), (256, 1152)])
+def test_orthogonalize_keeps_directions_and_evens_out_sizes(shape: tuple[int, int]) -> None:
+    """The singular vectors stay those of the matrix (U V^T, by float64), and singular values come near one."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalize(matrix).double()
+    values = torch.linalg.svdvals(result)
+    assert 0.3 < values.min()
+    assert values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    nearest = u @ v
+    cosine = (result * nearest).sum() / (result.norm() * nearest.norm())
+    assert cosine > 0.97
+
+
+def test_a_step_goes_against_the_gradient_by_the_learning_rate() -> None:
+    """The first step moves a kernel by lr * sqrt(max(1, out / in)) times an orthogonal matrix, downhill."""
+    torch.manual_seed(0)
+    for outputs, inputs in ((8, 2), (2, 8)):
+        kernel = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        before = kernel.detach().clone()
+        kernel.grad = torch.randn_like(kernel)
+        Muon([kernel], lr=0.1).step()
+        moved = (kernel.detach() - before).flatten(1)
+        assert float((moved * kernel.grad.flatten(1)).sum()) < 0
+        scale = 0.1 * max(1.0, outputs / inputs) ** 0.5
+        values = torch.linalg.svdvals(moved) / scale
+        assert 0.3 < values.min()
+        assert values.max() < 1.3
+
+
+def test_muon_minimises() -> None:
+    """A least-squares problem over a kernel is solved."""
+    torch.manual_seed(0)
+    target, kernel = torch.randn(4, 6, 3, 3), nn.Parameter(torch.zeros(4, 6, 3, 3))
+    optimizer = Muon([kernel], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = (kernel - target).square().mean()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.99
+        optimizer.step()
+    assert loss.item() < 0.1 * float(target.square().mean())
