@@ -10,12 +10,14 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL, Run, photo
 from PIL import Image
 from safetensors.numpy import load_file
@@ -41,7 +43,8 @@ if "CUT_OFF" in os.environ:
     plots.curves = lambda history: os._exit(9)
 main()
 """
-ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+#: One thread each: these networks are too small for more, and threads that wait for a busy core take seconds.
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +69,18 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, cifar: Path, tmp_path: Path) -> Any:
+def in_process(monkeypatch: pytest.MonkeyPatch, cifar: Path, tmp_path: Path) -> Iterator[Any]:
     """Run the command here, with narrow networks and --out in `tmp_path`."""
     monkeypatch.setattr(train, "Architecture", partial(Architecture, hidden=SMALL))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
 
     def invoke(*arguments: object, out: str = "w.safetensors") -> Result:
         fixed = [*_arguments(cifar, tmp_path / out), "--steps", "2", "--batch-size", "2"]
         return CliRunner().invoke(app, [*fixed, *map(str, arguments)])
 
-    return invoke
+    yield invoke
+    torch.set_num_threads(threads)
 
 
 def _arguments(data: Path, out: Path) -> list[str]:
