@@ -216,7 +216,7 @@ class Work:
         size = item.before.st_size if item.before else 0
         pixels = 0  # Unless the header says more; if it says nothing, reading will say why.
         try:
-            with Image.open(path, formats=sorted(images.READABLE)) as image:
+            with Image.open(path, formats=sorted(images.READABLE & Image.OPEN.keys())) as image:
                 pixels = image.width * image.height
         except UnidentifiedImageError as error:
             if size > _LARGE_FILE:

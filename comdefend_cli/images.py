@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,9 +115,7 @@ def read(source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pic
 def _decoding(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises on a bad file into one `ImageError`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

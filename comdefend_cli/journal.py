@@ -41,7 +41,22 @@ class Journal:
         self._lock = threading.Lock()
         self._entries: dict[str, bytes | None] = {}
         self._whole_lines = True
-        self._read()
+
+    def read(self) -> None:
+        """Take in what earlier runs said; a torn line is passed over.
+
+        Raises:
+            UsageError: written by another version.
+        """
+        path = self._folder / STATE
+        line = b"\n"
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    self._apply(json.loads(line))
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    continue  # Torn by a kill or a full disk: what it said is done again.
+        self._whole_lines = line.endswith(b"\n")
 
     def knows(self, output: str) -> bool:
         """Whether an output of that name, if there is one, is ours."""
@@ -103,17 +118,6 @@ class Journal:
             os.close(self._descriptor)
             self._descriptor = -1  # The number may be another file's from now on.
 
-    def _read(self) -> None:
-        path = self._folder / STATE
-        line = b"\n"
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    self._apply(json.loads(line))
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    continue  # Torn by a kill or a full disk: what it said is done again.
-        self._whole_lines = line.endswith(b"\n")
-
     def _apply(self, record: dict[str, Any]) -> None:
         if record.get("comdefend_state", VERSION) != VERSION:
             raise UsageError(f"{self._folder / STATE}: written by another version of comdefend; use another --out, or upgrade")
@@ -154,6 +158,7 @@ def opened(folder: Path) -> Iterator[Journal]:
     try:
         journal = Journal(folder, _open_locked(folder))
         try:
+            journal.read()
             yield journal
         finally:
             journal.close()

@@ -97,7 +97,7 @@ def test_one_bad_file_does_not_stop_the_rest(pictures: Path, tmp_path: Path, sma
     assert statuses(purified(pictures, tmp_path / "out", small_weights)) == {"kept": 7, "done": 1}
 
 
-def test_collisions_are_refused_before_anything_is_written(pictures: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
+def test_collisions_are_refused_before_starting(pictures: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
     """Two inputs that would become one output are named, and nothing is written."""
     Image.fromarray(astronaut[:8, :8]).save(pictures / "large.png")
     with pytest.raises(UsageError, match=r"large\.jpg.*large\.png"):

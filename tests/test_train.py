@@ -191,8 +191,18 @@ def test_going_on_from_weights(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"bits": 11}, {"steps": 0}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}, {"penalty": -1}, {"optimizer": "sgd"}]
-    + [{"lr": 0.0}, {"lr": math.inf}, {"lr_end": 0.0}, {"lr_end": 2.0}, {"noise_std": math.nan}, {"precision": "float16"}, {"channels": 2}],
+    [
+        *({"bits": 11}, {"steps": 0}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}, {"penalty": -1}, {"optimizer": "sgd"}),
+        *(
+            {"lr": 0.0},
+            {"lr": math.inf},
+            {"lr_end": 0.0},
+            {"lr_end": 2.0},
+            {"noise_std": math.nan},
+            {"precision": "float16"},
+            {"channels": 2},
+        ),
+    ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
     """Each value that a run cannot have is an error of usage."""

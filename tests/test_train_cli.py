@@ -94,7 +94,7 @@ def _process(script: Path, *arguments: object, **variables: str) -> subprocess.C
 
 
 def _torchrun(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=300)
 
@@ -203,7 +203,7 @@ def test_a_collapsed_run_writes_no_weights(run: Run, cifar: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path) -> None:
-    """torchrun with two processes and the same global batch: the same losses and weights but for rounding; one of them speaks."""
+    """With two processes of torchrun and the same global batch: the same losses and weights but for rounding; one of them speaks."""
     options = ["--steps", 6, "--batch-size", 4, "--validate-every", 3, "--warmup", 2]
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert _process(narrow, *_arguments(cifar, one), *options).returncode == 0

@@ -85,6 +85,9 @@ def purify_dir(
                             show(result)
             except KeyboardInterrupt:
                 summary.interrupted = summary.at_once = True
+                if not summary.about:  # Before anything was planned: an earlier report stays.
+                    summary.say(quiet=quiet, as_json=as_json)
+                    raise
             summary.say(quiet=quiet, as_json=as_json)
         _leave(summary)
 
