@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the trainer build networks of few channels, which train in moments."""
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the trainer build networks of few channels, which train in moments, and on one thread: more wait for each other."""
     monkeypatch.setattr(train, "Architecture", partial(Architecture, hidden=SMALL))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +221,56 @@ def test_mixed_precision_trains_in_float32_weights(dataset: Dataset) -> None:
     exact, mixed = (Trainer(config(precision=name), dataset, CPU) for name in ("float32", "bfloat16"))
     assert mixed.step()[0] == pytest.approx(exact.step()[0], rel=0.05)
     assert {parameter.dtype for parameter in mixed.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("narrow")
+def test_the_paper_s_optimiser_is_adam(dataset: Dataset) -> None:
+    """A step with --optimizer adam moves the weights as torch.optim.Adam moves a copy along the same gradient."""
+    run = Trainer(config(optimizer="adam", warmup=0, noise_std=50.0), dataset, CPU)
+    before = [parameter.detach().clone() for parameter in run.model.parameters()]
+    run.step()
+    copies = [torch.nn.Parameter(values) for values in before]
+    for copy, parameter in zip(copies, run.model.parameters(), strict=True):
+        copy.grad = parameter.grad
+    torch.optim.Adam(copies, lr=1e-3).step()
+    for copy, parameter in zip(copies, run.model.parameters(), strict=True):
+        assert torch.allclose(copy, parameter, rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_checkpoints_from_before_a_setting_existed(dataset: Dataset, tmp_path: Path) -> None:
+    """A setting that a checkpoint does not know counts as its default; one from before the first step resumes too."""
+    path = tmp_path / "run.checkpoint"
+    save_checkpoint(path, Trainer(config(), dataset, CPU), [])
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    field = rb"\"input_noise\": 0.0, "
+    header = data[8 : 8 + length]
+    assert field in header
+    path.write_bytes(data[:8] + header.replace(field, b"") + b" " * len(field) + data[8 + length :])
+    run = Trainer(config(), dataset, CPU)
+    assert load_checkpoint(path, run) == []
+    assert run.step_done == 0
+    with pytest.raises(TrainingError, match=r"--input-noise 0\.0, not 5\.0"):
+        load_checkpoint(path, Trainer(config(input_noise=5.0), dataset, CPU))
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("changes", [{"steps": 1}, {"steps": 1, "optimizer": "adam"}, {"noise_std": 0.0}, {"warmup": 50}])
+def test_young_healthy_runs_are_left_alone(dataset: Dataset, changes: dict[str, object]) -> None:
+    """Short runs, validated at every step and at their end, are not taken for collapsed ones; nor is one test image."""
+    for count in (1, 16):
+        reports = list(Trainer(config(**changes), dataset, CPU, validation_images=count).run(validate_every=1))
+        assert all(report.psnr is not None for report in reports)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_exact_reconstructions_have_a_finite_psnr(dataset: Dataset) -> None:
+    """An image rebuilt without error counts as `TOP_PSNR`, so that one black crop does not make the mean infinite."""
+    run = Trainer(config(), dataset, CPU)
+    black = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    run.dataset = Dataset("black", dataset.train, ImageArray(black, torch.empty(0, dtype=torch.int64)))
+    with torch.no_grad():
+        run.model.rec[-1].weight.zero_()
+        run.model.rec[-1].bias.fill_(-100)
+    assert run.measure(2)["psnr_db"] == train.TOP_PSNR
