@@ -185,7 +185,8 @@ def test_interrupted_is_exit_130_and_leaves_nothing(picture: Path, astronaut: np
     large = picture.with_name("large.png")
     Image.fromarray(np.tile(astronaut, (6, 6, 1))).save(large)
     command = [sys.executable, "-m", "comdefend_cli", "purify", str(large), str(picture.with_name("out.png"))]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    # A shell that runs the tests in the background has them ignore Ctrl-C; the command must not inherit that.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stderr is not None
     assert b"computing on" in process.stderr.readline()
     time.sleep(1)
