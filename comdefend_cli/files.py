@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,13 +14,18 @@ from typing import BinaryIO
 
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or write elsewhere"),
+    errno.ENOENT: "make its folder first, or write elsewhere",
+}
+
 
 @contextmanager
 def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
 
     The bytes go to a hidden file beside it, which is renamed at the end; a reader never
-    sees half a file. A symbolic link is written through.
+    sees half a file. A symbolic link is written through, and a file that is replaced passes on its permissions.
 
     Raises:
         UsageError: `path` is a folder, or it exists and `overwrite` is false, also when it came to be meanwhile.
@@ -40,7 +47,12 @@ def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     except FileExistsError as error:
         raise UsageError(f"{path}: already exists; use --overwrite to replace it") from error
     except OSError as error:
-        raise ComdefendError(f"{path}: cannot write: {reason(error)}") from error
+        raise unwritable(str(path), error) from error
+
+
+def unwritable(what: str, error: OSError, fault: str = "cannot write") -> ComdefendError:
+    """The error to raise where `what` could not be written: why, and what to do."""
+    return ComdefendError(f"{what}: {fault}: {reason(error)}; {_REMEDIES.get(error.errno or 0, 'write elsewhere')}")
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -52,16 +64,19 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def refuse_unwritable_folder(path: Path, *, room: int = 0) -> None:
-    """Raise :class:`ComdefendError` when no file of `room` bytes can be made beside `path`: before long work, not after it."""
+    """Raise :class:`ComdefendError` when :func:`atomic` could make no file of `room` bytes for `path`: before long work, not after it."""
+    folder = Path(os.path.realpath(path)).parent
     try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(room))
     except OSError as error:
-        raise ComdefendError(f"{path.parent}: cannot write into this folder: {reason(error)}") from error
+        raise unwritable(str(folder if path.is_symlink() else path.parent), error, "cannot write into this folder") from error
 
 
 def _publish(part: Path, target: Path, overwrite: bool) -> None:
     if overwrite:
+        with suppress(OSError):  # It is not there, or on a file system without permissions.
+            shutil.copymode(target, part)
         part.replace(target)
         return
     try:

@@ -27,10 +27,10 @@ from PIL import Image, UnidentifiedImageError
 from comdefend_cli import files, images, journal
 from comdefend_cli import weights as weight_files
 from comdefend_cli.device import dtype_name
-from comdefend_cli.errors import ImageError, UsageError, reason
+from comdefend_cli.errors import ImageError, reason
 from comdefend_cli.journal import Journal
 from comdefend_cli.pipeline import BUDGET, Item, Pipeline, Stopped
-from comdefend_cli.plan import Job, Options, Plan, plan, scan
+from comdefend_cli.plan import Job, Options, Plan, default_output, plan, scan
 from comdefend_cli.purifier import BATCH_PIXELS, Purifier, Settings
 
 __all__ = ["Job", "Networks", "Options", "Plan", "Result", "Work", "default_output", "opened"]
@@ -121,18 +121,6 @@ class Networks:
         ]
 
 
-def default_output(source: Path) -> Path:
-    """`DIR-purified`, beside DIR.
-
-    Raises:
-        UsageError: DIR has no name, as "/".
-    """
-    named = source if source.name not in ("", "..") else source.resolve()
-    if not named.name:
-        raise UsageError(f"{source}: has no name to make the output folder's of; give --out")
-    return named.with_name(f"{named.name}-purified")
-
-
 @contextmanager
 def opened(source: Path, out: Path, networks: Networks, options: Options | None = None) -> Iterator[Work]:
     """Plan the way of a folder's pictures into another, and hold the output folder for it.
@@ -216,7 +204,7 @@ class Work:
         size = item.before.st_size if item.before else 0
         pixels = 0  # Unless the header says more; if it says nothing, reading will say why.
         try:
-            with Image.open(path, formats=sorted(images.READABLE & Image.OPEN.keys())) as image:
+            with Image.open(path, formats=images.readable()) as image:
                 pixels = image.width * image.height
         except UnidentifiedImageError as error:
             if size > _LARGE_FILE:
@@ -231,6 +219,7 @@ class Work:
         """Decode."""
         item.picture = images.read(self._source / item.job.source, max_megapixels=self._options.max_megapixels)
         item.shape, item.notices = item.picture.pixels.shape, tuple(item.picture.notices)
+        images.refuse_misfit(item.picture, images.format_of(self._out / item.job.output))
 
     def group(self, item: _File) -> tuple[Hashable, int]:
         """Pictures of one size and number of channels go together."""

@@ -39,7 +39,16 @@ WRITABLE = {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000
 #: What is decoded; not what Pillow hands to other programs (EPS to Ghostscript) or to plug-ins.
 READABLE = WRITABLE | {"DDS", "DIB", "ICNS", "ICO", "MSP", "PSD", "QOI", "SUN", "XBM", "XPM"}
 ALPHA = {"PNG", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF"}
+#: Longest side in pixels of formats that hold less than 2**31.
+MAX_SIDE = {"WEBP": 16383, **dict.fromkeys(("JPEG", "GIF", "TGA", "PCX", "SGI", "AVIF"), 65535)}
 _ORIENTATION = 0x0112
+#: Tags of a TIFF file that are not about the picture but about how this file holds it (TIFF 6.0, sections 8 to 22): written into
+#: another file they would contradict it. And profile, XMP, IPTC and Photoshop blocks, which are not EXIF.
+_STRUCTURE = {
+    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292, 293, 301),
+    *(317, *range(320, 344), 347, *range(512, 522), 529, 530, 531, 532),
+    *(700, 33723, 34377, 34675, 37724),
+}
 
 
 @dataclass(frozen=True)
@@ -94,10 +103,10 @@ def read(source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pic
             raise ImageError(f"{name}: is a folder; name a picture in it, or use comdefend purify-dir")
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        raise ImageError(f"{name}: cannot read: {reason(error)}") from error
+        raise ImageError(f"{name}: cannot read: {reason(error)}; name a picture that is there and that you may read") from error
     if not data:
         raise ImageError(f"{name}: is empty; nothing to purify")
-    with _decoding(name), Image.open(io.BytesIO(data), formats=_readable()) as image:
+    with _decoding(name), Image.open(io.BytesIO(data), formats=readable()) as image:
         width, height = image.size
         if width < 1 or height < 1:
             raise ImageError(f"{name}: has no pixels ({width}x{height}); nothing to purify")
@@ -108,7 +117,10 @@ def read(source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pic
             )
         image.load()
         deep = _bits_a_sample(image, data)
-        return from_pillow(image, deep=deep)
+        # Pillow hands 16-bit grey with alpha over as colour.
+        gray = image.format == "PNG" and data[25:26] == b"\x04"
+        del data
+        return from_pillow(image, deep=deep, gray=gray)
 
 
 @contextmanager
@@ -136,12 +148,13 @@ def trust_own_limit() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
-def from_pillow(image: Image.Image, *, deep: int = 8) -> Picture:
+def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Picture:
     """A Pillow picture of any mode as 8-bit grey or RGB with alpha.
 
     Args:
         image: the picture; its EXIF orientation is applied.
         deep: bits a sample of the file it came from, to say so when they do not survive.
+        gray: whether its colours are known to be greys, whatever the mode.
 
     Raises:
         ImageError: a mode that has no 8-bit range (32-bit integers or floats outside 0..65535 and 0..1).
@@ -150,45 +163,57 @@ def from_pillow(image: Image.Image, *, deep: int = 8) -> Picture:
     source = image.format or ""
     if getattr(image, "n_frames", 1) > 1:
         notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
-    info = dict(image.info)
-    exif = image.getexif()
-    if exif.get(_ORIENTATION, 1) != 1:
+    exif, turned = _exif(image, notices)
+    if turned:
         image = ImageOps.exif_transpose(image)
-    if _ORIENTATION in exif:
-        del exif[_ORIENTATION]
-    icc = info.get("icc_profile")
+    icc, key = image.info.get("icc_profile"), image.info.get("transparency")
+    gray = gray or image.mode in ("1", "L", "LA", "La") or _gray_palette(image)
+    alpha = None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bits(image, notices)
+        if isinstance(key, int):  # The value that is transparent, of the file's own depth.
+            alpha = np.where(np.array(image) == key, 0, 255).astype(np.uint8)
+        image, key, gray = _eight_bits(image, notices), None, True
     elif deep > 8:
         notices.append(f"{deep}-bit samples are reduced to 8 bits: the code has 12 bits a pixel")
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, icc, notices), None
-    alpha = None
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in info:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or key is not None:
         image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
         alpha = np.array(image.getchannel("A"))
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("L" if _gray_palette(image) else "RGB")
-    pixels = np.array(image)
-    return Picture(
-        pixels=pixels[..., None] if pixels.ndim == 2 else pixels,
-        alpha=alpha,
-        icc=icc,
-        exif=exif.tobytes() if len(exif) else None,
-        source=source,
-        notices=notices,
-    )
+    wanted = "L" if gray else "RGB"
+    pixels = np.array(image if image.mode == wanted else image.convert(wanted))
+    if icc and icc[16:20] != (b"GRAY" if gray else b"RGB "):
+        notices.append("its ICC profile is for another kind of colour and was left out")
+        icc = None
+    return Picture(pixels[..., None] if gray else pixels, alpha, icc, exif, source, notices)
+
+
+def _exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, bool]:
+    """The EXIF block without orientation and what describes the file only, or None; and whether the picture must be turned."""
+    try:
+        exif = image.getexif()  # The picture's own, which is left as it was.
+        orientation = exif.get(_ORIENTATION, 1)
+        apart = {tag: exif[tag] for tag in (_STRUCTURE | {_ORIENTATION}) & exif.keys()}
+        for tag in apart:
+            del exif[tag]
+        try:
+            return exif.tobytes() if len(exif) else None, orientation != 1
+        finally:
+            exif.update(apart)
+    except Exception:  # Its parsing raises whatever it meets.
+        notices.append("its EXIF block is damaged and was left out")
+        return None, False
 
 
 def _gray_palette(image: Image.Image) -> bool:
-    """Whether a palette picture holds greys only, so that it is purified as grey."""
-    if image.mode != "P":
+    """Whether a palette picture uses greys only, so that it is purified as grey."""
+    if image.mode not in ("P", "PA"):
         return False
-    colors = np.array(image.convert("RGB").getcolors(256) or [(0, (0, 1, 2))], dtype=object)
-    return all(red == green == blue for red, green, blue in colors[:, 1])
+    colors = np.zeros((256, 3), np.uint8)
+    given = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    colors[: len(given)] = given
+    used = colors[np.flatnonzero(image.getchannel(0).histogram())]
+    return bool((used == used[:, :1]).all())
 
 
 def _eight_bits(image: Image.Image, notices: list[str]) -> Image.Image:
@@ -231,7 +256,7 @@ def _bits_a_sample(image: Image.Image, data: bytes) -> int:
 
 
 @cache
-def _readable() -> list[str]:
+def readable() -> list[str]:
     """The formats of `READABLE` that this Pillow was built with."""
     Image.init()
     return sorted(READABLE & Image.OPEN.keys())
@@ -241,7 +266,7 @@ def _readable() -> list[str]:
 def suffixes(*, writable: bool) -> dict[str, str]:
     """File name endings (".png") to Pillow's format names, of those that can be read, or written."""
     Image.init()
-    able = WRITABLE & Image.SAVE.keys() if writable else set(_readable())
+    able = WRITABLE & Image.SAVE.keys() if writable else set(readable())
     return {suffix: name for suffix, name in Image.registered_extensions().items() if name in able}
 
 
@@ -257,6 +282,15 @@ def format_of(path: Path) -> str:
     return name
 
 
+def refuse_misfit(picture: Picture, format_name: str) -> None:
+    """Raise :class:`ImageError` when a format has no place for a picture's alpha or size."""
+    if picture.alpha is not None and format_name not in ALPHA:
+        raise ImageError(f"{format_name} has no transparency, which this picture has; write .png, .webp or .tiff")
+    height, width = picture.pixels.shape[:2]
+    if max(height, width) > MAX_SIDE.get(format_name, 2**31 - 1):
+        raise ImageError(f"{format_name} holds at most {MAX_SIDE[format_name]} pixels a side, not {width}x{height}; write .png or .tiff")
+
+
 def encode(picture: Picture, format_name: str, *, quality: int | None = None, strip: bool = False) -> bytes:
     """The bytes of a picture file.
 
@@ -269,8 +303,7 @@ def encode(picture: Picture, format_name: str, *, quality: int | None = None, st
     Raises:
         ImageError: the format has no place for this picture (its alpha, its size).
     """
-    if picture.alpha is not None and format_name not in ALPHA:
-        raise ImageError(f"{format_name} has no transparency, which this picture has; write .png, .webp or .tiff")
+    refuse_misfit(picture, format_name)
     options = dict(SAVE_OPTIONS.get(format_name, {}))
     if quality is not None and format_name in ("JPEG", "AVIF"):
         options["quality"] = quality

@@ -10,6 +10,7 @@ Appended to, one JSON object a line, so that a killed run loses at most its last
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import UsageError
+from comdefend_cli.files import unwritable
 
 STATE = ".comdefend-state.jsonl"
 VERSION = 1
@@ -138,12 +140,12 @@ class Journal:
             # Until the write is known to be whole; a full disk takes a part of it.
             self._whole_lines = False
             if os.write(self._descriptor, line) != len(line):
-                raise OSError("the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._whole_lines = True
             if durable:
                 os.fsync(self._descriptor)
         except OSError as error:
-            raise ComdefendError(f"{self._folder / STATE}: cannot write: {reason(error)}") from error
+            raise unwritable(str(self._folder / STATE), error) from error
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def _make(folder: Path) -> list[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{folder}: is not a folder; name another with --out") from error
     except OSError as error:
-        raise ComdefendError(f"{folder}: cannot make this folder: {reason(error)}") from error
+        raise unwritable(str(folder), error, "cannot make this folder") from error
     return missing
 
 
@@ -194,7 +196,7 @@ def _open_locked(folder: Path) -> int:
                 return descriptor
             os.close(descriptor)
     except OSError as error:
-        raise ComdefendError(f"{path}: cannot write: {reason(error)}") from error
+        raise unwritable(str(path), error) from error
 
 
 def _lock(descriptor: int) -> bool:

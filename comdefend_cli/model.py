@@ -118,7 +118,8 @@ class RecCNN(ConvELU):
 
     def forward(self, code: Tensor) -> Tensor:
         """The picture (N, C, H, W), float32, of a code (N, bits, H, W)."""
-        return torch.sigmoid(self.layers(code).float())
+        # Noise in float32 makes a code in float32 of bfloat16 logits.
+        return torch.sigmoid(self.layers(code.to(next(self.parameters()).dtype)).float())
 
 
 class _Binarize(torch.autograd.Function):

@@ -90,6 +90,18 @@ class Plan:
     found: Found
 
 
+def default_output(source: Path) -> Path:
+    """`DIR-purified`, beside DIR.
+
+    Raises:
+        UsageError: DIR has no name, as "/".
+    """
+    named = source if source.name not in ("", "..") else source.resolve()
+    if not named.name:
+        raise UsageError(f"{source}: has no name to make the output folder's of; give --out")
+    return named.with_name(f"{named.name}-purified")
+
+
 def scan(source: Path, out: Path, options: Options) -> Found:
     """Find the pictures of a folder by the endings of their names; hidden files and folders are passed over.
 
@@ -99,7 +111,7 @@ def scan(source: Path, out: Path, options: Options) -> Found:
         UsageError: `source` is no folder, `out` cannot be its output, or two outputs would collide.
         ComdefendError: `source` cannot be listed.
     """
-    _refuse_folders(source, out, recursive=options.recursive)
+    refuse_folders(source, out, recursive=options.recursive)
     own = _identity(status) if (status := _status(out)) else None
     found = Found([], 0, 0, [], set())
     skipped = subfolders = 0
@@ -125,7 +137,8 @@ def scan(source: Path, out: Path, options: Options) -> Found:
     return replace(found, skipped=skipped, subfolders=subfolders)
 
 
-def _refuse_folders(source: Path, out: Path, *, recursive: bool) -> None:
+def refuse_folders(source: Path, out: Path, *, recursive: bool) -> None:
+    """Raise :class:`UsageError` unless `source` is a folder and `out` can be that of its outputs."""
     if not source.is_dir():
         fault = "is a file; use comdefend purify for a single picture" if source.exists() else "no such folder"
         raise UsageError(f"{source}: {fault}")

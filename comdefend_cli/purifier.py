@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from comdefend_cli import weights as weight_files
 from comdefend_cli.device import resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
-from comdefend_cli.tiles import Tile, exact_grid, paper_grid, window_noise
+from comdefend_cli.tiles import Tile, exact_grid, mixed_seed, paper_grid, window_noise
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     Picture = TypeVar("Picture", Tensor, np.ndarray, Image.Image)
 
 Tiling = Literal["exact", "paper"]
-#: Called with the number of pixels done since the last call.
+#: Called with the number of pixels done since the last call; a negative one where memory ran out and they are done again.
 Progress = Callable[[int], None]
 
 #: ITU-R BT.601 luma, as Pillow turns colour into grey.
 LUMA = (0.299, 0.587, 0.114)
-#: Tile sides and window pixels a batch, by device; measured by benchmarks/speed.py.
+#: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
+#: at 512 a side 15 % more pixels than the picture has, at 128 64 %.
 DEFAULT_TILE = {"cpu": 512, "cuda": 1024, "mps": 512}
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
 SMALLEST_TILE = 32
@@ -43,7 +45,8 @@ class Settings:
         tiling: "exact" for the whole-image result, "paper" for independent 32x32 patches.
         tile: side of a tile in pixels, or None for the device's default.
         noise_std: standard deviation of Gaussian noise on the logits; the authors' release uses 1, 0 is none.
-        seed: of that noise.
+        seed: of that noise, which depends on it and on a pixel's place alone: each picture, of a batch too, and each call has the same.
+        noise_per_picture: give each picture of a batch noise of its own, by its place in the batch.
         gradient: what `backward` sees at the rounding, see :func:`comdefend_cli.model.binarize`.
 
     Raises:
@@ -54,6 +57,7 @@ class Settings:
     tile: int | None = None
     noise_std: float = 0.0
     seed: int = 0
+    noise_per_picture: bool = False
     gradient: Gradient = "straight-through"
 
     def __post_init__(self) -> None:
@@ -95,7 +99,7 @@ class Purifier(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        weights: str | None = None,
+        weights: str | Path | None = None,
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -114,7 +118,7 @@ class Purifier(nn.Module):
             UsageError: unknown weights, or a device or precision that is not there.
             WeightsError: the weights cannot be read or were changed.
         """
-        names = (weights,) if weights else (weight_files.DEFAULT_COLOR, weight_files.DEFAULT_GRAY)
+        names = (str(weights),) if weights else (weight_files.DEFAULT_COLOR, weight_files.DEFAULT_GRAY)
         return cls.from_weights([weight_files.load(name) for name in names], device=device, precision=precision, settings=settings)
 
     @classmethod
@@ -166,7 +170,6 @@ class Purifier(nn.Module):
             progress: called after each batch with the number of pixels done.
         """
         route = self._route(x)
-        out = torch.empty_like(x)
 
         def network(windows: Tensor, noise: Tensor | None) -> Tensor:
             gradient = self.settings.gradient if windows.requires_grad else "none"
@@ -176,8 +179,7 @@ class Purifier(nn.Module):
 
         wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
         with torch.set_grad_enabled(wanted):
-            self._in_tiles(x, out, route.model, network, progress)
-        return out
+            return self._in_tiles(x, torch.empty_like, route.model, network, progress)
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
@@ -191,14 +193,15 @@ class Purifier(nn.Module):
         """
         route = self._route(x)
         bits = route.model.architecture.bits
-        out = torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
+
+        def room(x: Tensor) -> Tensor:
+            return torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
 
         def network(windows: Tensor, noise: Tensor | None) -> Tensor:
             logits = route.model.com(route.adapt(windows))
             return binarize(logits if noise is None else logits + noise).to(torch.uint8)
 
-        self._in_tiles(x, out, route.model, network, None)
-        return out
+        return self._in_tiles(x, room, route.model, network, None)
 
     def _route(self, x: Tensor) -> _Route:
         """The networks for a batch, and what turns it into their channels and back."""
@@ -212,41 +215,74 @@ class Purifier(nn.Module):
             raise UsageError("these weights are for grey pictures: give weights for colour, or turn the picture grey")
         return _Route(self.color) if x.shape[1] == 3 else _Route(self.color, _repeat, _luma)
 
-    def _in_tiles(self, x: Tensor, out: Tensor, model: ComDefend, network: _Network, progress: Progress | None) -> None:
-        """Run `network` over windows of x in batches, and put each window's core into `out`."""
+    def _in_tiles(
+        self, x: Tensor, room: Callable[[Tensor], Tensor], model: ComDefend, network: _Network, progress: Progress | None
+    ) -> Tensor:
+        """Run `network` over windows of x, and put each window's core into what `room` makes for x.
+
+        When memory runs out, x is begun again in smaller tiles and batches.
+        """
         device = next(model.parameters()).device
         tile = self.settings.tile or DEFAULT_TILE[device.type]
         batch_pixels = self._batch_pixels or BATCH_PIXELS[device.type]
+        done = 0
+
+        def count(pixels: int) -> None:
+            nonlocal done
+            done += pixels
+            if progress:
+                progress(pixels)
+
         while True:
             try:
-                with _true_float32():
-                    for batch in _batches(self._grid(x, tile), len(x), batch_pixels):
-                        windows = _windows(x, batch, device)
-                        noise = self._noise(batch, model.architecture.bits)
-                        result = network(windows, None if noise is None else noise.to(device)).to(out.device)
-                        for (index, part), window in zip(batch, result, strict=True):
-                            out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
-                        if progress:
-                            progress(sum(part.area for _, part in batch))
-                return
-            except torch.OutOfMemoryError:
-                if tile <= SMALLEST_TILE and batch_pixels <= SMALLEST_TILE**2:
+                return self._stitched(x, room(x), model, network, tile, batch_pixels, count)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or (tile <= SMALLEST_TILE and batch_pixels <= SMALLEST_TILE**2):
                     raise
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            tile, batch_pixels = max(tile // 2, SMALLEST_TILE), max(batch_pixels // 4, SMALLEST_TILE**2)
+            tile, batch_pixels = min(tile, max(tile // 2, SMALLEST_TILE)), max(batch_pixels // 4, SMALLEST_TILE**2)
             self.settings, self._batch_pixels = replace(self.settings, tile=tile), batch_pixels
-            warnings.warn(f"out of GPU memory: going on with tiles of {tile} pixels", RuntimeWarning, stacklevel=2)
+            count(-done)
+            warnings.warn(f"out of memory: going on with tiles of {tile} pixels", RuntimeWarning, stacklevel=2)
+
+    def _stitched(
+        self, x: Tensor, out: Tensor, model: ComDefend, network: _Network, tile: int, batch_pixels: int, count: Progress
+    ) -> Tensor:
+        """`out`, filled tile by tile in batches."""
+        device = next(model.parameters()).device
+        with _true_float32():
+            for batch in _batches(self._grid(x, tile), len(x), batch_pixels):
+                windows = _windows(x, batch, device)
+                noise = self._noise(batch, model.architecture.bits)
+                result = network(windows, None if noise is None else noise.to(device)).to(out.device)
+                for (index, part), window in zip(batch, result, strict=True):
+                    out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
+                count(sum(part.area for _, part in batch))
+        return out
 
     def _grid(self, x: Tensor, tile: int) -> list[Tile]:
         height, width = x.shape[2:]
         return paper_grid(height, width) if self.settings.tiling == "paper" else exact_grid(height, width, tile)
 
     def _noise(self, batch: _Batch, bits: int) -> Tensor | None:
+        """Noise for a batch's windows, drawn once for each place where all pictures have the same."""
         if self.settings.noise_std == 0:
             return None
-        windows = [window_noise(self.settings.seed, bits, tile.rows.window, tile.columns.window) for _, tile in batch]
-        return torch.stack(windows) * self.settings.noise_std
+        drawn: dict[tuple[int, int, int], Tensor] = {}
+        places = []
+        for index, part in batch:
+            seed = mixed_seed(self.settings.seed, index) if self.settings.noise_per_picture else self.settings.seed
+            places.append((seed, part.rows.window.start, part.columns.window.start))
+            if places[-1] not in drawn:
+                drawn[places[-1]] = window_noise(seed, bits, part.rows.window, part.columns.window)
+        return torch.stack([drawn[place] for place in places]) * self.settings.noise_std
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or beside it; of PyTorch's errors, only CUDA's says so by its type."""
+    known = ("out of memory", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in known)
 
 
 _Batch = list[tuple[int, Tile]]

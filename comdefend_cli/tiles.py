@@ -110,6 +110,11 @@ def window_noise(seed: int, bits: int, rows: slice, columns: slice) -> Tensor:
     return torch.from_numpy(out)
 
 
+def mixed_seed(*numbers: int) -> int:
+    """A seed of 64 bits made of several numbers of 0 or more, such as a seed and a count."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 def _overlap(window: slice, origin: int) -> tuple[slice, slice]:
     """The part of a window in the block at `origin`, counted in the block and in the window."""
     start, stop = max(window.start, origin), min(window.stop, origin + NOISE_BLOCK)

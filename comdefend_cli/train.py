@@ -1,43 +1,34 @@
 """Training ComDefend on clean pictures (sections 3.4 to 3.6): the loss of eq. 3, the loop, the checkpoints.
 
-Under torchrun every process computes its share of each batch, and gradients are averaged. An error of one is
-raised on all (`together`, `PeerError`), so that none waits for a process that has left.
+Under torchrun every process computes its share of each batch, and gradients are averaged.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from comdefend_cli import checkpoint
 from comdefend_cli.datasets import Dataset
-from comdefend_cli.errors import ComdefendError, TrainingError, UsageError, reason
-from comdefend_cli.files import write_atomically
-from comdefend_cli.metrics import psnr, ssim
+from comdefend_cli.distributed import peer_error
+from comdefend_cli.errors import TrainingError, UsageError, reason
+from comdefend_cli.metrics import mean_psnr, ssim
 from comdefend_cli.model import Architecture, ComDefend
+from comdefend_cli.objective import START_RMS, Objective, hold_logits, initialize, top_rms
 from comdefend_cli.optim import Muon
 from comdefend_cli.purifier import Purifier
 
 OPTIMIZERS = ("muon", "adam")
-#: Spread of the logits at the start and the most it may grow to, in units of noise_std = 20.
-START_RMS, TOP_RMS = 40.0, 100.0
-#: Width of the gradient's window at the rounding, in units of the noise's standard deviation.
-WINDOW = 2.5
-#: Keeps the variance of what passes through an ELU layer with orthogonal weights.
-GAIN = 1.5**0.5
 #: A learning rate each optimiser works with: measured for Muon, the paper's for Adam (3.6).
 DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
 #: Adam's rate for what Muon does not take: biases, first and last layers.
@@ -47,9 +38,8 @@ RUNAWAY = 20.0
 #: A collapsed run's reconstructions differ less from each other than this share of what the images do;
 #: healthy ones measure 0.45 before the first step and 0.6 to 1.1 after ten.
 COLLAPSED = 0.05
-#: Stands for the infinite PSNR of an image that was rebuilt exactly; one level off in one value of 32x32x3 is 83 dB.
-TOP_PSNR = 100.0
-CHECKPOINT_KEY = "comdefend-checkpoint"
+#: What writes checkpoints, for messages about them.
+COMMAND = "comdefend train"
 
 
 @dataclass(frozen=True)
@@ -131,69 +121,6 @@ class TrainConfig:
         return float(rise * self.lr_end ** min(1.0, way))
 
 
-class _NoisyCode(torch.autograd.Function):
-    """sigmoid(logits + noise) of section 3.5; backward a normal density at the logit in place of its own slope.
-
-    Under noise of standard deviation s the sigmoid's slope is nearly always zero and seldom large. Its
-    mean over the noise is a normal density of width s at the logit, which is the same signal with far less
-    variance; `WINDOW` times as wide, it also reaches the logits that have left the noise behind.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, noise: Tensor, std: float) -> Tensor:
-        ctx.save_for_backward(logits)
-        # The logistic curve is itself close to a normal one of width 1.702.
-        ctx.width = WINDOW * math.hypot(std, 1.702)
-        return torch.sigmoid(logits + noise)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        (logits,) = ctx.saved_tensors
-        density = torch.exp(-0.5 * (logits / ctx.width) ** 2) / (ctx.width * math.sqrt(2 * math.pi))
-        return grads[0] * density, None, None
-
-
-def noisy_code(logits: Tensor, noise: Tensor, std: float) -> Tensor:
-    """The code in training: sigmoid(logits + noise) (section 3.5).
-
-    Args:
-        logits: (N, bits, H, W), any floating dtype.
-        noise: the same shape, float32, already of standard deviation `std`.
-        std: of the noise, which sets the width of the gradient's window.
-
-    Returns:
-        (N, bits, H, W), float32, in [0, 1]. Its gradient is not the sigmoid's slope but the density, at the logit,
-        of a normal distribution of standard deviation `WINDOW` * hypot(std, 1.702).
-    """
-    return cast(Tensor, _NoisyCode.apply(logits.float(), noise, std))  # type: ignore[no-untyped-call]
-
-
-class Objective(nn.Module):
-    """Eq. 3: mean square error of the reconstruction plus the penalty on the code.
-
-    Both are means over values, not sums over pixels, as in the authors' release.
-    """
-
-    def __init__(self, model: ComDefend, penalty: float, noise_std: float) -> None:
-        super().__init__()
-        self.model = model
-        self.penalty = penalty
-        self.noise_std = noise_std
-
-    def forward(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss (eq. 3) and the root mean square of the logits; float32 scalars, the second without gradient.
-
-        Args:
-            x: what ComCNN sees, (N, C, H, W) in [0, 1], float32.
-            target: what RecCNN should rebuild, the same.
-            noise: for the logits, (N, bits, H, W), float32.
-        """
-        logits = self.model.com(x)
-        code = noisy_code(logits, noise, self.noise_std)
-        loss = (self.model.rec(code) - target).square().mean() + self.penalty * code.square().mean()
-        return loss, logits.detach().float().square().mean().sqrt()
-
-
 @dataclass(frozen=True)
 class Report:
     """What one step, or one validation, showed.
@@ -211,63 +138,6 @@ class Report:
     logit_rms: float
     psnr: float | None
     images_per_second: float
-
-
-class PeerError(TrainingError):
-    """Another process of the run failed; that one, or the first, says why."""
-
-
-@contextmanager
-def process_group(device: torch.device) -> Iterator[tuple[torch.device, int]]:
-    """Join the processes that torchrun started, if it did; yields this one's device and rank.
-
-    Raises:
-        UsageError: the device cannot be shared, or the others cannot be reached.
-    """
-    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        yield device, 0
-        return
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"several processes cannot train together on {device.type}: use --device cpu")
-    try:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"cannot join the processes of torchrun: {reason(error)}") from error
-    try:
-        yield device, dist.get_rank()
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Raise what the block raises on every process of the run: as it is where it happened, `PeerError` elsewhere.
-
-    An error that the first process also met is said by that one alone.
-    """
-    mine: ComdefendError | None = None
-    try:
-        yield
-    except ComdefendError as error:
-        mine = error
-    code = mine.exit_code if mine else 0
-    codes, rank = [code], 0
-    if dist.is_initialized():
-        codes, rank = [0] * dist.get_world_size(), dist.get_rank()
-        dist.all_gather_object(codes, code)
-    if mine and (rank == 0 or codes[0] == 0):
-        raise mine
-    if any(codes):
-        raise _peer_error(max(codes))
-
-
-def _peer_error(exit_code: int) -> PeerError:
-    error = PeerError("another process of the run failed")
-    error.exit_code = exit_code
-    return error
 
 
 class Trainer:
@@ -320,7 +190,7 @@ class Trainer:
             self.model = _continued(start, self.model.architecture)
         # Weights to go on from may have logits of any scale; `hold_logits` brings them down with time.
         start_rms = START_RMS if start is None else _logit_rms(self.model, sample)
-        self._runaway_rms = RUNAWAY * max(_top_rms(config.noise_std), start_rms)
+        self._runaway_rms = RUNAWAY * max(top_rms(config.noise_std), start_rms)
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         objective = Objective(self.model, config.penalty, config.noise_std)
         self._objective = DistributedDataParallel(objective) if self.processes > 1 else objective
@@ -386,7 +256,7 @@ class Trainer:
 
     def _raise(self, message: str) -> NoReturn:
         """Raise what all processes found: the first one says it."""
-        raise TrainingError(message) if self.rank == 0 else _peer_error(TrainingError.exit_code)
+        raise TrainingError(message) if self.rank == 0 else peer_error(TrainingError.exit_code)
 
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The step's batch, of which this process takes its share: clean and noisy images in [0, 1], noise for the logits."""
@@ -427,7 +297,7 @@ class Trainer:
         # All processes hold the same weights; the first one's verdict counts, lest they part over a rounding.
         verdict = torch.zeros(2, dtype=torch.float64)
         result = self._purify(self._test)
-        verdict[0] = _mean_psnr(self._test, result)
+        verdict[0] = mean_psnr(self._test, result)
         verdict[1] = _variation(result) < COLLAPSED * _variation(self._test)
         if self.processes > 1:
             verdict = verdict.to(self.device)
@@ -447,7 +317,7 @@ class Trainer:
         test = self.dataset.test.pixels[:count]
         result = torch.cat([self._purify(part) for part in torch.split(test, 256)])
         similarity = sum(ssim(a[None], b[None]) for a, b in zip(test, result, strict=True)) / len(test)
-        return {"psnr_db": round(_mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
+        return {"psnr_db": round(mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
 
     def _purify(self, images: Tensor) -> Tensor:
         color, gray = (self.model, None) if self.config.channels == 3 else (None, self.model)
@@ -507,19 +377,10 @@ def _like(parameter: Tensor, key: str, moment: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(moment.view(parameter.shape))
 
 
-def _mean_psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over images of the PSNR in dB; an image without any error, such as a black crop, counts as `TOP_PSNR`."""
-    return float(psnr(a, b).clamp(max=TOP_PSNR).mean())
-
-
 def _variation(images: Tensor) -> float:
     """How much images (N, C, H, W) differ from each other, in 8-bit levels; a single one, its pixels."""
     values = images.float()
     return float(values.std(dim=0).mean() if len(values) > 1 else values.std())
-
-
-def _top_rms(noise_std: float) -> float:
-    return TOP_RMS * max(noise_std, 1.0) / 20
 
 
 @torch.no_grad()
@@ -534,43 +395,6 @@ def _continued(start: ComDefend, architecture: Architecture) -> ComDefend:
     model = ComDefend(architecture)
     model.load_state_dict(start.state_dict())
     return model
-
-
-def initialize(model: ComDefend, images: Tensor, generator: torch.Generator) -> None:
-    """Draw orthogonal weights, and centre and spread the logits on real images.
-
-    Section 3.6 draws independent ones (He et al., 2015); orthogonal ones trained faster in short runs.
-
-    Args:
-        model: on the CPU.
-        images: uint8 (N, C, H, W).
-        generator: of the weights.
-
-    Without the last step the logits start far below the noise, and the first hundred steps go into growing them.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight, gain=GAIN, generator=generator)
-            nn.init.zeros_(cast(Tensor, module.bias))
-    last = cast(nn.Conv2d, model.com[-1])
-    with torch.no_grad():
-        x = images.float().div(255)
-        last.weight.mul_(START_RMS / model.com(x).std())
-        cast(Tensor, last.bias).sub_(model.com(x).mean((0, 2, 3)))
-
-
-def hold_logits(model: ComDefend, rms: float, noise_std: float) -> None:
-    """Scale ComCNN's last layer down where the logits outgrow the noise.
-
-    The rounded code is the same at any scale, but at a large one the noise no longer reaches across zero: no
-    gradient is left, and training stalls.
-    """
-    top = _top_rms(noise_std)
-    if rms > top:
-        last = cast(nn.Conv2d, model.com[-1])
-        with torch.no_grad():
-            for parameter in last.parameters():
-                parameter.mul_(max(top / rms, 0.9))
 
 
 def make_optimizers(model: ComDefend, config: TrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -598,14 +422,7 @@ def save_checkpoint(path: Path, trainer: Trainer, history: list[Report]) -> None
     Raises:
         ComdefendError: it cannot be written.
     """
-    header = {
-        "config": asdict(trainer.config),
-        "step": trainer.step_done,
-        "processes": trainer.processes,
-        "history": [asdict(report) for report in history],
-    }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.state().items()}
-    write_atomically(path, serialize_tensors(state, {CHECKPOINT_KEY: json.dumps(header)}), overwrite=True)
+    checkpoint.save_checkpoint(path, trainer, history, processes=trainer.processes)
 
 
 def checkpoint_is_final(path: Path) -> bool:
@@ -614,9 +431,7 @@ def checkpoint_is_final(path: Path) -> bool:
     Raises:
         TrainingError: there is no checkpoint, or it cannot be read.
     """
-    with _reading(path), safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()[CHECKPOINT_KEY])
-        return int(header["step"]) >= int(header["config"]["steps"])
+    return checkpoint.is_final(path, COMMAND)
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> list[Report]:
@@ -625,36 +440,4 @@ def load_checkpoint(path: Path, trainer: Trainer) -> list[Report]:
     Raises:
         TrainingError: there is no checkpoint, it cannot be read, or it is of a run with other settings.
     """
-    with _reading(path):
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()[CHECKPOINT_KEY])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _refuse_other_settings(path, dict(header["config"]), trainer.config)
-        history = [Report(**report) for report in header["history"]]
-        trainer.load_state(state, int(header["step"]))
-        return history
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    if not path.exists():
-        raise TrainingError(f"{path}: no checkpoint to resume from; start without --resume, or name the --out of the run that was stopped")
-    try:
-        yield
-    except (OSError, SafetensorError, AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise TrainingError(f"{path}: not a checkpoint of comdefend train: {reason(error)}; start anew without --resume") from error
-
-
-def _refuse_other_settings(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
-    """Name the first setting in which a checkpoint differs; one that it does not know yet had its default."""
-    for item in fields(TrainConfig):
-        before, now = saved.get(item.name, item.default), getattr(config, item.name)
-        if before != now:
-            raise TrainingError(
-                f"{path}: is of a run with --{item.name.replace('_', '-')} {_said(before)}, not {_said(now)}; "
-                "resume with the same settings, or start anew with another --out"
-            )
-
-
-def _said(value: Any) -> str:
-    return "unset" if value is None or value == "" else str(value)
+    return [Report(**report) for report in checkpoint.load_checkpoint(path, trainer, COMMAND)]

@@ -2,7 +2,8 @@
 
 A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
 same for "rec", with N = 0, 2, ... 16, all float32; the header's metadata holds one JSON object under
-"comdefend" with the architecture and how the weights came to be. Nothing in it is executed.
+"comdefend" with the architecture and how the weights came to be, and under "comdefend-sha256" the hash of that object
+and of all tensors, so that a byte that changed on the way is noticed. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from comdefend_cli.model import Architecture, ComDefend
 DEFAULT_COLOR = "comdefend-12bit"
 DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
+DIGEST_KEY = "comdefend-sha256"
 FORMAT_VERSION = 1
 REINSTALL = "install comdefend-cli again"
 #: The largest architecture that is allowed stays under this, so a bigger file is not ours.
@@ -124,6 +126,7 @@ def load(name_or_path: str) -> Weights:
     name, path, data, sha256 = _read_checked(name_or_path)
     header = _parse_header(data, path)
     tensors = _parse_tensors(data, path)
+    _refuse_changed(data, path)
     _check(header.architecture, tensors, path)
     model = ComDefend(header.architecture)
     model.load_state_dict(tensors)
@@ -149,7 +152,9 @@ def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: b
     """
     header = Header(model.architecture, training)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = serialize_tensors(tensors, {KEY: header.to_json()})
+    metadata = {KEY: header.to_json()}
+    metadata[DIGEST_KEY] = json.dumps(_digest(metadata[KEY], serialize_tensors(tensors)))
+    data = serialize_tensors(tensors, metadata)
     write_atomically(path, data, overwrite=overwrite)
     return hashlib.sha256(data).hexdigest()
 
@@ -157,14 +162,19 @@ def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: b
 def _read_checked(name_or_path: str) -> tuple[str, Path, bytes, str]:
     """Name, path, content and SHA-256 of weights; those that ship must have the registry's."""
     name, path, expected = locate(name_or_path)
-    data = _read(path, REINSTALL if expected else "give another file")
+    data = read_file(path, REINSTALL if expected else "give another file")
     sha256 = hashlib.sha256(data).hexdigest()
     if expected is not None and sha256 != expected:
         raise WeightsError(f"{path}: its SHA-256 is not the registry's, so it was changed; {REINSTALL}")
     return name, path, data, sha256
 
 
-def _read(path: Path, remedy: str) -> bytes:
+def read_file(path: Path, remedy: str) -> bytes:
+    """The bytes of a weight file, which may be no larger than `MAX_BYTES`.
+
+    Raises:
+        WeightsError: it cannot be read; the message ends in `remedy`.
+    """
     try:
         if path.is_dir():
             raise WeightsError(f"{path}: is a folder; name a weight file in it")
@@ -180,7 +190,7 @@ def _read(path: Path, remedy: str) -> bytes:
 def _parse_header(data: bytes, path: Path) -> Header:
     """The metadata at the front of a safetensors file: a length (8 bytes), then JSON."""
     try:
-        fields = _metadata(data)
+        fields = read_metadata(data, KEY)
         version = fields["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise WeightsError(f"{path}: written by a newer comdefend; upgrade with pip install -U comdefend-cli")
@@ -196,14 +206,32 @@ def _parse_header(data: bytes, path: Path) -> Header:
     raise WeightsError(f"{path}: not a weight file of comdefend: {problem}; make one with comdefend train or comdefend weights import")
 
 
-def _metadata(data: bytes) -> Any:
-    """The JSON value under `KEY` in a safetensors header."""
+def read_metadata(data: bytes, key: str) -> Any:
+    """The JSON value under `key` in the header of a safetensors file (a length in 8 bytes, then JSON).
+
+    Raises:
+        ValueError, KeyError, TypeError: there is none.
+    """
     if len(data) < 8:
         raise ValueError("the file is empty" if not data else "the file is too short")
     (length,) = struct.unpack_from("<Q", data)
     if length > min(MAX_HEADER_BYTES, len(data) - 8):
         raise ValueError("its header's length is wrong")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][key])
+
+
+def _digest(header: str, data: bytes) -> str:
+    """SHA-256 of the header's JSON and of the tensors in a safetensors file, whose own header does not count."""
+    (length,) = struct.unpack_from("<Q", data)
+    return hashlib.sha256(header.encode(errors="surrogatepass") + memoryview(data)[8 + length :]).hexdigest()
+
+
+def _refuse_changed(data: bytes, path: Path) -> None:
+    """Refuse a file that is not as it was saved; those from before it said so are taken as they are."""
+    (length,) = struct.unpack_from("<Q", data)
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    if DIGEST_KEY in metadata and metadata[DIGEST_KEY] != json.dumps(_digest(metadata[KEY], data)):
+        raise WeightsError(f"{path}: not as it was saved: a byte was changed; copy or make it again")
 
 
 def _whole(value: object) -> int:

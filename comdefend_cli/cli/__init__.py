@@ -5,7 +5,7 @@ import sys
 import typer
 
 from comdefend_cli import __version__
-from comdefend_cli.cli import purify, purify_dir, train, weights
+from comdefend_cli.cli import evaluate, purify, purify_dir, train, train_baseline, train_classifier, weights
 
 app = typer.Typer(
     name="comdefend",
@@ -18,6 +18,9 @@ app = typer.Typer(
 app.command("purify")(purify.purify)
 app.command("purify-dir")(purify_dir.purify_dir)
 app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("train-classifier")(train_classifier.train_classifier)
+app.command("train-baseline")(train_baseline.train_baseline)
 app.add_typer(weights.app, name="weights")
 
 

@@ -1,18 +1,22 @@
-"""What all commands share: consoles, errors as one line, notices, options."""
+"""What all commands share: consoles, results on standard output, errors as one line, notices, interruption, options."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 
 from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.files import unwritable
 
 #: Results go to standard output; everything said to a person goes to standard error.
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -45,8 +49,59 @@ def command(function: Function) -> Function:
             # Whoever read our output has left; Python would complain again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except (MemoryError, RuntimeError) as error:
+            from comdefend_cli.purifier import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            fail(ComdefendError("out of memory: use a smaller --tile or --batch-size, or another --device"))
 
     return guarded  # type: ignore[return-value]
+
+
+def write_out(data: bytes) -> None:
+    """Write a result to standard output, all of it.
+
+    Raises:
+        ComdefendError: it cannot be written.
+        BrokenPipeError: nobody reads it any more.
+    """
+    rest = memoryview(data)
+    try:
+        while rest:  # Under PYTHONUNBUFFERED, `write` takes what a nearly full disk has room for, and is content.
+            rest = rest[sys.stdout.buffer.write(rest) :]
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unwritable("standard output", error) from error
+
+
+def print_line(text: str) -> None:
+    """Write a line to standard output; errors as of :func:`write_out`."""
+    write_out(text.encode(errors="surrogateescape") + b"\n")
+
+
+def print_json(value: object, *, indent: int | None = None) -> None:
+    """Write a record to standard output, for scripts; errors as of :func:`write_out`."""
+    print_line(json.dumps(value, indent=indent))
+
+
+@contextmanager
+def interruptible(ask: Callable[[int], object]) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) only call `ask` with its number, so that the work ends in order; the second ends it at once."""
+
+    def first(number: int, frame: Any) -> None:
+        ask(number)
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
+
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def notice(message: str, *, quiet: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import nullcontext
@@ -14,11 +13,12 @@ import typer
 
 from comdefend_cli.cli import console
 from comdefend_cli.cli.console import err, notice
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from comdefend_cli.images import Picture
     from comdefend_cli.purifier import Purifier
+    from comdefend_cli.weights import Weights
 
 STANDARD = Path("-")
 #: Megapixels from which a progress bar is worth its place.
@@ -52,31 +52,25 @@ def purify(
 
     Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey pictures stay grey.
     """
-    from comdefend_cli import files, images
+    from comdefend_cli import images
+
+    console.show_warnings(quiet)
+    images.trust_own_limit()
+    format_name = _format(target, format)
+    if target == STANDARD and as_json:
+        raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")
+    _refuse_outputs(source, target, compare, overwrite=overwrite)
+    picture = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
+    images.refuse_misfit(picture, format_name)
+    for text in picture.notices:
+        notice(text, quiet=quiet)
+
+    # PyTorch takes seconds to import: what can be said without it has been said.
     from comdefend_cli import weights as weight_files
     from comdefend_cli.device import describe_device, dtype_name
     from comdefend_cli.purifier import Purifier, Settings
 
-    console.show_warnings(quiet)
-    images.trust_own_limit()
-    for path in (target, compare):
-        if path is not None and path.is_dir():
-            raise UsageError(f"{path}: is a folder; name a file in it")
-    format_name = _format(target, format)
-    if target == STANDARD and as_json:
-        raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")
-    outputs = [path for path in (target, compare) if path is not None and path != STANDARD]
-    if len(outputs) == 2 and outputs[0].resolve() == outputs[1].resolve():
-        raise UsageError(f"{compare}: is OUT too; give --compare another file")
-    for path in outputs:
-        files.refuse_existing(path, overwrite=overwrite)
-    if compare is not None:
-        images.format_of(compare)
-
     settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
-    picture = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
-    for text in picture.notices:
-        notice(text, quiet=quiet)
     name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)
     purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
@@ -95,28 +89,49 @@ def purify(
 
         images.write(compare, comparison(purifier, picture.pixels, cleaned.pixels), overwrite=overwrite)
     if as_json:
-        height, width, channels = picture.pixels.shape
-        record: dict[str, Any] = {
-            "input": str(source),
-            "output": str(target),
-            "width": width,
-            "height": height,
-            "channels": channels,
-            "alpha": picture.alpha is not None,
-            "seconds": round(seconds, 4),
-            "megapixels_per_second": round(picture.megapixels / seconds, 4),
-            "device": describe_device(parameter.device),
-            "precision": dtype_name(parameter.dtype),
-            "tiling": tiling,
-            "tile": purifier.settings.tile,
-            "noise_std": noise_std,
-            "seed": seed,
-            "weights": loaded.name,
-            "weights_sha256": loaded.sha256,
-            **_fidelity(picture, cleaned),
-            "notices": picture.notices,
-        }
-        typer.echo(json.dumps(record))
+        where = {"input": str(source), "output": str(target)}
+        console.print_json({**where, **_record(picture, cleaned, purifier, loaded, seconds)})
+
+
+def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weights, seconds: float) -> dict[str, Any]:
+    """What was done, for scripts; times in seconds, PSNR in dB."""
+    from comdefend_cli.device import describe_device, dtype_name
+
+    height, width, channels = picture.pixels.shape
+    parameter, settings = next(purifier.parameters()), purifier.settings
+    return {
+        "width": width,
+        "height": height,
+        "channels": channels,
+        "alpha": picture.alpha is not None,
+        "seconds": round(seconds, 4),
+        "megapixels_per_second": round(picture.megapixels / seconds, 4),
+        "device": describe_device(parameter.device),
+        "precision": dtype_name(parameter.dtype),
+        "tiling": settings.tiling,
+        "tile": settings.tile,
+        "noise_std": settings.noise_std,
+        "seed": settings.seed,
+        "weights": loaded.name,
+        "weights_sha256": loaded.sha256,
+        **_fidelity(picture, cleaned),
+        "notices": picture.notices,
+    }
+
+
+def _refuse_outputs(source: Path, target: Path, compare: Path | None, *, overwrite: bool) -> None:
+    """Find out before the work what would fail after it."""
+    from comdefend_cli import files, images
+
+    if compare is not None:
+        images.format_of(compare)
+        for path, name in ((source, "IN"), (target, "OUT")):
+            if compare.resolve() == path.resolve():
+                raise UsageError(f"{compare}: is {name} too; give --compare another file")
+    for output in (target, compare):
+        if output is not None and output != STANDARD:
+            files.refuse_existing(output, overwrite=overwrite)
+            files.refuse_unwritable_folder(output)
 
 
 def _format(target: Path, wanted: str | None) -> str:
@@ -152,16 +167,10 @@ def _run(purifier: Purifier, picture: Picture, quiet: bool) -> Picture:
 def _write(target: Path, data: bytes, overwrite: bool) -> None:
     from comdefend_cli import files
 
-    if target != STANDARD:
+    if target == STANDARD:
+        console.write_out(data)
+    else:
         files.write_atomically(target, data, overwrite=overwrite)
-        return
-    try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ComdefendError(f"standard output: cannot write: {reason(error)}") from error
 
 
 def _fidelity(picture: Picture, cleaned: Picture) -> dict[str, float | None]:

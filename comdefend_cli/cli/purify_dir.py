@@ -63,22 +63,32 @@ def purify_dir(
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
     with _terminable():
-        from comdefend_cli import folder, images
-        from comdefend_cli.purifier import Settings
+        from comdefend_cli import images, plan
 
         console.show_warnings(quiet)
         images.trust_own_limit()
-        target = folder.default_output(source) if out is None else out
-        options = folder.Options(recursive, format, quality, strip, overwrite, max_megapixels)
+        target = plan.default_output(source) if out is None else out
+        options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
+        plan.refuse_folders(source, target, recursive=recursive)
+
+        # PyTorch takes seconds to import: what can be said without it has been said.
+        from comdefend_cli import folder
+        from comdefend_cli.purifier import Settings
+
         settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
         summary = Summary(source, target, report)
         with _report(report, target, overwrite=overwrite) as write:
             try:
                 networks = folder.Networks(weights, device=device, precision=precision, settings=settings)
-                _tell_device(networks, device, quiet)
                 with folder.opened(source, target, networks, options) as work:
+                    _tell_device(networks, device, quiet)
                     summary.planned(work, networks)
-                    with _interruptible(work, summary, quiet), _live(work, summary, quiet) as show:
+
+                    def stop(number: int) -> None:
+                        summary.interrupted = True
+                        work.stop()
+
+                    with console.interruptible(stop), _live(work, summary, quiet) as show:
                         for result in work.results():
                             summary.add(result)
                             write(result)
@@ -187,7 +197,7 @@ class Summary:
             if self.interrupted:
                 err.print("the same command goes on from here", style="yellow")
         if as_json:
-            typer.echo(json.dumps(record))
+            console.print_json(record)
 
 
 def _leave(summary: Summary) -> None:
@@ -230,24 +240,6 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _interruptible(work: Work, summary: Summary, quiet: bool) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) end the run with whole files, and the second at once."""
-
-    def ask(number: int, frame: Any) -> None:
-        summary.interrupted = True
-        work.stop()
-        for each in before:
-            signal.signal(each, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

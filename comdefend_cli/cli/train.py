@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -74,7 +73,8 @@ def train(
     """
     from comdefend_cli import weights
     from comdefend_cli.device import describe_device, resolve_device
-    from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint, process_group, together
+    from comdefend_cli.distributed import process_group, together
+    from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
@@ -103,7 +103,7 @@ def train(
                 lr=lr,
                 lr_end=lr_end,
                 warmup=warmup,
-                precision=_precision(precision, where),
+                precision=resolve_training_precision(precision, where),
                 init=start.sha256 if start else "",
             )
             trainer = Trainer(config, dataset, where, start=start.model if start else None)
@@ -121,7 +121,7 @@ def train(
 @contextmanager
 def _one_voice(rank: int) -> Iterator[None]:
     """Under torchrun, end quietly where another process tells the person why."""
-    from comdefend_cli.train import PeerError
+    from comdefend_cli.distributed import PeerError
 
     try:
         yield
@@ -165,11 +165,11 @@ def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: boo
 def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: bool) -> Dataset:
     """The data set; the first process goes ahead, so that only it downloads."""
     from comdefend_cli import datasets
-    from comdefend_cli.train import together
+    from comdefend_cli.distributed import together
 
     loaded: Dataset | None = None
     for mine in (rank == 0, rank > 0):
-        with together(), _download_bar(quiet) as progress:
+        with together(), download_bar(quiet) as progress:
             if mine:
                 loaded = datasets.load(data, data_dir, download=download, progress=progress)
     assert loaded is not None  # One of the two turns was this process's.
@@ -178,7 +178,12 @@ def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: boo
     return loaded
 
 
-def _precision(name: str, device: torch.device) -> str:
+def resolve_training_precision(name: str, device: torch.device) -> str:
+    """The precision's name for a training run; "auto" takes the fastest that the device computes natively and training knows.
+
+    Raises:
+        UsageError: the name is unknown, or the device does not compute in it.
+    """
     from comdefend_cli.device import dtype_name, resolve_precision
 
     chosen = dtype_name(resolve_precision(name, device))
@@ -200,7 +205,11 @@ def _loop(trainer: Trainer, history: list[Report], checkpoint: Path, checkpoint_
     """Train to the end; write checkpoints at intervals, at the end and on Ctrl-C."""
     if trainer.step_done == 0:
         _save(checkpoint, trainer, history)
-    with _live(trainer, history, quiet) as show, _interruptible(trainer):
+
+    def stop(number: int) -> None:  # Also under torchrun, which passes each signal on to its processes once.
+        trainer.stop_asked = True
+
+    with _live(trainer, history, quiet) as show, console.interruptible(stop):
         for report in trainer.run(validate_every=validate_every):
             history.append(report)
             show(report)
@@ -212,30 +221,12 @@ def _loop(trainer: Trainer, history: list[Report], checkpoint: Path, checkpoint_
 
 
 def _save(checkpoint: Path, trainer: Trainer, history: list[Report]) -> None:
-    from comdefend_cli.train import save_checkpoint, together
+    from comdefend_cli.distributed import together
+    from comdefend_cli.train import save_checkpoint
 
     with together():
         if trainer.rank == 0:
             save_checkpoint(checkpoint, trainer, history)
-
-
-@contextmanager
-def _interruptible(trainer: Trainer) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) end the run after the step in progress, and the second at once.
-
-    torchrun passes one on to its processes.
-    """
-
-    def ask(number: int, frame: Any) -> None:
-        trainer.stop_asked = True
-        signal.signal(number, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -263,7 +254,8 @@ def _live(trainer: Trainer, history: list[Report], quiet: bool) -> Iterator[Call
 
 
 @contextmanager
-def _download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
+def download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
+    """What to tell of a download's progress, or None where there is no terminal to show it on."""
     if quiet or not err.is_terminal:
         yield None
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON arr
     """List the weights that ship."""
     rows = _rows()
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        console.print_json(rows, indent=2)
         return
     heads = ("name", "channels", "bits", "PSNR dB", "about")
     lines = [(r["name"], str(r["channels"]), str(r["bits"]), _decibels(r["psnr_db"]), r["about"]) for r in rows]
@@ -35,7 +34,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON arr
     else:  # One line each, never cut or wrapped to a width that is not there.
         widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
         for line in (heads, *lines):
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+            console.print_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -71,7 +70,7 @@ def show(which: Which) -> None:
 
     header, sha256, path = weights.read_header(which)
     top = {"file": str(path), "sha256": sha256, "psnr_db": header.training.get("psnr_db")}
-    typer.echo(json.dumps({**top, **asdict(header)}, indent=2))
+    console.print_json({**top, **asdict(header)}, indent=2)
 
 
 @app.command()
@@ -83,7 +82,7 @@ def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", he
     failed = 0
     for name in [which] if which is not None else list(weights.registry()):
         try:
-            typer.echo(f"ok {name} {weights.load(name).sha256}")
+            console.print_line(f"ok {name} {weights.load(name).sha256}")
         except WeightsError as error:  # Go on: a person wants to know of all that are damaged.
             if which is not None:
                 raise
@@ -112,4 +111,4 @@ def import_(
     training = {"imported_from": [encoder.name, decoder.name], "comdefend_version": __version__}
     sha256 = weights.save(target, model, training, overwrite=overwrite)
     shape = model.architecture
-    typer.echo(f"wrote {target} ({shape.channels} channel{'s' * (shape.channels > 1)}, {shape.bits} bits, SHA-256 {sha256})")
+    console.print_line(f"wrote {target} ({shape.channels} channel{'s' * (shape.channels > 1)}, {shape.bits} bits, SHA-256 {sha256})")

@@ -1,0 +1,274 @@
+"""`comdefend evaluate`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comdefend_cli.cli import console
+from comdefend_cli.cli.console import err, notice
+from comdefend_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from comdefend_cli.classifiers import Classifier
+    from comdefend_cli.evaluate.data import Labelled
+    from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System
+
+
+@console.command
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder with labels.csv or a sub-folder a class."
+        ),
+    ],
+    classifier: Annotated[
+        list[str],
+        typer.Option(
+            "--classifier",
+            metavar="FILE|NAME|MODULE:FUNCTION",
+            help="A file of `comdefend train-classifier`, small, resnet18 or resnet50 in ./classifiers, efficientnet-lite0, "
+            "or a function of yours that returns a torch module from (N, C, H, W) in [0, 1] to logits. May be given again.",
+        ),
+    ],
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go.")] = Path("data"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.json, report.html and charts.")] = Path(
+        "evaluation"
+    ),
+    defences: Annotated[
+        str,
+        typer.Option(
+            "--defences",
+            help="Names with options, separated by spaces or semicolons: none, weights that ship or a weight file, bits, median, jpeg, tv, "
+            "resize-pad, pixeldefend, hgd; for example 'none comdefend-12bit:noise=20,votes=8 jpeg:quality=75'.",
+        ),
+    ] = "none comdefend-12bit comdefend-12bit-denoise",
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            "--attacks", help="Names, separated by commas: fgsm, bim, mi-fgsm, pgd, deepfool, cw, autoattack, square.", show_default="all"
+        ),
+    ] = None,
+    epsilons: Annotated[str, typer.Option("--epsilons", help="Most L-infinity distances in 8-bit levels, separated by commas.")] = "2,8,16",
+    threat_models: Annotated[
+        str | None,
+        typer.Option("--threat-models", help="Some of grey-box, adaptive, black-box; clean is always measured.", show_default="all"),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Pictures, a random sample of all.")] = 500,
+    limit_adaptive: Annotated[int, typer.Option("--limit-adaptive", min=1, help="Of these, pictures for adaptive attacks.")] = 50,
+    limit_slow: Annotated[int, typer.Option("--limit-slow", min=1, help="Of these, pictures for AutoAttack and Square.")] = 20,
+    slow_epsilons: Annotated[
+        str, typer.Option("--slow-epsilons", help="Those of --epsilons at which AutoAttack and Square are made.")
+    ] = "8",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of PGD.")] = 20,
+    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Of PGD.")] = 1,
+    eot: Annotated[int, typer.Option("--eot", min=1, help="Samples of a random defence that a gradient is averaged over.")] = 20,
+    queries: Annotated[int, typer.Option("--queries", min=1, help="Of Square.")] = 5000,
+    float_pixels: Annotated[
+        bool, typer.Option("--float", help="Do not round adversarial pictures to 8 bits, as saved files are; for comparison.")
+    ] = False,
+    save_adversarial: Annotated[
+        Path | None,
+        typer.Option("--save-adversarial", metavar="DIR", help="Write the grey-box pictures as PNG, a folder an attack, with labels.csv."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=8, help="Scale a folder's pictures to this and crop the centre.", show_default="as they are")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample, the attacks and random defences.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 100,
+    device: console.Device = "auto",
+    precision: console.Precision = "auto",
+    overwrite: console.Overwrite = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json in place of tables.")] = False,
+    quiet: console.Quiet = False,
+) -> None:
+    """Measure how much a purifier protects a classifier: grey-box, adaptive and black-box, side by side.
+
+    Needs the extra: pip install 'comdefend-cli[evaluate]'. Finished cells are kept in DIR/cache, so that the same command goes on
+    where it was interrupted.
+    """
+    from comdefend_cli import files
+    from comdefend_cli.device import describe_device, resolve_device
+    from comdefend_cli.evaluate import data as pictures
+    from comdefend_cli.evaluate.cells import THREATS
+    from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, Protocol
+    from comdefend_cli.extras import require
+
+    for module in ("foolbox", "art", "matplotlib"):
+        require(module, extra="evaluate")
+    began = time.perf_counter()
+    protocol = Protocol(
+        attacks=tuple(_names(attacks, DEFAULT_ATTACKS)),
+        epsilons=_numbers("--epsilons", epsilons),
+        slow_epsilons=_numbers("--slow-epsilons", slow_epsilons),
+        threats=tuple(_names(threat_models, THREATS)),
+        limit_adaptive=limit_adaptive,
+        limit_slow=limit_slow,
+        steps=steps,
+        restarts=restarts,
+        eot=eot,
+        queries=queries,
+        float_pixels=float_pixels,
+        seed=seed,
+        batch=batch_size,
+    )
+    files.refuse_existing(out / "results.json", overwrite=overwrite)
+    _make_folder(out)
+    if save_adversarial is not None:
+        _refuse_filled(save_adversarial)
+    where = resolve_device(device)
+    if device == "auto":
+        notice(f"computing on {describe_device(where)}", quiet=quiet)
+    loaded = pictures.load(data, data_dir, limit=limit, seed=seed, size=size)
+    if loaded.skipped:
+        notice(f"{loaded.skipped} files could not be read as pictures", quiet=quiet)
+    systems = _systems(classifier, defences, data, where, precision)
+    evaluation = _measure(protocol, loaded, systems, out, where, quiet)
+    results = {
+        **evaluation.results(),
+        "device": describe_device(where),
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "platform": platform.platform(),
+        "precision": precision,
+        "command": shlex.join(["comdefend", *sys.argv[1:]]),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    _write(evaluation, results, out, overwrite)
+    if save_adversarial is not None:
+        _save_adversarial(evaluation, save_adversarial, quiet)
+    _show(results, as_json=as_json, quiet=quiet)
+    notice(f"wrote {out / 'report.html'}, {out / 'results.json'} and the charts beside them", quiet=quiet)
+
+
+def _names(text: str | None, default: tuple[str, ...]) -> list[str]:
+    if text is None:
+        return list(default)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(names))
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"{option} takes numbers separated by commas, not {text!r}") from None
+
+
+def _make_folder(out: Path) -> None:
+    from comdefend_cli import files
+    from comdefend_cli.errors import ComdefendError, reason
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ComdefendError(f"{out}: cannot make this folder: {reason(error)}") from error
+    files.refuse_unwritable_folder(out / "results.json")
+
+
+def _refuse_filled(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: is there and not empty; name a new folder for --save-adversarial")
+
+
+def _systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str) -> list[System]:
+    """Each classifier behind each defence."""
+    from comdefend_cli.classifiers import load_classifier
+    from comdefend_cli.evaluate.defences import make
+    from comdefend_cli.evaluate.protocol import System
+
+    classifiers: list[Classifier] = [load_classifier(spec, where, data=data) for spec in specs]
+    names = [item.name for item in classifiers]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two classifiers are called {max(names, key=names.count)!r}; rename one of the files")
+    wanted = list(dict.fromkeys(defences.replace(";", " ").split()))
+    if not wanted:
+        raise UsageError("--defences names none; give at least 'none'")
+    made = [make(spec, device=str(where), precision=precision) for spec in wanted]
+    return [System(item, defence) for item in classifiers for defence in made]
+
+
+def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Path, where: torch.device, quiet: bool) -> Evaluation:
+    from comdefend_cli.evaluate.cache import Cache
+    from comdefend_cli.evaluate.protocol import Evaluation
+
+    evaluation = Evaluation(protocol, data, systems, Cache(out / "cache"), where)
+    with _live(evaluation, quiet):
+        for cell in evaluation.run():
+            if not quiet and not err.is_terminal:
+                at = f" at {cell.epsilon:g}" if cell.epsilon is not None else ""
+                how = f" ({cell.gradient})" if cell.gradient else ""
+                err.print(
+                    f"{cell.threat}: {cell.classifier} behind {cell.defence}, {cell.title}{at}{how}: "
+                    f"{100 * cell.correct / cell.n:.1f} % of {cell.n}, {cell.seconds:.0f} s"
+                )
+    return evaluation
+
+
+@contextmanager
+def _live(evaluation: Evaluation, quiet: bool) -> Iterator[None]:
+    """A bar of cells, and below it what is being attacked, on a terminal."""
+    if quiet or not err.is_terminal:
+        yield
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err, transient=True
+    ) as bar:
+        total = bar.add_task("cells", total=evaluation.count())
+        part = bar.add_task("")
+
+        def show(label: str, done: int, count: int) -> None:
+            bar.update(part, description=label, completed=done, total=count)
+            bar.update(total, completed=len(evaluation.cells))
+
+        evaluation.progress = show
+        yield
+
+
+def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite: bool) -> None:
+    """results.json last: where it is, all else is."""
+    from comdefend_cli.evaluate.charts import write_charts
+    from comdefend_cli.evaluate.gallery import gallery
+    from comdefend_cli.evaluate.report import render
+    from comdefend_cli.files import write_atomically
+
+    # Without results.json these are what an interrupted run of the same command left.
+    write_charts(results, out / "charts", overwrite=True)
+    page = render(results, gallery(evaluation))
+    write_atomically(out / "report.html", page.encode(), overwrite=True)
+    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode(), overwrite=overwrite)
+
+
+def _save_adversarial(evaluation: Evaluation, folder: Path, quiet: bool) -> None:
+    from comdefend_cli.evaluate.gallery import save_adversarial
+
+    count = save_adversarial(evaluation, folder)
+    notice(f"wrote {count} adversarial pictures below {folder}: try comdefend purify-dir --recursive on it", quiet=quiet)
+
+
+def _show(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    from comdefend_cli.evaluate.report import rich_tables
+
+    if as_json:
+        typer.echo(json.dumps(results))
+        return
+    if not quiet:
+        for table in rich_tables(results):
+            console.out.print(table, soft_wrap=False)
+    for alarm in results["alarms"]:
+        text = f"gradient masking alarm: {alarm['classifier']} behind {alarm['defence']}: {alarm['message']}"
+        err.print(text, style="bold red")

@@ -1,0 +1,184 @@
+"""`comdefend train-classifier`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comdefend_cli.cli import console
+from comdefend_cli.cli.console import err, notice
+from comdefend_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from comdefend_cli.datasets import Dataset
+    from comdefend_cli.train_classifier import ClassifierReport, ClassifierTrainer
+
+
+@console.command
+def train_classifier(
+    data: Annotated[str, typer.Option("--data", metavar="NAME", help="cifar10, fashion-mnist or mnist.")],
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")] = (
+        Path("data")
+    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The classifier file to write.", show_default="classifiers/ARCH-DATA.safetensors")
+    ] = None,
+    arch: Annotated[str, typer.Option("--arch", metavar="small|resnet18|resnet50", help="small is for CPUs.")] = "small",
+    epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Passes over the data.")] = 8.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Pictures a step.")] = 256,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, batches and augmentation.")] = 0,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
+    purify: Annotated[
+        str | None,
+        typer.Option(
+            "--purify", metavar="NAME|PATH", help="Learn from pictures purified with these ComDefend weights (4.4.2), and measure on such."
+        ),
+    ] = None,
+    adversarial: Annotated[
+        str | None, typer.Option("--adversarial", metavar="fgsm|bim", help="Half of each batch is attacked so (Kurakin et al., 2017).")
+    ] = None,
+    adversarial_epsilon: Annotated[
+        float, typer.Option("--adversarial-epsilon", help="Most L-infinity distance of these, in 8-bit levels.")
+    ] = 8.0,
+    adversarial_steps: Annotated[int, typer.Option("--adversarial-steps", min=1, help="Of bim.")] = 4,
+    label_smoothing: Annotated[
+        float, typer.Option("--label-smoothing", min=0.0, help="Share of a label's weight that goes to all classes alike.")
+    ] = 0.0,
+    precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
+    device: console.Device = "auto",
+    checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 200,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
+    overwrite: console.Overwrite = False,
+    quiet: console.Quiet = False,
+) -> None:
+    """Train a reference classifier for `comdefend evaluate`."""
+    from comdefend_cli import weights
+    from comdefend_cli.checkpoint import load_checkpoint
+    from comdefend_cli.classifiers import default_path
+    from comdefend_cli.cli.train import resolve_training_precision
+    from comdefend_cli.device import describe_device, resolve_device
+    from comdefend_cli.evaluate.data import CLASSES
+    from comdefend_cli.train_classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
+
+    if data not in CLASSES:
+        raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
+    where = resolve_device(device)
+    purifying = weights.load(purify) if purify else None
+    config = ClassifierConfig(
+        data=data,
+        arch=arch,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        lr=lr,
+        purify=purifying.sha256 if purifying else "",
+        adversarial=adversarial or "",
+        adversarial_epsilon=adversarial_epsilon,
+        adversarial_steps=adversarial_steps,
+        label_smoothing=label_smoothing,
+        precision=resolve_training_precision(precision, where),
+    )
+    out = out or default_path(arch, data)
+    checkpoint = out.with_suffix(".checkpoint")
+    _refuse_outputs(out, checkpoint, overwrite=overwrite, resume=resume)
+    if device == "auto":
+        notice(f"training on {describe_device(where)} in {config.precision}", quiet=quiet)
+    dataset = _dataset(data, data_dir, purifying, where, quiet)
+    trainer = ClassifierTrainer(config, dataset, CLASSES[data], where)
+    history: list[ClassifierReport] = []
+    if resume:
+        history = [ClassifierReport(**report) for report in load_checkpoint(checkpoint, trainer, "comdefend train-classifier")]
+        notice(f"going on after step {trainer.step_done}", quiet=quiet)
+    _loop(trainer, history, checkpoint, checkpoint_every, quiet)
+    _finish(trainer, dataset, out, overwrite=overwrite, quiet=quiet)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> None:
+    from comdefend_cli import files
+    from comdefend_cli.errors import ComdefendError, reason
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: a classifier file ends in .safetensors")
+    files.refuse_existing(out, overwrite=overwrite)
+    if not resume and not overwrite and checkpoint.exists():
+        raise UsageError(f"{checkpoint}: is the checkpoint of an unfinished run; go on with --resume, or replace it with --overwrite")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ComdefendError(f"{out.parent}: cannot make this folder: {reason(error)}") from error
+    files.refuse_unwritable_folder(out)
+
+
+def _dataset(data: str, data_dir: Path, purifying: object, where: torch.device, quiet: bool) -> Dataset:
+    """The data set, through the purifier where one is given: training and test pictures, once."""
+    from comdefend_cli import datasets
+    from comdefend_cli.cli.train import download_bar
+    from comdefend_cli.purifier import Purifier
+    from comdefend_cli.train_classifier import purify_images
+    from comdefend_cli.weights import Weights
+
+    with download_bar(quiet) as progress:
+        dataset = datasets.load(data, data_dir, progress=progress)
+    if not isinstance(purifying, Weights):
+        return dataset
+    assert isinstance(dataset.train, datasets.ImageArray)  # Of the named data sets all are.
+    purifier = Purifier.from_weights([purifying], device=where)
+    with _counting("purifying the pictures", len(dataset.train) + len(dataset.test), quiet) as advance:
+        train, test = (replace(part, pixels=purify_images(purifier, part.pixels, advance)) for part in (dataset.train, dataset.test))
+    return replace(dataset, train=train, test=test)
+
+
+@contextmanager
+def _counting(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    notice(what, quiet=quiet or err.is_terminal)
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _loop(trainer: ClassifierTrainer, history: list[ClassifierReport], checkpoint: Path, every: int, quiet: bool) -> None:
+    """Train to the end; write checkpoints at intervals and on Ctrl-C."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from comdefend_cli.checkpoint import save_checkpoint
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    stop: list[int] = []
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar, console.interruptible(stop.append):
+        task = bar.add_task("training", total=trainer.steps, completed=trainer.step_done)
+        for report in trainer.run():
+            history.append(report)
+            text = f"loss {report.loss:.3f}  {report.images_per_second:.0f} images/s"
+            bar.update(task, completed=report.step, description=text)
+            if report.accuracy is not None and not quiet:
+                err.print(f"step {report.step}/{trainer.steps}  {text}  {report.accuracy:.2f} % of test pictures right")
+            if report.step % every == 0 or stop:
+                save_checkpoint(checkpoint, trainer, history)
+            if stop:
+                break
+    if stop and trainer.step_done < trainer.steps:
+        notice(f"stopped after step {trainer.step_done}; the same command with --resume goes on from {checkpoint}", quiet=quiet)
+        raise KeyboardInterrupt
+
+
+def _finish(trainer: ClassifierTrainer, dataset: Dataset, out: Path, *, overwrite: bool, quiet: bool) -> None:
+    from comdefend_cli import __version__
+    from comdefend_cli.classifiers import save_classifier
+
+    accuracy = round(trainer.measure(), 2)
+    record = {**trainer.training_record(), "comdefend_version": __version__, "accuracy": accuracy, "test_images": len(dataset.test)}
+    save_classifier(out, trainer.model, replace(trainer.header, training=record), overwrite=overwrite)
+    notice(f"wrote {out}: {accuracy:.2f} % of {len(dataset.test)} test pictures right", quiet=quiet)

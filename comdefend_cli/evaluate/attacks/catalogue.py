@@ -1,0 +1,290 @@
+"""The attacks by name, with their settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.attacks.victim import Expectation, Victim, device_of, seeded, undisturbed, within
+from comdefend_cli.extras import require
+
+#: From settings, model, clean pictures, labels and epsilon to adversarial pictures.
+Perturb = Callable[[dict[str, Any], Victim, Tensor, Tensor, float], Tensor]
+#: The distributions that the libraries come in.
+DISTRIBUTIONS = {"foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack with its settings; :func:`make` makes one.
+
+    Attributes:
+        name: one of `NAMES`.
+        title: as tables show it.
+        library: "foolbox" or "art".
+        settings: everything that decides the result but the seed, fit for JSON.
+        white_box: whether it follows gradients.
+        minimum_norm: whether it seeks the smallest perturbation and does not depend on epsilon but for the final clipping, so
+            that one run with epsilon 1 and :func:`within` serve every epsilon.
+    """
+
+    name: str
+    title: str
+    library: str
+    settings: dict[str, Any]
+    white_box: bool
+    minimum_norm: bool
+    _perturb: Perturb = field(repr=False, compare=False)
+    _holds_samples: bool = field(repr=False, compare=False)
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        epsilon: float,
+        *,
+        seed: int,
+        batch: int = 128,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Attack pictures.
+
+        The model is attacked in evaluation mode where it stands, and comes back with its modes and its parameters'
+        `requires_grad` as they were. What is random comes from `seed`; the global generators of torch, NumPy and Python
+        are put back. Pictures that the attack fails on come back as its best try.
+
+        Args:
+            model: from float32 (N, C, H, W) in [0, 1] to logits (N, classes); a stochastic one inside an :class:`Expectation`.
+            x: float (N, C, H, W) in [0, 1].
+            y: int64 labels (N,).
+            epsilon: most L-infinity distance, in [0, 1] units: 8 levels of 255 are 8 / 255.
+            seed: of random starts and squares, 0 or more.
+            batch: pictures at a time. The result may depend on it.
+            progress: called after each batch with the number of pictures done since the last call.
+
+        Returns:
+            Adversarial pictures, float32 (N, C, H, W) in [0, 1] on x's device, within epsilon of x (and 1e-6 of rounding).
+
+        Raises:
+            ValueError: pictures, labels, epsilon or batch of another shape or range, or a model that does not return logits.
+        """
+        x = _checked(x, y, epsilon, batch)
+        if len(x) == 0:
+            return x.clone()
+        device = device_of(model, x.device)
+        if self._holds_samples and isinstance(model, Expectation):
+            batch = max(1, batch // model.samples)
+        done = []
+        with undisturbed(model), seeded(seed):
+            victim = Victim.of(model)
+            for pictures, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
+                clean, true = pictures.to(device).clone(), labels.to(device).clone()
+                # ART refuses an epsilon of nothing.
+                found = clean if epsilon == 0 else self._perturb(self.settings, victim, clean, true, epsilon)
+                done.append(within(found.detach(), clean, epsilon).to(x.device))
+                if progress:
+                    progress(len(clean))
+        return torch.cat(done)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How :func:`make` makes an attack.
+
+    Attributes:
+        title, library: as in :class:`Attack`.
+        implementation: what runs, for the settings.
+        tunable: settings that the caller may choose, with their defaults.
+        fixed: further settings.
+        reach: length of all steps together over epsilon, from which `relative_step` follows; None without such steps.
+        needs: libraries.
+        white_box, minimum_norm: as in :class:`Attack`.
+        holds_samples: whether memory grows with the samples of an :class:`Expectation`.
+    """
+
+    title: str
+    library: str
+    implementation: str
+    tunable: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    reach: float | None = None
+    needs: tuple[str, ...] = ("foolbox",)
+    white_box: bool = True
+    minimum_norm: bool = False
+    holds_samples: bool = False
+
+
+_CLIMB = {"loss": "cross-entropy, true labels", "kept": "last iterate"}
+_CLIPPED = "clipped to the L-infinity ball of epsilon"
+_APGD = "initial step 2 epsilon, uniform random start, every iterate counts"
+_RECIPES = {
+    "fgsm": _Recipe(
+        "FGSM",
+        "foolbox",
+        "LinfFastGradientAttack",
+        fixed={"steps": 1, "relative_step": 1.0, "random_start": False, "loss": "cross-entropy, true labels"},
+    ),
+    "bim": _Recipe("BIM", "foolbox", "LinfBasicIterativeAttack", {"steps": 10}, {"random_start": False, **_CLIMB}, reach=2.5),
+    "mi-fgsm": _Recipe(
+        "MI-FGSM",
+        "foolbox",
+        "LinfMomentumIterativeFastGradientMethod, accumulating gradients of L1 norm 1 instead of signs",
+        {"steps": 10, "momentum": 1.0},
+        {"random_start": False, **_CLIMB},
+        reach=1.0,
+    ),
+    "pgd": _Recipe(
+        "PGD",
+        "foolbox",
+        "LinfProjectedGradientDescentAttack",
+        {"steps": 40, "restarts": 5, "random_start": True},
+        {"loss": "cross-entropy, true labels", "kept": "last iterate of the first start that succeeds, else of lowest margin"},
+        reach=2.5,
+    ),
+    "deepfool": _Recipe(
+        "DeepFool",
+        "foolbox",
+        "LinfDeepFoolAttack",
+        {"steps": 50, "candidates": 10, "overshoot": 0.02},
+        {"norm": "L-infinity", "loss": "logits", "result": _CLIPPED},
+        minimum_norm=True,
+        holds_samples=True,
+    ),
+    "cw": _Recipe(
+        "C&W",
+        "foolbox",
+        "L2CarliniWagnerAttack",
+        {"search_steps": 5, "steps": 100, "step_size": 0.01, "confidence": 0.0, "initial_const": 0.1, "abort_early": True},
+        {"norm": "L2", "result": _CLIPPED},
+        minimum_norm=True,
+        holds_samples=True,
+    ),
+    "autoattack": _Recipe(
+        "AutoAttack",
+        "art",
+        "AutoProjectedGradientDescent and SquareAttack of ART, LInfFMNAttack of foolbox",
+        {"steps": 100, "restarts": 1, "targets": 9, "fmn_steps": 100, "queries": 5000, "p_init": 0.8},
+        {
+            "version": "standard",
+            "ensemble": [
+                f"APGD on cross-entropy: {_APGD}",
+                f"APGD on targeted DLR, each of the highest other classes: {_APGD}",
+                f"FMN in place of FAB, {_CLIPPED}",
+                "Square: one square for all pictures of a batch a query",
+            ],
+        },
+        needs=("foolbox", "art"),
+        holds_samples=True,
+    ),
+    "autoattack-rand": _Recipe(
+        "AutoAttack (rand)",
+        "art",
+        "AutoProjectedGradientDescent",
+        {"steps": 100, "restarts": 1},
+        {"version": "rand", "ensemble": [f"APGD on cross-entropy: {_APGD}", f"APGD on DLR: {_APGD}"]},
+        needs=("art",),
+    ),
+    "square": _Recipe(
+        "Square",
+        "art",
+        "SquareAttack",
+        {"queries": 5000, "p_init": 0.8},
+        {"restarts": 1, "loss": "margin of logits", "squares": "one for all pictures of a batch a query"},
+        needs=("art",),
+        white_box=False,
+    ),
+}
+#: Every attack, in the order of a table.
+NAMES: tuple[str, ...] = tuple(_RECIPES)
+#: Other names for them.
+ALIASES = {"ifgsm": "bim", "i-fgsm": "bim", "mifgsm": "mi-fgsm", "c&w": "cw"}
+
+
+def make(name: str, **overrides: Any) -> Attack:
+    """The attack of that name, with settings other than its defaults: `make("pgd", steps=40, restarts=5)`.
+
+    Raises:
+        UsageError: an unknown name or setting, a value out of range, or a library that is not installed.
+    """
+    known = ALIASES.get(name.lower(), name.lower())
+    if known not in _RECIPES:
+        raise UsageError(f"unknown attack {name!r}: use one of {', '.join(NAMES)}")
+    recipe = _RECIPES[known]
+    allowed = {**recipe.tunable, **({} if recipe.reach is None else {"relative_step": 1.0})}
+    for setting, value in overrides.items():
+        _check_setting(known, setting, value, allowed)
+    settings = {**recipe.tunable, **overrides}
+    if recipe.reach is not None:
+        settings.setdefault("relative_step", recipe.reach / settings["steps"])
+    for library in recipe.needs:
+        require(library, extra="evaluate")
+    return Attack(
+        known,
+        recipe.title,
+        recipe.library,
+        {**settings, **recipe.fixed, "implementation": recipe.implementation},
+        recipe.white_box,
+        recipe.minimum_norm,
+        _implementation(recipe.library, known),
+        recipe.holds_samples,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that the attacks come from: {"foolbox": "3.3.4", "art": "1.20.1"}.
+
+    Raises:
+        UsageError: one is not installed.
+    """
+    found = {}
+    for library, distribution in DISTRIBUTIONS.items():
+        try:
+            found[library] = metadata.version(distribution)
+        except metadata.PackageNotFoundError as error:
+            raise UsageError(f"{library} is not installed: pip install 'comdefend-cli[evaluate]'") from error
+    return found
+
+
+def _implementation(library: str, name: str) -> Perturb:
+    if library == "foolbox":
+        from comdefend_cli.evaluate.attacks import with_foolbox
+
+        return with_foolbox.ATTACKS[name]
+    from comdefend_cli.evaluate.attacks import with_art
+
+    return with_art.ATTACKS[name]
+
+
+def _check_setting(attack: str, setting: str, value: Any, allowed: dict[str, Any]) -> None:
+    if setting not in allowed:
+        raise UsageError(f"{attack} has no setting {setting!r}: it has {', '.join(allowed) or 'none'}")
+    if isinstance(allowed[setting], bool):
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(allowed[setting], int):
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number of 1 or more"
+    else:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits, wanted = number and 0 <= value < math.inf, "a number of 0 or more"
+    if not fits:
+        raise UsageError(f"{attack}: {setting} must be {wanted}, not {value!r}")
+
+
+def _checked(x: Tensor, y: Tensor, epsilon: float, batch: int) -> Tensor:
+    """The pictures in float32, if all that was given makes sense."""
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"expected a float tensor (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(f"expected {len(x)} labels in int64, not {y.dtype} {tuple(y.shape)}")
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError("pictures must lie in [0, 1]")
+    if not 0 <= epsilon <= 1 or batch < 1:
+        raise ValueError(f"epsilon must lie in [0, 1] and batch be 1 or more, not {epsilon} and {batch}")
+    return x.detach().float()

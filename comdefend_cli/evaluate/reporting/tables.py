@@ -1,0 +1,212 @@
+"""What `results.json` says, to look up by system, threat model, attack and epsilon: the one source of every table and chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from comdefend_cli.errors import UsageError
+
+FORMAT = 1
+#: In the order in which they are shown; "clean" is no threat.
+THREATS = ("grey-box", "adaptive", "black-box")
+#: The name of the defence that is none.
+UNDEFENDED = "none"
+NOT_MEASURED = "not measured"
+#: With no defence to know, an adaptive attacker knows what a grey-box one does.
+AS_GREY_BOX = "as grey-box"
+#: More systems than this are drawn a chart a classifier, not all in one.
+MOST_IN_A_CHART = 14
+
+
+def plain(text: object) -> str:
+    """One line of printable text: control characters, that could not stand in XML or would steer a terminal, replaced."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+
+
+def number(value: float) -> str:
+    """A number as briefly as it can be said: "8", "0.5"."""
+    return f"{value:g}"
+
+
+@dataclass(frozen=True)
+class System:
+    """A classifier with a defence in front."""
+
+    classifier: str
+    defence: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An accuracy with its interval; `str` gives "24.6 (21.0-28.6)".
+
+    Attributes:
+        threat: "clean", "grey-box", "adaptive" or "black-box".
+        title: the attack as people write it; "" for clean.
+        gradient: what the attacker used for the defence's gradient; "" where there was no choice.
+        epsilon: L-infinity in 8-bit levels; None for clean.
+        n: pictures.
+        accuracy: percent of them classified correctly.
+        low, high: 95 % Wilson interval in percent.
+        record: the entry of the results that this is.
+    """
+
+    system: System
+    threat: str
+    title: str
+    gradient: str
+    epsilon: float | None
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    record: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.1f} ({self.low:.1f}-{self.high:.1f})"
+
+    @property
+    def attack(self) -> str:
+        """The attack with its gradient: "PGD, identity"."""
+        return f"{self.title}, {self.gradient}" if self.gradient else self.title
+
+
+def _measured(record: Mapping[str, Any], titles: Mapping[str, str]) -> Measured:
+    attack, epsilon = record.get("attack"), record.get("epsilon")
+    system = System(plain(record["classifier"]), plain(record["defence"]))
+    gradient = "" if system.defence == UNDEFENDED else record.get("gradient") or ""  # Nothing to differentiate in more than one way.
+    return Measured(
+        system,
+        plain(record["threat"]),
+        plain(titles.get(attack, attack)) if attack else "",  # Clean cells may have a title without being an attack.
+        plain(gradient),
+        None if epsilon is None else float(epsilon),
+        int(record["n"]),
+        float(record["accuracy"]),
+        float(record["low"]),
+        float(record["high"]),
+        record,
+    )
+
+
+class Tables:
+    """The measurements of a results dict.
+
+    Args:
+        results: the contents of `results.json`.
+
+    Attributes:
+        results: the same.
+        cells: every measurement, in order.
+        headlines: minima over the attacks of a threat model, in order.
+        systems: every system, in the order of the results.
+
+    Raises:
+        UsageError: a format that this release does not read.
+    """
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        if results.get("format_version") != FORMAT:
+            raise UsageError(f"results of format {results.get('format_version')}: this release reads format {FORMAT}; evaluate again")
+        self.results = results
+        titles = {cell["attack"]: cell["title"] for cell in results["cells"] if cell.get("attack") and cell.get("title")}
+        self.cells = [_measured(record, titles) for record in results["cells"]]
+        named = [System(plain(entry["classifier"]), plain(entry["defence"])) for entry in results["systems"]]
+        self.systems = _unique([*named, *(cell.system for cell in self.cells)])
+        minima = [_measured(record, titles) for record in results["headlines"]]
+        self.headlines = [each for each in minima if each.threat in THREATS]
+        self._headlines = {(each.system, each.threat, each.epsilon): each for each in self.headlines}
+
+    @cached_property
+    def classifiers(self) -> list[str]:
+        """The classifiers, in the order of the systems."""
+        return _unique(system.classifier for system in self.systems)
+
+    @cached_property
+    def epsilons(self) -> list[float]:
+        """Every strength measured, ascending, in 8-bit levels."""
+        everything = [*self.cells, *self.headlines]
+        return sorted({each.epsilon for each in everything if each.epsilon is not None})
+
+    def threats(self) -> list[str]:
+        """The threat models that were measured for any system."""
+        known = {each.threat for each in [*self.cells, *self.headlines]}
+        return [threat for threat in THREATS if threat in known]
+
+    def of_classifier(self, classifier: str) -> list[System]:
+        """Its systems, in order."""
+        return [system for system in self.systems if system.classifier == classifier]
+
+    def clean(self, system: System) -> Measured | None:
+        """Accuracy on clean pictures, or None where that was not measured."""
+        return next(iter(self._places.get((system, "clean", "", None), [])), None)
+
+    def headline(self, system: System, threat: str, epsilon: float) -> Measured | None:
+        """The minimum over the attacks of a threat model, or None where none was measured."""
+        return self._headlines.get((system, threat, epsilon))
+
+    def missing(self, system: System, threat: str, epsilon: float) -> str:
+        """What to say in place of a headline that is not there."""
+        alike = system.defence == UNDEFENDED and threat == "adaptive" and self.headline(system, "grey-box", epsilon)
+        return AS_GREY_BOX if alike else NOT_MEASURED
+
+    def undefended(self, system: System, threat: str, epsilon: float) -> Measured | None:
+        """The headline of the same classifier without a defence, by the attacks that there are on it."""
+        bare = System(system.classifier, UNDEFENDED)
+        found = self.headline(bare, threat, epsilon)
+        return self.headline(bare, "grey-box", epsilon) if found is None and threat == "adaptive" else found
+
+    def attacks(self, threat: str) -> list[str]:
+        """Titles of the attacks run under a threat model; variants of one attack share a title."""
+        return _unique(cell.title for cell in self.cells if cell.threat == threat and cell.title)
+
+    def at(self, system: System, threat: str, title: str, epsilon: float) -> list[Measured]:
+        """The measurements of one place in a table, worst first: none, one, or several that differ in gradient or settings."""
+        return self._places.get((system, threat, title, epsilon), [])
+
+    @cached_property
+    def _places(self) -> dict[tuple[System, str, str, float | None], list[Measured]]:
+        places: dict[tuple[System, str, str, float | None], list[Measured]] = {}
+        for cell in sorted(self.cells, key=lambda cell: cell.accuracy):
+            places.setdefault((cell.system, cell.threat, cell.title, cell.epsilon), []).append(cell)
+        return places
+
+    def worst(self, system: System, threat: str, title: str, epsilon: float) -> Measured | None:
+        """The lowest accuracy under an attack, over gradients; without a defence, the grey-box one where the adaptive is missing."""
+        found = self.at(system, threat, title, epsilon)
+        if not found and threat == "adaptive" and system.defence == UNDEFENDED:
+            return self.worst(system, "grey-box", title, epsilon)
+        return found[0] if found else None
+
+    def label(self, system: System) -> str:
+        """The system's name in charts and sentences, with its classifier where there are several."""
+        if len(self.classifiers) == 1:
+            return system.defence
+        return f"{system.classifier} alone" if system.defence == UNDEFENDED else f"{system.classifier} + {system.defence}"
+
+    def groups(self) -> dict[str, list[System]]:
+        """The systems that share a chart, by the name of their group: all as "", or when they are many, a group a classifier."""
+        if len(self.classifiers) == 1 or len(self.systems) <= MOST_IN_A_CHART:
+            return {"": self.systems}
+        return {classifier: self.of_classifier(classifier) for classifier in self.classifiers}
+
+
+def _unique(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))
+
+
+def sizes(measured: Iterable[Measured | None]) -> list[int]:
+    """The different numbers of pictures behind these, ascending."""
+    return sorted({each.n for each in measured if each is not None})
+
+
+def sizes_said(numbers: Sequence[int]) -> str:
+    """One sentence on how many pictures stand behind the numbers of a table."""
+    if not numbers:
+        return "Nothing was measured."
+    if len(numbers) == 1:
+        return f"n = {numbers[0]} pictures behind every number."
+    return "The number of pictures n differs and stands with every number."

@@ -1,0 +1,136 @@
+"""The tables as GitHub Markdown, for documents, and as Rich tables, for the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from comdefend_cli.evaluate.reporting.tables import (
+    NOT_MEASURED,
+    THREATS,
+    Measured,
+    System,
+    Tables,
+    number,
+    sizes,
+    sizes_said,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&$])")
+
+
+def markdown_tables(results: Mapping[str, Any]) -> str:
+    """The headline table and one table a threat model, as GitHub Markdown.
+
+    A row a system and epsilon, grey-box, adaptive and black-box side by side; cells are accuracy in percent with its 95 %
+    interval, "24.6 (21.0-28.6)", and what was not measured says so.
+
+    Args:
+        results: the contents of `results.json`.
+
+    Raises:
+        UsageError: a format that this release does not read.
+    """
+    tables = Tables(results)
+    parts = [_headline(tables)]
+    parts += [_threat(tables, threat) if threat in tables.threats() else f"### {_named(threat)}\n\nNot measured.\n" for threat in THREATS]
+    return "\n".join(parts)
+
+
+def _named(threat: str) -> str:
+    return threat[0].upper() + threat[1:]
+
+
+def _escaped(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _names(tables: Tables, system: System) -> list[str]:
+    names = [system.classifier, system.defence] if len(tables.classifiers) > 1 else [system.defence]
+    return [_escaped(name) for name in names]
+
+
+def _headline(tables: Tables) -> str:
+    counts = {"clean": sizes(map(tables.clean, tables.systems))}
+    counts |= {threat: sizes(each for each in tables.headlines if each.threat == threat) for threat in THREATS}
+    heads = {name: f"{_named(name)}, n = {numbers[0]}" if len(numbers) == 1 else _named(name) for name, numbers in counts.items()}
+    head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", heads.pop("clean"), "ε", *heads.values()]
+    rows = []
+    for system in tables.systems:
+        clean = tables.clean(system)
+        first = [*_names(tables, system), _value(clean, counts["clean"]) if clean else NOT_MEASURED]
+        for epsilon in tables.epsilons or [0.0]:
+            found = {threat: tables.headline(system, threat, epsilon) for threat in THREATS}
+            cells = [
+                f"{_value(each, counts[threat])} {_escaped(each.attack)}" if each else tables.missing(system, threat, epsilon)
+                for threat, each in found.items()
+            ]
+            rows.append([*first, number(epsilon), *cells])
+    explained = "Accuracy in % (95 % interval), the minimum over the attacks of each threat model, with that attack; ε in 8-bit levels."
+    return f"### Headline\n\n{explained}\n\n{_markdown(head, rows)}"
+
+
+def _threat(tables: Tables, threat: str) -> str:
+    attacks = tables.attacks(threat)
+    head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", "ε", *map(_escaped, attacks)]
+    counts = sizes(cell for cell in tables.cells if cell.threat == threat)
+    rows = []
+    for system in tables.systems:
+        for epsilon in tables.epsilons or [0.0]:
+            found = [tables.at(system, threat, attack, epsilon) for attack in attacks]
+            if any(found):
+                rows.append([*_names(tables, system), number(epsilon), *(_several(cells, counts) for cells in found)])
+    return f"### {_named(threat)}\n\nAccuracy in % (95 % interval). {sizes_said(counts)}\n\n{_markdown(head, rows)}"
+
+
+def _several(cells: Sequence[Measured], counts: Sequence[int]) -> str:
+    """All measurements of a place, worst first, with their gradients."""
+    return "<br>".join(f"{_value(cell, counts)} {_escaped(cell.gradient)}".rstrip() for cell in cells) or NOT_MEASURED
+
+
+def _value(measured: Measured, counts: Sequence[int]) -> str:
+    return f"{measured}, n = {measured.n}" if len(counts) > 1 else str(measured)
+
+
+def rich_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The headline numbers for the terminal, a table an epsilon: clean, grey-box, adaptive and black-box side by side.
+
+    Args:
+        results: the contents of `results.json`.
+
+    Raises:
+        UsageError: a format that this release does not read.
+    """
+    tables = Tables(results)
+    return [_rich_headline(tables, epsilon) for epsilon in tables.epsilons or [0.0]]
+
+
+def _rich_headline(tables: Tables, epsilon: float) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    clean = [tables.clean(system) for system in tables.systems]
+    counts = {threat: sizes(tables.headline(system, threat, epsilon) for system in tables.systems) for threat in THREATS}
+    table = Table(title=f"Accuracy in % (95 % interval), worst attack at ε = {number(epsilon)} levels", title_justify="left")
+    if len(tables.classifiers) > 1:
+        table.add_column("classifier", overflow="fold")
+    table.add_column("defence", overflow="fold")
+    for name, numbers in {"clean": sizes(clean), **counts}.items():
+        table.add_column(f"{name}\nn = {numbers[0]}" if len(numbers) == 1 else name, justify="right", overflow="fold")
+    for system, measured in zip(tables.systems, clean, strict=True):
+        names = [system.classifier, system.defence] if len(tables.classifiers) > 1 else [system.defence]
+        cells = [_value(measured, sizes(clean)) if measured else NOT_MEASURED]
+        for threat in THREATS:
+            found = tables.headline(system, threat, epsilon)
+            cells.append(_value(found, counts[threat]) if found else tables.missing(system, threat, epsilon))
+        table.add_row(*map(Text, [*names, *cells]))
+    return table

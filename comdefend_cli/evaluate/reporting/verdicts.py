@@ -1,0 +1,90 @@
+"""One sentence a system: what it stops, what it does not, computed from the headline numbers alone."""
+
+from __future__ import annotations
+
+from comdefend_cli.evaluate.reporting.tables import THREATS, UNDEFENDED, Measured, System, Tables, number, plain
+
+#: What the words of a verdict mean, for the reader.
+MEANING = (
+    "“Stops most”: at least half of the accuracy that the classifier has on clean pictures without a defence remains, by the lower end "
+    "of the 95 % interval, and more than remains without the defence. “Stops some”: less than that, but more than without the defence. "
+    "“Not measurably”: the interval reaches down to that of the undefended classifier under the same threat model. Each is judged by the "
+    "attack that did the most harm, the accuracy left by it in brackets, ε ascending."
+)
+
+
+def verdict(tables: Tables, system: System) -> str:
+    """What a system stops and what it does not, and what it costs on clean pictures."""
+    clauses = [_under(tables, system, threat) for threat in THREATS if not _nothing_to_know(tables, system, threat)]
+    clauses.append(_price(tables, system))
+    if any((plain(alarm["classifier"]), plain(alarm["defence"])) == (system.classifier, system.defence) for alarm in _alarms(tables)):
+        clauses.append("a gradient-masking alarm rang: its adaptive accuracy may be lower than measured")
+    text = "; ".join(clauses)
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%").replace("ε = ", "ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _alarms(tables: Tables) -> list[dict[str, str]]:
+    return list(tables.results.get("alarms", []))
+
+
+def _nothing_to_know(tables: Tables, system: System, threat: str) -> bool:
+    """Whether the adaptive model says nothing that the grey-box one does not: there is no defence to adapt to."""
+    if (system.defence, threat) != (UNDEFENDED, "adaptive"):
+        return False
+    return not any(tables.headline(system, threat, epsilon) for epsilon in tables.epsilons)
+
+
+def _under(tables: Tables, system: System, threat: str) -> str:
+    """The clause on one threat model."""
+    measured = [found for epsilon in tables.epsilons if (found := tables.headline(system, threat, epsilon))]
+    if not measured:
+        return f"{threat} attacks not measured"
+    if system.defence != UNDEFENDED and any(tables.undefended(system, threat, each.epsilon or 0.0) is None for each in measured):
+        return f"{threat} attacks {_numbers(tables, measured, 'any')}, with no undefended classifier to compare with"
+    kinds: dict[str, list[Measured]] = {"most": [], "some": [], "none": []}
+    for each in measured:
+        kinds[_kind(tables, each)].append(each)
+    measurably = "" if system.defence == UNDEFENDED else "measurably "
+    if len(kinds["none"]) == len(measured):
+        return f"does not {measurably}stop {threat} attacks {_numbers(tables, measured, 'any')}"
+    words = {"most": "most", "some": "some", "none": f"not {measurably}any"}
+    first, *rest = [(words[kind], _numbers(tables, found, "every")) for kind, found in kinds.items() if found]
+    return ", ".join([f"stops {first[0]} {threat} attacks {first[1]}", *(f"{word} {where}" for word, where in rest)])
+
+
+def _kind(tables: Tables, measured: Measured) -> str:
+    system = measured.system
+    bare = tables.clean(System(system.classifier, UNDEFENDED)) or tables.clean(system)
+    kept = bare is not None and measured.low >= bare.accuracy / 2
+    if system.defence == UNDEFENDED:
+        return "most" if kept else "none"
+    reference = tables.undefended(system, measured.threat, measured.epsilon or 0.0)
+    if reference is None or measured.low <= reference.high:
+        return "none"
+    return "most" if kept else "some"
+
+
+def _numbers(tables: Tables, measured: list[Measured], all_of_them: str) -> str:
+    """Where, and how much is left: "at ε = 2 and 8 (59.4 and 21.6 %)", "at every ε (59.4, 21.6 and 6.6 %)"."""
+    epsilons = [each.epsilon for each in measured]
+    everywhere = len(epsilons) > 1 and epsilons == tables.epsilons
+    where = f"{all_of_them} ε" if everywhere else f"ε = {_listed([number(epsilon or 0.0) for epsilon in epsilons])}"
+    return f"at {where} ({_listed([f'{each.accuracy:.1f}' for each in measured])} %)"
+
+
+def _listed(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _price(tables: Tables, system: System) -> str:
+    clean, bare = tables.clean(system), tables.clean(System(system.classifier, UNDEFENDED))
+    if clean is None:
+        return "clean accuracy not measured"
+    said = f"clean accuracy {clean.accuracy:.1f} %"
+    if system.defence == UNDEFENDED or bare is None:
+        return said
+    points = round(clean.accuracy - bare.accuracy, 1)
+    if points == 0:
+        return f"{said}, as without a defence"
+    return f"{said}, {abs(points):.1f} points {'below' if points < 0 else 'above'} no defence"

@@ -1,0 +1,26 @@
+"""Libraries that only some commands need, in extras of the package, imported only when used."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from comdefend_cli.errors import UsageError
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import a module of an extra.
+
+    Args:
+        module: its dotted name.
+        extra: of this package, that installs it.
+
+    Raises:
+        UsageError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that is there but lacks something of its own is not mended by naming it.
+        missing = (error.name or module).split(".")[0]
+        raise UsageError(f"{missing} is not installed: pip install 'comdefend-cli[{extra}]'") from error

@@ -1,0 +1,205 @@
+"""`Defended`: purifier, normalisation and classifier as one `nn.Module` with a gradient, as attack libraries take it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from comdefend_cli.errors import UsageError
+from comdefend_cli.purifier import Purifier
+from comdefend_cli.tiles import mixed_seed
+
+DefendedGradient = Literal["straight-through", "identity", "soft", "none"]
+DEFENDED_GRADIENTS: tuple[str, ...] = get_args(DefendedGradient)
+
+_Numbers = float | Sequence[float] | Tensor
+_Transform = Callable[[Tensor], Tensor]
+
+
+class Defended(nn.Module):
+    """A classifier behind a purifier: `classifier(normalise(purifier(x)))`, whose input gradient is chosen.
+
+    The forward values are the same for every gradient; what differs is what an attacker who differentiates sees.
+
+    Args:
+        purifier: a :class:`comdefend_cli.Purifier`, a module that has some inside, or any module from (N, C, H, W) in
+            [0, 1] to the same (another size is fine but for "identity"). Its weights are shared, not copied. What this
+            object must change in a `Purifier` (gradient, seed) it changes in a shallow copy of it and of what holds it,
+            `Defended.purifier`; the one given keeps its settings, and later changes to them are not seen here.
+        classifier: from what `normalise` returns to logits (N, classes).
+        normalise: between the two: a callable on (N, C, H, W), or (mean, std), each one number or one a channel, for
+            `(x - mean) / std`; None for nothing.
+        gradient: of the purifier:
+            "straight-through" passes the gradient unchanged through the rounding of the code, and through both networks
+            (Bengio et al., 2013); "soft" multiplies it by the sigmoid's slope at the rounding. A purifier that is not
+            ComDefend's keeps its own gradient with both.
+            "identity" is the classifier's gradient at the purified picture (BPDA, Athalye et al., ICML 2018, section 4.1),
+            for any purifier.
+            "none" is zero: what a defence looks like that hides its gradient. It makes nothing safer.
+        votes: with more than 1, the mean of the softmax over that many purifications, each with noise of its own; the
+            gradient goes through all of them.
+
+    A `Purifier` with noise gives one place in the picture the same noise in every call and every picture, as long as its
+    `settings.seed` is the same. So this object takes a new seed at each vote of each call, from its own count of draws, which
+    begins at the purifier's seed and which :meth:`seed` restarts; and each picture of a batch has noise of its own.
+
+    Raises:
+        UsageError: an unknown gradient, less than one vote, or numbers that cannot normalise.
+    """
+
+    def __init__(
+        self,
+        purifier: nn.Module,
+        classifier: nn.Module,
+        normalise: _Transform | tuple[_Numbers, _Numbers] | None = None,
+        gradient: DefendedGradient = "straight-through",
+        votes: int = 1,
+    ) -> None:
+        super().__init__()
+        if gradient not in DEFENDED_GRADIENTS:
+            raise UsageError(f"unknown gradient {gradient!r}: use one of {', '.join(DEFENDED_GRADIENTS)}")
+        if votes < 1:
+            raise UsageError(f"there must be at least one vote, not {votes}")
+        self.purifier = _twin(purifier, gradient)
+        self.normalise = _normaliser(normalise)
+        self.classifier = classifier
+        self.gradient = gradient
+        self.votes = votes
+        self._seeds = [part.settings.seed for part in self._purifiers()]
+        self._draws = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            x: floating point (N, C, H, W) in [0, 1].
+
+        Returns:
+            Logits (N, classes); with `votes` > 1 the log of the mean softmax.
+
+        Raises:
+            TypeError: x is not floating point.
+            UsageError: the purifier has no gradient of its own though one is wanted, or the gradient is the identity and
+                the purifier changes the shape; or `normalise` has numbers for other channels.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"expected a floating-point tensor (N, C, H, W) in [0, 1], not {x.dtype}")
+        if self.votes == 1:
+            return self._once(x)
+        votes = torch.stack([self._once(x).log_softmax(1) for _ in range(self.votes)])
+        return votes.logsumexp(0) - math.log(self.votes)
+
+    def seed(self, seed: int) -> None:
+        """Restart the noise: after the same seed, the same calls give the same results.
+
+        Args:
+            seed: 0 or more; also given to the purifier's own `seed` method, if it has one.
+
+        Raises:
+            UsageError: a negative seed.
+        """
+        if seed < 0:
+            raise UsageError(f"a seed must be 0 or more, not {seed}")
+        self._seeds = [seed] * len(self._seeds)
+        self._draws = 0
+        restart = getattr(self.purifier, "seed", None)
+        if callable(restart):
+            restart(seed)
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        return f"gradient={self.gradient!r}, votes={self.votes}"
+
+    def _once(self, x: Tensor) -> Tensor:
+        purified = self._purify(x)
+        return cast(Tensor, self.classifier(self.normalise(purified) if self.normalise is not None else purified))
+
+    def _purify(self, x: Tensor) -> Tensor:
+        """One purification with noise of its own, and with the gradient that was chosen."""
+        self._draw()
+        if self.gradient in ("identity", "none"):
+            with torch.no_grad():
+                purified = self.purifier(x.detach())
+            if self.gradient == "identity" and purified.shape != x.shape:
+                raise UsageError(f"the purifier made {tuple(purified.shape)} of {tuple(x.shape)}: the identity needs the same shape")
+            return cast(Tensor, _InPlaceOf.apply(x, purified, self.gradient == "identity"))  # type: ignore[no-untyped-call]
+        purified = self.purifier(x)
+        if torch.is_grad_enabled() and x.requires_grad and not purified.requires_grad:
+            raise UsageError("this purifier has no gradient of its own: use gradient='identity'")
+        return cast(Tensor, purified)
+
+    def _purifiers(self) -> list[Purifier]:
+        return [part for part in self.purifier.modules() if isinstance(part, Purifier)]
+
+    def _draw(self) -> None:
+        for seed, part in zip(self._seeds, self._purifiers(), strict=True):
+            if part.settings.noise_std > 0:
+                part.settings = replace(part.settings, seed=mixed_seed(seed, self._draws), noise_per_picture=True)
+        self._draws += 1
+
+
+def _twin(module: nn.Module, gradient: DefendedGradient) -> nn.Module:
+    """The module with the gradient set in every `Purifier` inside: those and what holds them are new objects, all else is shared."""
+    if not any(isinstance(part, Purifier) for part in module.modules()):
+        return module
+    twin = copy.copy(module)
+    children = {name: child if child is None else _twin(child, gradient) for name, child in module._modules.items()}
+    # Shallow copies share the dictionary of their parts; parameters and buffers may stay shared, so that both move together.
+    twin.__dict__["_modules"] = children
+    if isinstance(twin, Purifier) and gradient in ("straight-through", "soft"):
+        twin.settings = replace(twin.settings, gradient=gradient)
+    return twin
+
+
+def _normaliser(normalise: _Transform | tuple[_Numbers, _Numbers] | None) -> _Transform | None:
+    """A callable as it is, (mean, std) as a module."""
+    if isinstance(normalise, tuple) and len(normalise) == 2:
+        return _Normalise(*normalise)
+    if normalise is None or callable(normalise):
+        return normalise
+    raise UsageError("normalise must be a callable or a tuple (mean, std)")
+
+
+class _InPlaceOf(torch.autograd.Function):
+    """The second argument's values with the first one's gradient: passed unchanged, or zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, purified: Tensor, passes: bool) -> Tensor:
+        ctx.passes, ctx.shape = passes, x.shape
+        return purified.view_as(purified)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        # Zeros and not None: attack libraries stop at a gradient that is missing.
+        return grad if ctx.passes else grad.new_zeros(ctx.shape), None, None
+
+
+class _Normalise(nn.Module):
+    """`(x - mean) / std` a channel; the numbers move with the module and are not in its state."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: _Numbers, std: _Numbers) -> None:
+        super().__init__()
+        for name, numbers in (("mean", mean), ("std", std)):
+            value = torch.as_tensor(numbers, dtype=torch.float32).detach().clone().reshape(-1)
+            self.register_buffer(name, value, persistent=False)
+        if not bool(torch.isfinite(self.mean).all()) or not bool(((self.std > 0) & torch.isfinite(self.std)).all()):
+            raise UsageError(f"mean must be finite and std above 0, not {self.mean.tolist()} and {self.std.tolist()}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        for numbers in (self.mean, self.std):
+            if len(numbers) not in (1, x.shape[1]):
+                raise UsageError(f"normalise has {len(numbers)} numbers for a picture of {x.shape[1]} channels")
+        return (x - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.tolist()}, std={self.std.tolist()}"

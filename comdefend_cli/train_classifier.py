@@ -1,0 +1,315 @@
+"""Training reference classifiers: plain, on purified pictures (section 4.4.2), adversarially, with smoothed labels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+
+from comdefend_cli.classifiers import ARCHITECTURES, ClassifierHeader, build
+from comdefend_cli.datasets import Dataset, ImageArray
+from comdefend_cli.errors import TrainingError, UsageError
+from comdefend_cli.optim import Muon
+from comdefend_cli.purifier import Purifier
+
+Adversarial = Literal["", "fgsm", "bim"]
+#: Nesterov SGD's peak rate for what Muon does not take: norms, biases, the last layer.
+SGD_BESIDE_MUON = 0.1
+#: Pixels that a training picture is shifted by at most, reflected at the border.
+SHIFT = 4
+WARMUP = 0.15
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Everything that decides the outcome of a run.
+
+    Attributes:
+        data: name of the data set.
+        arch: one of `comdefend_cli.classifiers.ARCHITECTURES`.
+        epochs: passes over the training pictures.
+        batch_size: pictures a step.
+        seed: of weights, batches and augmentation.
+        lr: peak learning rate of Muon on the kernels.
+        purify: SHA-256 of the ComDefend weights that purify the training pictures (4.4.2), or "".
+        adversarial: "fgsm" or "bim": half of each batch is adversarial (Kurakin et al., 2017); "" for none.
+        adversarial_epsilon: most L-infinity distance of those, in 8-bit levels; each picture draws its own up to it.
+        adversarial_steps: of BIM.
+        label_smoothing: the share of a label's weight that goes to all classes alike.
+        precision: "float32", or "bfloat16" for mixed precision.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    data: str = "cifar10"
+    arch: str = "small"
+    epochs: float = 8.0
+    batch_size: int = 256
+    seed: int = 0
+    lr: float = 0.02
+    purify: str = ""
+    adversarial: str = ""
+    adversarial_epsilon: float = 8.0
+    adversarial_steps: int = 4
+    label_smoothing: float = 0.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise UsageError(f"unknown architecture {self.arch!r}: use one of {', '.join(ARCHITECTURES)}")
+        if self.adversarial not in ("", "fgsm", "bim"):
+            raise UsageError(f"unknown attack {self.adversarial!r} to train on: use fgsm or bim")
+        for name in ("epochs", "batch_size", "lr", "adversarial_epsilon", "adversarial_steps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise UsageError("batch-size must be at least 2, since the norms need more than one picture")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label-smoothing must be from 0 to below 1, not {self.label_smoothing}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UsageError(f"training knows float32 and bfloat16, not {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class ClassifierReport:
+    """What one step showed.
+
+    Attributes:
+        step: steps done.
+        loss: cross-entropy of the batch.
+        accuracy: share of correct test pictures in percent after a whole epoch and at the end, else None.
+        images_per_second: since the run or its resumption began.
+    """
+
+    step: int
+    loss: float
+    accuracy: float | None
+    images_per_second: float
+
+
+def purify_images(purifier: Purifier, images: Tensor, progress: Callable[[int], None] | None = None, batch: int = 256) -> Tensor:
+    """All pictures through the purifier, once, before training (4.4.2): uint8 (N, C, H, W) to the same."""
+    parts = []
+    for part in torch.split(images, batch):
+        parts.append(purifier.purify(part))
+        if progress:
+            progress(len(part))
+    return torch.cat(parts)
+
+
+class ClassifierTrainer:
+    """A training run, one step at a time; all that it carries is in `state()` and `step_done`.
+
+    Every step's pictures and augmentation come from (seed, step), so a resumed run sees what an uninterrupted one sees.
+
+    Args:
+        config: the run's settings.
+        dataset: pictures with labels; already purified where the classifier is to learn from purified ones.
+        classes: their names.
+        device: where to train.
+
+    Attributes:
+        step_done: steps done.
+        steps: in all.
+        model: the classifier, float32.
+
+    Raises:
+        UsageError: pictures without labels.
+    """
+
+    def __init__(self, config: ClassifierConfig, dataset: Dataset, classes: tuple[str, ...], device: torch.device) -> None:
+        train = dataset.train
+        if not isinstance(train, ImageArray) or not len(train.labels):
+            raise UsageError(f"{config.data}: its pictures have no labels, which a classifier needs")
+        self.config, self.dataset, self.device, self._train = config, dataset, device, train
+        self.steps = math.ceil(config.epochs * len(train) / config.batch_size)
+        self.step_done = 0
+        values = train.pixels[:: max(1, len(train) // 5000)].float().div(255)
+        mean, std = (tuple(round(v, 4) for v in part.tolist()) for part in (values.mean((0, 2, 3)), values.std((0, 2, 3))))
+        self.header = ClassifierHeader(config.arch, train.channels, classes, mean, std)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = build(self.header)
+        self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizers = _optimizers(self.model, config)
+
+    def step(self) -> float:
+        """One optimiser step; returns the loss.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        x, y = self._batch()
+        self.model.train()
+        if self.config.adversarial:
+            x = self._half_adversarial(x, y)
+        with self._autocast():
+            loss = cross_entropy(self.model(x), y, label_smoothing=self.config.label_smoothing)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"collapsed at step {self.step_done + 1}: the loss is not finite; train again with a lower --lr")
+        factor = self._lr_factor()
+        for optimizer, peak in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer, _ in self._optimizers:
+            optimizer.step()
+        self.step_done += 1
+        return value
+
+    def _lr_factor(self) -> float:
+        """Linearly up over the first part, then linearly down to zero."""
+        way = (self.step_done + 1) / self.steps
+        return min(way / WARMUP, (1 - way) / (1 - WARMUP) + 1 / self.steps)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """The step's pictures, shifted and mirrored, float32 in [0, 1], and labels; every picture once an epoch."""
+        size, count = self.config.batch_size, len(self._train)
+        first = self.step_done * size
+        chosen = [self._order((first + i) // count)[(first + i) % count] for i in range(size)]
+        index = torch.stack(chosen)
+        pixels = self._train.pixels[index].float().div(255)
+        generator = self._generator(self.step_done, 1)
+        x = augment(pixels, generator, mirror=self.dataset.name != "mnist")
+        return x.to(self.device).contiguous(memory_format=torch.channels_last), self._train.labels[index].to(self.device)
+
+    def _order(self, epoch: int) -> Tensor:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._permutation = torch.randperm(len(self._train), generator=self._generator(epoch, 2))
+        return self._permutation
+
+    def _generator(self, number: int, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.config.seed * 2_654_435_761 + 3 * number + stream) % 2**32)
+
+    def _half_adversarial(self, x: Tensor, y: Tensor) -> Tensor:
+        """The batch with its first half replaced by adversarial pictures (Kurakin et al., 2017, section 3)."""
+        half, config = len(x) // 2, self.config
+        drawn = torch.rand((half, 1, 1, 1), generator=self._generator(self.step_done, 0)).to(x)
+        epsilon = drawn * (config.adversarial_epsilon / 255)
+        steps = config.adversarial_steps if config.adversarial == "bim" else 1
+        self.model.eval().requires_grad_(False)
+        attacked = signed_gradient(self.model, x[:half], y[:half], epsilon, steps, self._autocast)
+        self.model.train().requires_grad_(True)
+        return torch.cat([attacked, x[half:]]).contiguous(memory_format=torch.channels_last)
+
+    def _autocast(self) -> Any:
+        return nullcontext() if self.config.precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
+
+    @torch.no_grad()
+    def measure(self, count: int = 10_000) -> float:
+        """Accuracy on the first test pictures, in percent."""
+        self.model.eval()
+        test = self.dataset.test
+        right = 0
+        for pixels, labels in zip(torch.split(test.pixels[:count], 500), torch.split(test.labels[:count], 500), strict=True):
+            with self._autocast():
+                right += int((self.model(pixels.to(self.device).float().div(255)).argmax(1).cpu() == labels).sum())
+        return 100 * right / min(count, len(test))
+
+    def run(self) -> Iterator[ClassifierReport]:
+        """Train to the end, yielding a report a step."""
+        began, first = time.perf_counter(), self.step_done
+        an_epoch = max(1, round(len(self._train) / self.config.batch_size))
+        while self.step_done < self.steps:
+            loss = self.step()
+            due = self.step_done % an_epoch == 0 or self.step_done == self.steps
+            rate = (self.step_done - first) * self.config.batch_size / (time.perf_counter() - began)
+            yield ClassifierReport(self.step_done, loss, self.measure() if due else None, rate)
+
+    def training_record(self) -> dict[str, Any]:
+        """How the classifier came to be, for its file's header."""
+        return {**asdict(self.config), "steps": self.steps, "train_images": len(self._train), "torch_version": torch.__version__}
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, running statistics and the optimisers' moments, by name."""
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for optimizer, _ in self._optimizers:
+            for parameter, moments in optimizer.state.items():
+                state |= {f"{key}.{names[id(parameter)]}": value for key, value in moments.items() if value is not None}
+        return state
+
+    def load_state(self, state: dict[str, Tensor], step: int) -> None:
+        """Continue from what `state()` returned after `step` steps.
+
+        Raises:
+            KeyError, RuntimeError: something is missing, or of another shape.
+        """
+        self.model.load_state_dict({name.removeprefix("model."): state[name] for name in state if name.startswith("model.")})
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for optimizer, _ in self._optimizers:
+            key = "momentum" if isinstance(optimizer, Muon) else "momentum_buffer"
+            for parameter in (item for group in optimizer.param_groups for item in group["params"]):
+                moment = state[f"{key}.{names[id(parameter)]}"]
+                optimizer.state[parameter] = {key: torch.empty_like(parameter).copy_(moment.view(parameter.shape))}
+        self.step_done = step
+
+
+def _optimizers(model: nn.Module, config: ClassifierConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the convolutions after the first, Nesterov SGD for the rest, each with its peak rate."""
+    kernels = [cast(nn.Parameter, module.weight) for module in model.modules() if isinstance(module, nn.Conv2d)][1:]
+    chosen = {id(kernel) for kernel in kernels}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    beside = SGD_BESIDE_MUON * config.lr / ClassifierConfig.lr
+    sgd = torch.optim.SGD(rest, beside, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return [(Muon(kernels, config.lr), config.lr), (sgd, beside)]
+
+
+def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True) -> Tensor:
+    """Shift each picture by up to `SHIFT` pixels, reflected at the border, and mirror half of them left to right.
+
+    Args:
+        x: (N, C, H, W).
+        generator: all that decides.
+        mirror: off for pictures of digits.
+    """
+    count, height, width = len(x), x.shape[2], x.shape[3]
+    padded = pad(x, (SHIFT,) * 4, mode="reflect")
+    top, left = (torch.randint(2 * SHIFT + 1, (count, 1), generator=generator) for _ in range(2))
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    flipped = (torch.rand((count, 1), generator=generator) < 0.5) & mirror
+    columns = torch.where(flipped, columns.flip(1), columns)
+    picture = torch.arange(count)[:, None, None]
+    # Indices around a slice put the channels last.
+    return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def signed_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, epsilon: Tensor, steps: int, autocast: Callable[[], Any] = nullcontext
+) -> Tensor:
+    """FGSM (Goodfellow et al., 2015) for one step, BIM (Kurakin et al., 2017) for more, to train on.
+
+    Args:
+        model: from (N, C, H, W) in [0, 1] to logits.
+        x: the pictures.
+        y: their labels, (N,).
+        epsilon: most L-infinity distance, (N, 1, 1, 1), in units of the pictures.
+        steps: each of epsilon / steps, or 1.25 times that where there are several.
+        autocast: makes the context that the model computes in.
+
+    Returns:
+        The shape of x, in [0, 1], without gradient.
+    """
+    size = epsilon * ((1.25 if steps > 1 else 1.0) / steps)
+    attacked = x.detach()
+    for _ in range(steps):
+        attacked.requires_grad_(True)
+        with torch.enable_grad(), autocast():
+            loss = cross_entropy(model(attacked), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, attacked)
+        moved = attacked.detach() + size * gradient.sign()
+        attacked = torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
+    return attacked.detach()

@@ -1,0 +1,100 @@
+"""`comdefend train-baseline`: both networks from a folder of pictures, and what it refuses before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from conftest import photo
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from comdefend_cli.cli.train_baseline import train_baseline
+from comdefend_cli.evaluate.defences import hgd, make, pixelcnn
+
+#: A user's own classifier, for pictures of three channels.
+GUIDE = """
+import torch
+from torch import nn
+
+def guide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run the command in an empty folder, on four crops of photographs and one thread."""
+    app = typer.Typer()
+    app.command()(train_baseline)
+    (tmp_path / "pictures").mkdir()
+    for name in ("astronaut.png", "coffee.png"):
+        for top in (40, 200):
+            Image.fromarray(photo(name)[top : top + 40, 60:100]).save(tmp_path / "pictures" / f"{top}-{name}")
+    (tmp_path / "guides.py").write_text(GUIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(kind: str, *arguments: object) -> Result:
+        fixed = [kind, "--data", "pictures", "--device", "cpu", "--precision", "float32", "--steps", "2", "--batch-size", "2"]
+        return CliRunner().invoke(app, [*fixed, *map(str, arguments)])
+
+    return invoke
+
+
+def test_a_pixelcnn_is_trained_and_used(invoke: Invoke) -> None:
+    """The file is one that the defence takes; progress and bits per channel are said on standard error."""
+    result = invoke("pixelcnn", "--seed", "3")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "step 2/2" in result.stderr and "wrote pixelcnn.safetensors" in result.stderr and "bits a channel of a pixel" in result.stderr
+    record = pixelcnn.load(Path("pixelcnn.safetensors")).training
+    assert (record["data"], record["steps"], record["batch_size"], record["seed"]) == ("folder:pictures", 2, 2, 3)
+    assert make("pixeldefend:weights=pixelcnn.safetensors", device="cpu")(torch.rand(1, 3, 6, 6)).shape == (1, 3, 6, 6)
+
+
+def test_hgd_is_trained_with_a_classifier(invoke: Invoke) -> None:
+    """A user's own function serves; the file says which."""
+    result = invoke("hgd", "--classifier", "guides:guide", "--out", "h.safetensors", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert result.output == ""
+    assert hgd.load(Path("h.safetensors")).training["classifier"] == {"name": "guides:guide", "sha256": ""}
+
+
+def test_outputs_are_not_replaced_unasked(invoke: Invoke) -> None:
+    """An existing file is an error before training, and replaced with --overwrite."""
+    Path("p.safetensors").write_text("mine")
+    result = invoke("pixelcnn", "--out", "p.safetensors")
+    assert result.exit_code == 2 and "already exists" in result.stderr
+    assert Path("p.safetensors").read_text() == "mine"
+    assert invoke("pixelcnn", "--out", "p.safetensors", "--overwrite").exit_code == 0
+    assert pixelcnn.load(Path("p.safetensors")).model.architecture.channels == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("pixelrnn",), "unknown network 'pixelrnn': use pixelcnn or hgd"),
+        (("hgd",), "hgd needs --classifier"),
+        (("pixelcnn", "--classifier", "guides:guide"), "--classifier is for hgd only"),
+        (("hgd", "--classifier", "absent"), "absent: no such classifier"),
+        (("pixelcnn", "--out", "p.bin"), "ends in .safetensors"),
+        (("pixelcnn", "--out", "absent/p.safetensors"), "cannot write"),
+        (("pixelcnn", "--lr", "0"), "lr must be above 0"),
+        (("pixelcnn", "--data", "absent"), "no such data set or folder"),
+        (("pixelcnn", "--device", "abacus"), "unknown device"),
+    ],
+)
+def test_what_cannot_be_is_one_line(invoke: Invoke, arguments: tuple[str, ...], says: str) -> None:
+    """Wrong usage is said on one line with a non-zero exit code, and nothing is written."""
+    result = invoke(*arguments)
+    assert result.exit_code in (1, 2)
+    assert says in result.stderr and result.stderr.strip().count("\n") == 0
+    assert not list(Path().glob("*.safetensors"))
