@@ -72,6 +72,7 @@ def test_the_classifier_says_how_it_was_made(work: Path) -> None:
     assert done.returncode == 1 and "no checkpoint to resume from" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes(work: Path) -> None:
     """Ctrl-C leaves a checkpoint and exit code 130; --resume ends with the file of an uninterrupted run."""
     settings = ("train-classifier", "--data", "cifar10", "--epochs", 20, "--batch-size", 20, "--precision", "float32")
@@ -91,6 +92,7 @@ def test_an_interrupted_training_resumes(work: Path) -> None:
     assert (work / "a.safetensors").read_bytes() == (work / "b.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_purified_training(work: Path, small_weights: Path) -> None:
     """--purify trains on purified pictures, and the header names the weights."""
     done = tiny("train-classifier", "--data", "cifar10", "--epochs", 1, "--purify", small_weights, "--out", "p.safetensors", cwd=work)
@@ -100,6 +102,7 @@ def test_purified_training(work: Path, small_weights: Path) -> None:
     assert header.training["test_images"] == 40
 
 
+@pytest.mark.slow
 def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
     """Tables, results.json with n and intervals, report.html and charts, pictures that purify-dir takes; and a rerun from the cache."""
     arguments = (
@@ -134,6 +137,7 @@ def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
     assert [cell["seconds"] for cell in same["cells"]] == [cell["seconds"] for cell in cells], time.perf_counter() - began
 
 
+@pytest.mark.slow
 def test_own_classifier_on_a_folder(work: Path) -> None:
     """A user's module:function, on a folder with a sub-folder a class."""
     for index, crop in enumerate(formats.cuts(6, 32)):

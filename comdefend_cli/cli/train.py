@@ -71,21 +71,20 @@ def train(
     Beside --out OUT.safetensors it writes OUT.json (the log), OUT-curves.png, OUT-pictures.png, and OUT.checkpoint while it runs.
     Under torchrun, the processes share each batch.
     """
-    from comdefend_cli import weights
+    from comdefend_cli import images, weights
     from comdefend_cli.device import describe_device, resolve_device
     from comdefend_cli.distributed import process_group, together
     from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
+    images.trust_own_limit()  # Of a folder of pictures, each has the limit that it has in `purify`.
     checkpoint = out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
         quiet = quiet or rank > 0
         with together():  # Only the first process looks: the others could take its fresh checkpoint for an old one.
             if rank == 0:
                 overwrite = _refuse_outputs(out, checkpoint, overwrite=overwrite, resume=resume)
-        if device == "auto":
-            notice(f"training on {describe_device(where)}", quiet=quiet)
         dataset = _dataset(data, data_dir, rank, download=not no_download, quiet=quiet)
         with together():
             start = weights.load(init) if init else None
@@ -107,6 +106,8 @@ def train(
                 init=start.sha256 if start else "",
             )
             trainer = Trainer(config, dataset, where, start=start.model if start else None)
+        if device == "auto" or precision == "auto":
+            notice(f"training on {describe_device(where)} in {config.precision}", quiet=quiet)
         history: list[Report] = []
         if resume:
             with together():

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor
 
 from comdefend_cli import weights
 from comdefend_cli.device import dtype_name
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.purifier import Purifier, Settings, Tiling
-from comdefend_cli.tiles import Tile, window_noise
 
 
 class ComDefendDefence(Defence):
@@ -38,8 +36,9 @@ class ComDefendDefence(Defence):
         self, name: str, weights_name: str, *, noise: float = 0.0, votes: int = 1, tiling: str = "exact", device: str, precision: str
     ) -> None:
         loaded = weights.load(weights_name)
-        settings = Settings(cast(Tiling, tiling), noise_std=noise)
-        purifier = _NoiseByPicture.from_weights([loaded], device=device, precision=precision, settings=settings)
+        # Noise that pictures shared would make their errors depend on each other, and an accuracy's interval too narrow.
+        settings = Settings(cast(Tiling, tiling), noise_std=noise, noise_per_picture=True)
+        purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
         record: dict[str, Any] = {
             "defence": "comdefend",
             "weights": loaded.name,
@@ -58,19 +57,3 @@ class ComDefendDefence(Defence):
         if self.stochastic:
             self.purifier.settings = replace(self.purifier.settings, seed=self.next_seed())
         return self.purifier.purify(x)
-
-
-class _NoiseByPicture(Purifier):
-    """A purifier whose noise differs from picture to picture of a batch.
-
-    `Purifier` gives all of them the same, which is what purifying a folder wants. Here it would make the errors of
-    a batch's pictures depend on each other, and an interval for their accuracy too narrow.
-    """
-
-    def _noise(self, batch: list[tuple[int, Tile]], bits: int) -> Tensor | None:
-        std, seed = self.settings.noise_std, self.settings.seed
-        if std == 0:
-            return None
-        windows = [window_noise((seed << 32) + index, bits, tile.rows.window, tile.columns.window) for index, tile in batch]
-        # RecCNN takes what the sum of logits and noise is in, and knows its weights' precision only.
-        return (torch.stack(windows) * std).to(next(self.parameters()).dtype)
