@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from comdefend_cli.errors import TrainingError, reason
 from comdefend_cli.files import write_atomically
+from comdefend_cli.optim import Muon
 
 KEY = "comdefend-checkpoint"
+#: What each optimiser carries from step to step.
+_MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    Muon: ("momentum",),
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.Adam: ("exp_avg", "exp_avg_sq", "step"),
+}
 
 
 class Resumable(Protocol):
@@ -115,3 +123,34 @@ def _refuse_other_settings(path: Path, saved: dict[str, Any], config: Any) -> No
 
 def _said(value: Any) -> str:
     return "unset" if value is None or value == "" else str(value)
+
+
+def gather(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """A model's state under "model." and its optimisers' moments, by the names of the parameters."""
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter, moments in optimizer.state.items():
+            state |= {f"{key}.{names[id(parameter)]}": moments[key] for key in _MOMENTS[type(optimizer)]}
+    return state
+
+
+def scatter(state: dict[str, Tensor], model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], *, moments: bool = True) -> None:
+    """Put back what :func:`gather` returned; without `moments`, as before the first step, the model alone.
+
+    Raises:
+        KeyError, RuntimeError: something is missing, or of another shape.
+    """
+    model.load_state_dict({name.removeprefix("model."): state[name] for name in state if name.startswith("model.")})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers if moments else ():
+        for parameter in (item for group in optimizer.param_groups for item in group["params"]):
+            own = {key: state[f"{key}.{names[id(parameter)]}"] for key in _MOMENTS[type(optimizer)]}
+            optimizer.state[parameter] = {key: _like(parameter, key, moment) for key, moment in own.items()}
+
+
+def _like(parameter: Tensor, key: str, moment: Tensor) -> Tensor:
+    """A moment where its optimiser keeps it, in the parameter's memory layout; Adam counts its steps on the CPU."""
+    if key == "step":
+        return moment.clone()
+    return torch.empty_like(parameter).copy_(moment.view(parameter.shape))

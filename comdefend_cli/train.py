@@ -346,12 +346,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Weights and the optimisers' moments, by name."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for optimizer, _ in self._optimizers:
-            for parameter, moments in optimizer.state.items():
-                state |= {f"{key}.{names[id(parameter)]}": value for key, value in moments.items()}
-        return state
+        return checkpoint.gather(self.model, [optimizer for optimizer, _ in self._optimizers])
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
         """Continue from what `state()` returned after `step` steps.
@@ -359,22 +354,8 @@ class Trainer:
         Raises:
             KeyError, RuntimeError: something is missing, or of another shape.
         """
-        self.model.load_state_dict({name.removeprefix("model."): state[name] for name in state if name.startswith("model.")})
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for optimizer, _ in self._optimizers:
-            keys = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq", "step")
-            for group in optimizer.param_groups if step else ():  # Before the first step there are no moments.
-                for parameter in group["params"]:
-                    moments = {key: state[f"{key}.{names[id(parameter)]}"] for key in keys}
-                    optimizer.state[parameter] = {key: _like(parameter, key, moment) for key, moment in moments.items()}
+        checkpoint.scatter(state, self.model, [optimizer for optimizer, _ in self._optimizers], moments=step > 0)
         self.step_done = step
-
-
-def _like(parameter: Tensor, key: str, moment: Tensor) -> Tensor:
-    """A moment where its optimiser keeps it, in the parameter's memory layout; Adam counts its steps on the CPU."""
-    if key == "step":
-        return moment.clone()
-    return torch.empty_like(parameter).copy_(moment.view(parameter.shape))
 
 
 def _variation(images: Tensor) -> float:

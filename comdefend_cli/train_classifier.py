@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from comdefend_cli.checkpoint import gather, scatter
 from comdefend_cli.classifiers import ARCHITECTURES, ClassifierHeader, build
 from comdefend_cli.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
@@ -235,12 +236,7 @@ class ClassifierTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """Weights, running statistics and the optimisers' moments, by name."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for optimizer, _ in self._optimizers:
-            for parameter, moments in optimizer.state.items():
-                state |= {f"{key}.{names[id(parameter)]}": value for key, value in moments.items() if value is not None}
-        return state
+        return gather(self.model, [optimizer for optimizer, _ in self._optimizers])
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
         """Continue from what `state()` returned after `step` steps.
@@ -248,13 +244,7 @@ class ClassifierTrainer:
         Raises:
             KeyError, RuntimeError: something is missing, or of another shape.
         """
-        self.model.load_state_dict({name.removeprefix("model."): state[name] for name in state if name.startswith("model.")})
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for optimizer, _ in self._optimizers:
-            key = "momentum" if isinstance(optimizer, Muon) else "momentum_buffer"
-            for parameter in (item for group in optimizer.param_groups for item in group["params"]):
-                moment = state[f"{key}.{names[id(parameter)]}"]
-                optimizer.state[parameter] = {key: torch.empty_like(parameter).copy_(moment.view(parameter.shape))}
+        scatter(state, self.model, [optimizer for optimizer, _ in self._optimizers], moments=step > 0)
         self.step_done = step
 
 

@@ -2,8 +2,8 @@
 
 A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
 same for "rec", with N = 0, 2, ... 16, all float32; the header's metadata holds one JSON object under
-"comdefend" with the architecture and how the weights came to be, and under "comdefend-sha256" the hash of that object
-and of all tensors, so that a byte that changed on the way is noticed. Nothing in it is executed.
+"comdefend" with the architecture, how the weights came to be, and a SHA-256 of both and of all tensors, so that a byte that
+changed on the way is noticed. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from comdefend_cli.model import Architecture, ComDefend
 DEFAULT_COLOR = "comdefend-12bit"
 DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
-DIGEST_KEY = "comdefend-sha256"
 FORMAT_VERSION = 1
 REINSTALL = "install comdefend-cli again"
 #: The largest architecture that is allowed stays under this, so a bigger file is not ours.
@@ -152,9 +151,9 @@ def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: b
     """
     header = Header(model.architecture, training)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {KEY: header.to_json()}
-    metadata[DIGEST_KEY] = json.dumps(_digest(metadata[KEY], serialize_tensors(tensors)))
-    data = serialize_tensors(tensors, metadata)
+    fields = json.loads(header.to_json())
+    fields["sha256"] = _digest(fields, serialize_tensors(tensors))
+    data = serialize_tensors(tensors, {KEY: json.dumps(fields, sort_keys=True)})
     write_atomically(path, data, overwrite=overwrite)
     return hashlib.sha256(data).hexdigest()
 
@@ -220,17 +219,17 @@ def read_metadata(data: bytes, key: str) -> Any:
     return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][key])
 
 
-def _digest(header: str, data: bytes) -> str:
-    """SHA-256 of the header's JSON and of the tensors in a safetensors file, whose own header does not count."""
+def _digest(fields: dict[str, Any], data: bytes) -> str:
+    """SHA-256 of the header's fields but its own, and of the tensors in a safetensors file."""
     (length,) = struct.unpack_from("<Q", data)
-    return hashlib.sha256(header.encode(errors="surrogatepass") + memoryview(data)[8 + length :]).hexdigest()
+    text = json.dumps({name: value for name, value in fields.items() if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode() + memoryview(data)[8 + length :]).hexdigest()
 
 
 def _refuse_changed(data: bytes, path: Path) -> None:
     """Refuse a file that is not as it was saved; those from before it said so are taken as they are."""
-    (length,) = struct.unpack_from("<Q", data)
-    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-    if DIGEST_KEY in metadata and metadata[DIGEST_KEY] != json.dumps(_digest(metadata[KEY], data)):
+    fields = read_metadata(data, KEY)
+    if "sha256" in fields and fields["sha256"] != _digest(fields, data):
         raise WeightsError(f"{path}: not as it was saved: a byte was changed; copy or make it again")
 
 
