@@ -120,6 +120,7 @@ def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
     assert results["seed"] == 0 and results["versions"]["foolbox"] and results["command"].startswith("comdefend evaluate")
     page = (work / "evaluation" / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "bits:depth=3" in page
+    assert (work / "evaluation" / "tables.md").read_text().count("|") > 50
     assert {path.suffix for path in (work / "evaluation" / "charts").iterdir()} == {".png", ".svg"}
 
     purified = tiny("purify-dir", "attacked", "--recursive", "--weights", small_weights, "--out", "cleaned", cwd=work)

@@ -45,7 +45,7 @@ def evaluate(
         ),
     ],
     data_dir: Annotated[Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go.")] = Path("data"),
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.json, report.html and charts.")] = Path(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.json, report.html, tables.md and charts.")] = Path(
         "evaluation"
     ),
     defences: Annotated[
@@ -243,13 +243,14 @@ def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite
     """results.json last: where it is, all else is."""
     from comdefend_cli.evaluate.charts import write_charts
     from comdefend_cli.evaluate.gallery import gallery
-    from comdefend_cli.evaluate.report import render
+    from comdefend_cli.evaluate.report import markdown_tables, render
     from comdefend_cli.files import write_atomically
 
     # Without results.json these are what an interrupted run of the same command left.
     write_charts(results, out / "charts", overwrite=True)
     page = render(results, gallery(evaluation))
     write_atomically(out / "report.html", page.encode(), overwrite=True)
+    write_atomically(out / "tables.md", markdown_tables(results).encode(), overwrite=True)
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode(), overwrite=overwrite)
 
 
