@@ -148,7 +148,7 @@ def test_a_run_leaves_weights_log_and_pictures(run: Run, cifar: Path, tmp_path: 
 @pytest.mark.slow
 def test_ctrl_c_then_resume_equals_an_uninterrupted_run(narrow: Path, cifar: Path, tmp_path: Path) -> None:
     """Stopped by SIGINT with exit code 130 and a checkpoint; --resume ends in the same file, byte for byte."""
-    options = ["--steps", 300, "--batch-size", 2, "--validate-every", 20, "--input-noise", 20]
+    options = ["--steps", 120, "--batch-size", 2, "--validate-every", 5, "--input-noise", 20]
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     assert _process(narrow, *_arguments(cifar, whole), *options).returncode == 0
     code, said = _interrupt(narrow, 1, *_arguments(cifar, stopped), *options)

@@ -311,7 +311,7 @@ class Evaluation:
             "data": self.data.sha256,
             "n": n,
             "attack": attack and {"name": attack.name, "settings": attack.settings, "version": library.versions()[attack.library]},
-            "epsilon": epsilon,
+            "epsilon": epsilon if epsilon is None else float(epsilon),  # 2 and 2.0 are the same distance.
             "float": self.protocol.float_pixels,
             "seed": self.protocol.seed,
             "batch": self.protocol.batch,

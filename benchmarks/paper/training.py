@@ -1,0 +1,36 @@
+"""Training ComDefend for a small budget, once: what a folder holds is not trained again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from comdefend_cli import weights
+from comdefend_cli.datasets import Dataset
+from comdefend_cli.device import resolve_device
+from comdefend_cli.train import TrainConfig, Trainer
+
+
+def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path) -> weights.Weights:
+    """The weights of that run from `folder`, trained and put there if need be.
+
+    Raises:
+        TrainingError: it collapsed.
+        ComdefendError: the file cannot be written or read.
+    """
+    path = folder / f"{stem(config)}.safetensors"
+    if not path.exists():
+        trainer = Trainer(config, dataset, resolve_device(device))
+        for report in trainer.run(validate_every=max(1, config.steps // 4)):
+            if report.psnr is not None:
+                done = f"step {report.step} of {config.steps}: {report.psnr:.2f} dB, {report.images_per_second:.1f} images/s"
+                print(f"{path.stem}, {done}", file=sys.stderr, flush=True)
+        measured = trainer.measure(200)
+        weights.save(path, trainer.model, {"data": dataset.name, "steps": config.steps, "batch_size": config.batch_size, **measured})
+    return weights.load(str(path))
+
+
+def stem(config: TrainConfig) -> str:
+    """A file's name, without ending, that says the settings in which runs of this folder differ."""
+    run = f"{config.steps}x{config.batch_size}-{config.precision}-seed{config.seed}"
+    return f"lambda{config.penalty:g}-phi{config.noise_std:g}-{run}"
