@@ -107,7 +107,20 @@ def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
     """Tables, results.json with n and intervals, report.html and charts, pictures that purify-dir takes; and a rerun from the cache."""
     arguments = (
         *("evaluate", "--data", "cifar10", "--classifier", "small", "--defences", f"none {small_weights} bits:depth=3", "--limit", 12),
-        *("--attacks", "fgsm,bim,pgd,square", "--limit-adaptive", 4, "--limit-slow", 3, "--queries", 20, "--steps", 3, "--epsilons", "2,8"),
+        *(
+            "--attacks",
+            "fgsm,bim,pgd,square",
+            "--limit-adaptive",
+            4,
+            "--limit-black-box",
+            3,
+            "--queries",
+            20,
+            "--steps",
+            3,
+            "--epsilons",
+            "2,8",
+        ),
     )
     done = tiny(*arguments, "--save-adversarial", "attacked", cwd=work)
     assert done.returncode == 0, done.stderr

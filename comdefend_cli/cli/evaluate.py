@@ -69,7 +69,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Pictures, a random sample of all.")] = 500,
     limit_adaptive: Annotated[int, typer.Option("--limit-adaptive", min=1, help="Of these, pictures for adaptive attacks.")] = 50,
-    limit_slow: Annotated[int, typer.Option("--limit-slow", min=1, help="Of these, pictures for AutoAttack and Square.")] = 20,
+    limit_black_box: Annotated[int, typer.Option("--limit-black-box", min=1, help="Of these, pictures for Square.")] = 20,
     slow_epsilons: Annotated[
         str, typer.Option("--slow-epsilons", help="Those of --epsilons at which AutoAttack and Square are made.")
     ] = "8",
@@ -116,7 +116,7 @@ def evaluate(
         slow_epsilons=_numbers("--slow-epsilons", slow_epsilons),
         threats=tuple(_names(threat_models, THREATS)),
         limit_adaptive=limit_adaptive,
-        limit_slow=limit_slow,
+        limit_black_box=limit_black_box,
         steps=steps,
         restarts=restarts,
         eot=eot,

@@ -50,7 +50,7 @@ class Protocol:
         slow_epsilons: those of them at which AutoAttack and Square are made, which take far longer than the rest.
         threats: of `THREATS`; "clean" is always measured.
         limit_adaptive: pictures that adaptive attacks are made for, the first of all.
-        limit_slow: pictures for AutoAttack and Square, likewise.
+        limit_black_box: pictures for Square, likewise.
         steps: of PGD, for each of `restarts`.
         restarts: of PGD.
         eot: samples that a gradient is averaged over where a defence is random.
@@ -68,7 +68,7 @@ class Protocol:
     slow_epsilons: tuple[float, ...] = (8.0,)
     threats: tuple[str, ...] = THREATS
     limit_adaptive: int = 50
-    limit_slow: int = 20
+    limit_black_box: int = 20
     steps: int = 20
     restarts: int = 1
     eot: int = 20
@@ -85,7 +85,7 @@ class Protocol:
             raise UsageError(f"unknown threat model {unknown[0]!r}: use some of {', '.join(THREATS)}")
         if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in (*self.epsilons, *self.slow_epsilons)):
             raise UsageError("epsilons must be above 0 and at most 255 8-bit levels")
-        for name in ("limit_adaptive", "limit_slow", "steps", "restarts", "eot", "queries", "batch"):
+        for name in ("limit_adaptive", "limit_black_box", "steps", "restarts", "eot", "queries", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if self.seed < 0:
@@ -258,7 +258,7 @@ class Evaluation:
 
     def _black_box(self, system: System, name: str, epsilon: float) -> Cell:
         attack = self.protocol.make(name)
-        data = self.data.first(self.protocol.limit_slow)
+        data = self.data.first(self.protocol.limit_black_box)
 
         def make() -> tuple[Tensor, dict[str, Any]]:
             made = self._attack(attack, system.deployed(), data, epsilon, f"{attack.title} on {system.defence.name}")
