@@ -40,7 +40,7 @@ WRITABLE = {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000
 READABLE = WRITABLE | {"DDS", "DIB", "ICNS", "ICO", "MSP", "PSD", "QOI", "SUN", "XBM", "XPM"}
 ALPHA = {"PNG", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF"}
 #: Longest side in pixels of formats that hold less than 2**31.
-MAX_SIDE = {"WEBP": 16383, **dict.fromkeys(("JPEG", "GIF", "TGA", "PCX", "SGI", "AVIF"), 65535)}
+MAX_SIDE = {"WEBP": 16383, "JPEG": 65500, **dict.fromkeys(("GIF", "TGA", "PCX", "SGI", "AVIF"), 65535)}
 _ORIENTATION = 0x0112
 #: Tags of a TIFF file that are not about the picture but about how this file holds it (TIFF 6.0, sections 8 to 22): written into
 #: another file they would contradict it. And profile, XMP, IPTC and Photoshop blocks, which are not EXIF.

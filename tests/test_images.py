@@ -27,14 +27,18 @@ def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def png(width: int, height: int, data: bytes, *, depth: int = 8, color: int = 2, key: bytes = b"") -> bytes:
+    """A PNG of these rows, of any depth and colour type, with `key` as its transparent colour."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    if key:
+        chunks.insert(1, (b"tRNS", key))
+    parts = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header claims any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return png(width, height, b"\0" * 64)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -130,15 +134,84 @@ def test_sixteen_bits_are_rounded_and_said() -> None:
         picture = images.read(encoded(Image.fromarray(values), format_name))
         assert np.array_equal(picture.pixels[..., 0], np.round(values / 257).astype(np.uint8))
         assert any("8 bits" in text for text in picture.notices)
-    deep = bytearray(png_claiming(1, 1))
-    raw = zlib.compress(b"\0" + struct.pack(">3H", 65535, 257 * 100, 0))
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    deep = bytearray(b"\x89PNG\r\n\x1a\n")
-    for kind, data in ((b"IHDR", header), (b"IDAT", raw), (b"IEND", b"")):
-        deep += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    picture = images.read(bytes(deep))
+    picture = images.read(png(1, 1, b"\0" + struct.pack(">3H", 65535, 257 * 100, 0), depth=16))
     assert picture.pixels.tolist() == [[[255, 100, 0]]]
     assert any("16-bit" in text for text in picture.notices)
+
+
+def test_grey_with_transparency_stays_grey() -> None:
+    """16-bit grey with alpha or a transparent level, 1-bit and grey palettes with one: one channel, and the alpha that the file has."""
+    both = images.read(png(2, 1, b"\0" + struct.pack(">4H", 65535, 257 * 7, 257 * 100, 257 * 9), depth=16, color=4))
+    assert (both.pixels.tolist(), both.alpha is not None and both.alpha.tolist()) == ([[[255], [100]]], [[7, 9]])
+    level = images.read(png(2, 1, b"\0" + struct.pack(">2H", 1000, 1001), depth=16, color=0, key=struct.pack(">H", 1000)))
+    assert (level.pixels.tolist(), level.alpha is not None and level.alpha.tolist()) == ([[[4], [4]]], [[0, 255]])
+    bits = images.read(png(8, 1, b"\0\x0f", depth=1, color=0, key=struct.pack(">H", 1)))
+    assert (bits.pixels.ravel().tolist(), bits.alpha is not None and bits.alpha.ravel().tolist()) == (
+        [0] * 4 + [255] * 4,
+        [255] * 4 + [0] * 4,
+    )
+    palette = Image.fromarray(np.arange(4, dtype=np.uint8)[None], "L").convert("P")
+    picture = images.read(encoded(palette, "PNG", transparency=2))
+    assert (picture.pixels.ravel().tolist(), picture.alpha is not None and picture.alpha.tolist()) == ([0, 1, 2, 3], [[255, 255, 0, 255]])
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "I;16", "P", "1", "RGB"])
+def test_what_describes_a_tiff_file_does_not_go_into_another(astronaut: np.ndarray, mode: str) -> None:
+    """A TIFF of any kind, written as another TIFF, reads as it was purified: its description is kept, not its compression or colours."""
+    color = Image.fromarray(astronaut[:16, :24])
+    deep = {"F": astronaut[:16, :24, 0].astype(np.float32) / 255, "I;16": astronaut[:16, :24, 0].astype(np.uint16) * 257}
+    image = Image.fromarray(deep[mode]) if mode in deep else color.convert(mode)
+    exif = Image.Exif()
+    exif[0x010E] = "a woman"
+    picture = images.read(encoded(image, "TIFF", compression="tiff_lzw", exif=exif))
+    for format_name in ("TIFF", "PNG", "JPEG"):
+        data = images.encode(picture, format_name)
+        again = images.read(data)
+        assert again.pixels.shape == picture.pixels.shape
+        assert np.abs(again.pixels.astype(int) - picture.pixels).mean() < (20 if format_name == "JPEG" else 0.001)
+        kept = Image.open(io.BytesIO(data)).getexif()
+        assert kept[0x010E] == "a woman"
+        if format_name != "TIFF":
+            assert not {256, 257, 258, 259, 262, 273, 279, 320, 338, 339} & set(kept)
+
+
+def test_damaged_exif_is_left_out_and_said(astronaut: np.ndarray) -> None:
+    """A picture whose EXIF block cannot be read is purified all the same."""
+    picture = images.read(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=b"Exif\0\0garbage"))
+    assert (picture.pixels.shape, picture.exif) == ((9, 8, 3), None)
+    assert "its EXIF block is damaged and was left out" in picture.notices
+
+
+def test_a_pillow_picture_is_left_as_it_was(astronaut: np.ndarray) -> None:
+    """Read twice, a picture with an orientation is turned twice from the same start."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    image = Image.open(io.BytesIO(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=exif.tobytes())))
+    for _ in range(2):
+        assert images.from_pillow(image).pixels.shape == (8, 9, 3)
+    assert image.getexif()[ORIENTATION] == 6
+
+
+def test_profiles_of_other_colours_are_left_out(astronaut: np.ndarray) -> None:
+    """A grey picture that comes with an RGB profile, as palettes do, comes out without it, and a notice says so."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    gray = Image.fromarray(astronaut[:8, :8, 0]).convert("P")
+    picture = images.read(encoded(gray, "PNG", icc_profile=profile))
+    assert (picture.gray, picture.icc) == (True, None)
+    assert any("profile" in text for text in picture.notices)
+    assert images.read(encoded(Image.fromarray(astronaut[:8, :8]), "PNG", icc_profile=profile)).icc == profile
+
+
+def test_sides_that_a_format_cannot_hold_are_refused() -> None:
+    """What the formats' own writers refuse is refused before the work, and what they take is not."""
+    for format_name, side in images.MAX_SIDE.items():
+        with pytest.raises(ImageError, match="a side"):
+            images.refuse_misfit(Picture(np.zeros((1, side + 1, 1), np.uint8)), format_name)
+        images.refuse_misfit(Picture(np.zeros((1, side, 1), np.uint8)), format_name)
+    for format_name in ("JPEG", "WEBP"):
+        with pytest.raises((OSError, ValueError)):
+            encoded(Image.new("L", (images.MAX_SIDE[format_name] + 1, 1)), format_name)
+        assert encoded(Image.new("L", (images.MAX_SIDE[format_name], 1)), format_name)
 
 
 def test_pictures_without_a_known_range_are_refused() -> None:

@@ -19,8 +19,10 @@ from conftest import Run
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_images import png_claiming
+from typer.testing import CliRunner
 
 from comdefend_cli import Purifier
+from comdefend_cli.cli import app
 
 
 @pytest.fixture
@@ -39,6 +41,12 @@ def one_line(result: subprocess.CompletedProcess[bytes], code: int, *words: str)
     assert text.startswith("error: ")
     for word in words:
         assert word in text
+
+
+def limited_files() -> None:
+    """In a child: a file takes 1,000 bytes and no more, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
 
 def test_purify_writes_what_the_api_gives(run: Run, picture: Path, small_weights: Path) -> None:
@@ -150,10 +158,10 @@ def test_wrong_usage_is_exit_2(run: Run, picture: Path, small_weights: Path) -> 
 
 
 def test_unwritable_places_leave_nothing(run: Run, picture: Path, small_weights: Path) -> None:
-    """An absent folder, a file in place of a folder, and a system folder cannot be written: exit 1, nothing left."""
+    """An absent folder, a file in place of a folder, and a system folder cannot be written: exit 1, before the work, nothing left."""
     for target in (picture.parent / "absent" / "out.png", picture / "out.png", Path("/proc/out.png")):
-        result = run("purify", picture, target, "--weights", small_weights, "-q")
-        one_line(result, 1, str(target), "cannot write")
+        result = run("purify", picture, target, "--weights", small_weights)
+        one_line(result, 1, str(target.parent), "cannot write into this folder", "write elsewhere")
     assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png"]
 
 
@@ -165,18 +173,58 @@ def test_a_full_disk_loses_nothing(picture: Path, small_weights: Path) -> None:
     before = out.read_bytes()
     command = [sys.executable, "-m", "comdefend_cli", "purify", str(picture)]
     options = ["--weights", str(small_weights), "--quiet"]
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    result = subprocess.run([*command, str(out), *options, "--overwrite"], capture_output=True, check=False, preexec_fn=limit)
-    one_line(result, 1, "cannot write")
+    result = subprocess.run([*command, str(out), *options, "--overwrite"], capture_output=True, check=False, preexec_fn=limited_files)
+    one_line(result, 1, "out.png", "cannot write", "free some space")
     assert out.read_bytes() == before
     assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png", "out.png"]
     with Path("/dev/full").open("wb") as full:
         piped = subprocess.run([*command, "-", *options], stdout=full, stderr=subprocess.PIPE, check=False)
-    one_line(piped, 1, "no space left")
+    one_line(piped, 1, "standard output", "no space left")
+
+
+def test_a_part_of_the_picture_on_standard_output_is_an_error(picture: Path, small_weights: Path) -> None:
+    """Where the disk takes only a part, also with Python's own buffers off, the exit code is 1: no cut picture passes for whole."""
+    command = [sys.executable, "-m", "comdefend_cli", "purify", str(picture), "-", "--weights", str(small_weights), "--quiet"]
+    with (picture.parent / "cut.png").open("wb") as file:
+        result = subprocess.run(
+            command, stdout=file, stderr=subprocess.PIPE, check=False, preexec_fn=limited_files, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
+    one_line(result, 1, "standard output", "cannot write")
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """Alpha into JPEG, a side that is too long, and --compare over IN end at once, without a word of computing."""
+    Image.fromarray(astronaut[:8, :8]).convert("RGBA").save(tmp_path / "alpha.png")
+    Image.new("L", (20000, 1)).save(tmp_path / "long.png")
+    one_line(run("purify", tmp_path / "alpha.png", tmp_path / "out.jpg"), 1, "transparency")
+    one_line(run("purify", tmp_path / "long.png", tmp_path / "out.webp"), 1, "16383 pixels a side")
+    over = ("--compare", tmp_path / "alpha.png", "--overwrite")
+    one_line(run("purify", tmp_path / "alpha.png", tmp_path / "out.png", *over), 2, "is IN too")
+    assert sorted(os.listdir(tmp_path)) == ["alpha.png", "long.png"]
+
+
+def test_replaced_files_keep_their_permissions(picture: Path) -> None:
+    """A private file that is replaced stays private."""
+    from comdefend_cli.files import write_atomically
+
+    picture.chmod(0o600)
+    write_atomically(picture, b"new", overwrite=True)
+    assert (picture.read_bytes(), picture.stat().st_mode & 0o777) == (b"new", 0o600)
+
+
+def test_out_of_memory_is_one_line(picture: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where even the smallest tile finds no memory, the command says so and what to do; other mistakes are not taken for that."""
+
+    def run_out(*_: object) -> None:
+        torch.empty(10**15)
+
+    monkeypatch.setattr(Purifier, "purify", run_out)
+    arguments = ["purify", str(picture), str(picture.with_name("out.png")), "--weights", str(small_weights), "-q"]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "out of memory" in result.stderr and "--tile" in result.stderr
+    monkeypatch.setattr(Purifier, "purify", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    assert isinstance(CliRunner().invoke(app, arguments).exception, RuntimeError)
 
 
 @pytest.mark.slow
@@ -241,13 +289,26 @@ def test_shell_completion_works() -> None:
     assert result.stdout.decode().split() == ["purify", "purify-dir"]
 
 
-def test_metrics_equal_scikit_image(astronaut: np.ndarray, camera: np.ndarray) -> None:
+def test_metrics_equal_scikit_image(astronaut: np.ndarray, camera: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """PSNR and SSIM agree with scikit-image on photographs, also where several strips are summed."""
+    from comdefend_cli import metrics
     from comdefend_cli.metrics import psnr, ssim
 
+    monkeypatch.setattr(metrics, "_STRIP", 3000)
     rng = np.random.default_rng(0)
     for pixels in (astronaut[:300, :77], np.atleast_3d(camera)[:, :40]):
         other = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
         a, b = (torch.from_numpy(item.copy()).permute(2, 0, 1)[None] for item in (pixels, other))
         assert float(psnr(a, b)) == pytest.approx(peak_signal_noise_ratio(pixels, other), abs=1e-9)
         assert ssim(a, b) == pytest.approx(structural_similarity(pixels, other, channel_axis=2), abs=1e-6)
+
+
+def test_an_exact_picture_does_not_make_the_mean_infinite() -> None:
+    """One of two pictures without any error counts as `TOP_PSNR`."""
+    from comdefend_cli.metrics import TOP_PSNR, mean_psnr, psnr
+
+    a = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    b = a.clone()
+    b[1] = 16
+    assert psnr(a, b)[0] == torch.inf
+    assert mean_psnr(a, b) == pytest.approx((TOP_PSNR + float(psnr(a, b)[1])) / 2)

@@ -97,6 +97,14 @@ def test_one_bad_file_does_not_stop_the_rest(pictures: Path, tmp_path: Path, sma
     assert statuses(purified(pictures, tmp_path / "out", small_weights)) == {"kept": 7, "done": 1}
 
 
+def test_what_its_format_cannot_hold_fails_alone(pictures: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
+    """A picture with alpha fails where all go into JPEG, before the network, and the others are done."""
+    Image.fromarray(astronaut[:32, :32]).convert("RGBA").save(pictures / "alpha.png")
+    results = purified(pictures, tmp_path / "out", small_weights, format="jpg")
+    assert statuses(results) == {"done": 7, "failed": 1}
+    assert "transparency" in results["alpha.png"].reason
+
+
 def test_collisions_are_refused_before_starting(pictures: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
     """Two inputs that would become one output are named, and nothing is written."""
     Image.fromarray(astronaut[:8, :8]).save(pictures / "large.png")
@@ -184,10 +192,10 @@ def test_wrong_usage_is_exit_2(pictures: Path, run: Run, tmp_path: Path, small_w
 
 
 def many(folder: Path, astronaut: np.ndarray, count: int) -> None:
-    """Pictures of different sizes, so that a run takes a while."""
+    """Pictures of different sizes, none of which is computed in a batch with another, so that a run takes a while."""
     folder.mkdir()
     for index in range(count):
-        Image.fromarray(astronaut[: 60 + index, :80]).save(folder / f"{index:03}.png")
+        Image.fromarray(astronaut[: 60 + index, :80]).save(folder / f"{index:03}.png", compress_level=1)
 
 
 def begun(command: list[str], out: Path, least: int) -> subprocess.Popen[bytes]:
@@ -203,14 +211,14 @@ def begun(command: list[str], out: Path, least: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_was_stopped_resumes(tmp_path: Path, astronaut: np.ndarray, number: signal.Signals) -> None:
+def test_a_run_that_was_stopped_resumes(tmp_path: Path, astronaut: np.ndarray, small_weights: Path, number: signal.Signals) -> None:
     """Killed or interrupted half-way, every output that is there is whole; the next run keeps those and does the rest.
 
     Interrupted, the exit code is 130 and the summary is printed.
     """
     source, out = tmp_path / "in", tmp_path / "out"
-    many(source, astronaut, 40)
-    command = [sys.executable, "-m", "comdefend_cli", "purify-dir", str(source), "--out", str(out), "--weights", "comdefend-12bit"]
+    many(source, astronaut, 150)
+    command = [sys.executable, "-m", "comdefend_cli", "purify-dir", str(source), "--out", str(out), "--weights", str(small_weights)]
     process = begun(command, out, 3)
     process.send_signal(number)
     assert process.stderr is not None
@@ -220,13 +228,13 @@ def test_a_run_that_was_stopped_resumes(tmp_path: Path, astronaut: np.ndarray, n
         assert process.returncode == 130, said
         assert b"interrupted: " in said
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
-    assert 3 <= len(finished) < 40
+    assert 3 <= len(finished) < 150
     for path in finished:
         assert pixels(path).shape == pixels(source / path.name).shape
     result = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "NO_COLOR": "1"})
     assert result.returncode == 0, result.stderr
     assert f"{len(finished)} kept".encode() in result.stderr or number == signal.SIGKILL
-    assert len(list(out.glob("*.png"))) == 40
+    assert len(list(out.glob("*.png"))) == 150
     redone = [path for path, stamp in finished.items() if path.stat().st_mtime_ns != stamp]
     # A file that was renamed into place but not yet noted as done when the process was killed is done again.
     assert len(redone) <= (4 if number == signal.SIGKILL else 0)

@@ -119,6 +119,24 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert weights.read_header(str(path)) == (loaded.header, sha256, path)
 
 
+def test_a_changed_byte_in_a_file_of_one_s_own_is_found(run: Run, tmp_path: Path) -> None:
+    """What `save` wrote is refused after a change to a tensor or to the header; a file from before it said its hash is not."""
+    path = tmp_path / "w.safetensors"
+    weights.save(path, ComDefend(NARROW), {"psnr_db": 33.25, "name": "\N{SNOWMAN}", "numbers": {1: 2, 10: 3}})
+    data = path.read_bytes()
+    weights.load(str(path))
+    start = 8 + int.from_bytes(data[:8], "little")
+    for changed in (data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :], data.replace(b"33.25", b"34.25")):
+        assert changed != data
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match="a byte was changed"):
+            weights.load(str(path))
+    refused = run("weights", "verify", path)
+    assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1)
+    path.write_bytes(GOOD)
+    weights.load(str(path))
+
+
 @pytest.mark.parametrize("architecture", [Architecture(), Architecture(1, 4), NARROW])
 def test_shapes_are_the_networks(architecture: Architecture) -> None:
     """The shapes that files are checked against are those of the networks."""

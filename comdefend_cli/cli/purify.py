@@ -56,10 +56,10 @@ def purify(
 
     console.show_warnings(quiet)
     images.trust_own_limit()
-    format_name = _format(target, format)
     if target == STANDARD and as_json:
         raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")
     _refuse_outputs(source, target, compare, overwrite=overwrite)
+    format_name = _format(target, format)
     picture = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
     images.refuse_misfit(picture, format_name)
     for text in picture.notices:
@@ -124,13 +124,13 @@ def _refuse_outputs(source: Path, target: Path, compare: Path | None, *, overwri
     from comdefend_cli import files, images
 
     if compare is not None:
-        images.format_of(compare)
         for path, name in ((source, "IN"), (target, "OUT")):
             if compare.resolve() == path.resolve():
                 raise UsageError(f"{compare}: is {name} too; give --compare another file")
     for output in (target, compare):
         if output is not None and output != STANDARD:
             files.refuse_existing(output, overwrite=overwrite)
+            images.format_of(output)
             files.refuse_unwritable_folder(output)
 
 
