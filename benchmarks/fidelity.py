@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from comdefend_cli import datasets, images, weights
-from comdefend_cli.metrics import mean_psnr, psnr, ssim
+from comdefend_cli.device import cpu_has_bfloat16
+from comdefend_cli.metrics import TOP_PSNR, mean_psnr, psnr, ssim
 from comdefend_cli.purifier import LUMA, Purifier
 
 
@@ -29,18 +30,24 @@ def measure(purifier: Purifier, batches: list[Tensor]) -> dict[str, Any]:
     similarity: list[float] = []
     for batch in batches:
         result = purifier.purify(batch)
-        decibels += psnr(batch, result).tolist()
+        decibels += psnr(batch, result).clamp(max=TOP_PSNR).tolist()
         similarity += [ssim(a[None], b[None]) for a, b in zip(batch, result, strict=True)]
     count = len(decibels)
     return {"n": count, "psnr_db": round(sum(decibels) / count, 3), "ssim": round(sum(similarity) / count, 4)}
 
 
 def precision(name: str, other: str, batch: Tensor) -> dict[str, Any]:
-    """What another precision changes: share of code bits, and PSNR of the result to float32's."""
+    """What another precision changes: share of code bits, PSNR of the result to float32's, and PSNR of both to the originals."""
     exact, rough = (Purifier.from_pretrained(name, device="cpu", precision=value) for value in ("float32", other))
     flipped = (exact.code(batch) != rough.code(batch)).float().mean()
-    distance = mean_psnr(exact(batch), rough(batch))
-    return {"n": len(batch), "bits_flipped": round(float(flipped), 6), "psnr_to_float32_db": round(distance, 2)}
+    first, second = exact.purify(batch), rough.purify(batch)
+    return {
+        "n": len(batch),
+        "bits_flipped": round(float(flipped), 6),
+        "psnr_to_float32_db": round(mean_psnr(first, second), 2),
+        "psnr_db": round(mean_psnr(batch, second), 3),
+        "psnr_db_float32": round(mean_psnr(batch, first), 3),
+    }
 
 
 def folder(path: Path, channels: int) -> list[Tensor]:
@@ -69,14 +76,17 @@ def main() -> None:
         header, _, _ = weights.read_header(name)
         channels = header.architecture.channels
         purifier = Purifier.from_pretrained(name, device="cpu", precision="float32")
-        data = header.training.get("data") or ("cifar10" if channels == 3 else "fashion-mnist")
+        data = header.training.get("data")
+        if data not in datasets.DATASETS:  # Imported, or trained on a folder of pictures.
+            data = "cifar10" if channels == 3 else "fashion-mnist"
         test = datasets.load(data, arguments.data_dir, download=False).test.pixels[: arguments.images]
         results[name] = {data: measure(purifier, list(torch.split(test, 256)))}
         if arguments.pictures:
             results[name][arguments.pictures.name] = measure(purifier, folder(arguments.pictures, channels))
         results[name]["bfloat16"] = precision(name, "bfloat16", test[: arguments.precision_images])
         print(name, json.dumps(results[name]), flush=True)
-    about = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    native = {"native_bfloat16": cpu_has_bfloat16()}
+    about = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), **native}
     print(json.dumps({"results": results, **about}))
 
 

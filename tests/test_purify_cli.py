@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -201,6 +202,34 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Run, tmp_path: P
     over = ("--compare", tmp_path / "alpha.png", "--overwrite")
     one_line(run("purify", tmp_path / "alpha.png", tmp_path / "out.png", *over), 2, "is IN too")
     assert sorted(os.listdir(tmp_path)) == ["alpha.png", "long.png"]
+
+
+def unprivileged() -> None:
+    """In a child: what root may because it is root, it may not (Linux; others who run the tests have no such right)."""
+    for right in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, right, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
+def test_what_may_not_be_read_or_written_is_one_line(picture: Path) -> None:
+    """A picture without permission to read it, an OUT in a folder without permission to write, a folder that may not be listed."""
+    locked, closed = picture.with_name("locked.png"), picture.parent / "closed"
+    locked.write_bytes(picture.read_bytes())
+    locked.chmod(0)
+    closed.mkdir()
+    (closed / "in").mkdir()
+    (closed / "in").chmod(0)
+    closed.chmod(0o100)
+    for arguments, word in (
+        (("purify", locked, picture.with_name("out.png")), "locked.png: cannot read: permission denied"),
+        (("purify", picture, closed / "out.png"), "closed: cannot write into this folder: permission denied"),
+        (("purify-dir", closed, "--out", picture.parent / "out", "--quiet"), "closed: cannot list this folder: permission denied"),
+        (("purify", picture, closed / "in" / "out.png"), "permission denied; check the path and its permissions"),
+    ):
+        command = [sys.executable, "-m", "comdefend_cli", *map(str, arguments)]
+        one_line(subprocess.run(command, capture_output=True, check=False, preexec_fn=unprivileged), 1, word)
+    closed.chmod(0o700)
+    assert sorted(os.listdir(picture.parent)) == ["closed", "in.png", "locked.png"]
 
 
 def test_replaced_files_keep_their_permissions(picture: Path) -> None:

@@ -27,8 +27,11 @@ LONG_WORK = 0.5
 
 @console.command
 def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or - for standard input.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or - for standard input.", **console.UNCHECKED)],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.", **console.UNCHECKED),
+    ],
     weights: console.Weights = None,
     device: console.Device = "auto",
     precision: console.Precision = "auto",
@@ -38,7 +41,12 @@ def purify(
     seed: console.NoiseSeed = 0,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="FILE", help="Also write one picture of input, code, output and their difference, amplified."),
+        typer.Option(
+            "--compare",
+            metavar="FILE",
+            help="Also write one picture of input, code, output and their difference, amplified.",
+            **console.UNCHECKED,
+        ),
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Format of standard output.", show_default="png")] = None,
     quality: console.Quality = None,

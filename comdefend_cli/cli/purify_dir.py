@@ -31,9 +31,10 @@ _SPOOL = 2**20
 
 @console.command
 def purify_dir(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures; nothing in it is changed.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures; nothing in it is changed.", **console.UNCHECKED)],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where the purified pictures go.", show_default="DIR-purified")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where the purified pictures go.", show_default="DIR-purified", **console.UNCHECKED),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also subfolders; the output mirrors them.")] = False,
     format: Annotated[
@@ -51,7 +52,9 @@ def purify_dir(
     strip: console.Strip = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = False,
     max_megapixels: console.MaxMegapixels = 512,
-    report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record a picture, as lines.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record a picture, as lines.", **console.UNCHECKED)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of the whole.")] = False,
     quiet: console.Quiet = False,
 ) -> None:

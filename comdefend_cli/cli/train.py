@@ -38,9 +38,9 @@ def train(
         str, typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of pictures (random crops).")
     ],
     data_dir: Annotated[
-        Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
+        Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.", **console.UNCHECKED)
     ] = Path("data"),
-    out: Annotated[Path, typer.Option("--out", help="The weight file to write.")] = Path("comdefend.safetensors"),
+    out: Annotated[Path, typer.Option("--out", help="The weight file to write.", **console.UNCHECKED)] = Path("comdefend.safetensors"),
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="3200")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data, in place of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step, over all processes.")] = 8,

@@ -95,9 +95,9 @@ def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", he
 @app.command("import")
 @console.command
 def import_(
-    encoder: Annotated[Path, typer.Argument(metavar="ENC.npy", help="The authors' checkpoint of ComCNN.")],
-    decoder: Annotated[Path, typer.Argument(metavar="DEC.npy", help="The authors' checkpoint of RecCNN.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The weight file to write.")],
+    encoder: Annotated[Path, typer.Argument(metavar="ENC.npy", help="The authors' checkpoint of ComCNN.", **console.UNCHECKED)],
+    decoder: Annotated[Path, typer.Argument(metavar="DEC.npy", help="The authors' checkpoint of RecCNN.", **console.UNCHECKED)],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The weight file to write.", **console.UNCHECKED)],
     overwrite: console.Overwrite = False,
 ) -> None:
     """Convert your own copy of the authors' released checkpoints, safely: arrays are read and nothing else."""
