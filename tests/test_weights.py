@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,16 +244,25 @@ def test_list_show_and_verify_commands(run: Run, small_weights: Path) -> None:
     assert len(listed) == 1 + len(SHIPPED) and listed[0].split() == ["name", "channels", "bits", "PSNR", "dB", "about"]
     for line, (name, entry) in zip(listed[1:], weights.registry().items(), strict=True):
         assert line.startswith(name + " ") and line.endswith(entry["about"])
-    rows = json.loads(run("weights", "list", "--json", COLUMNS="30").stdout)
+    rows = json.loads(CliRunner().invoke(app, ["weights", "list", "--json"]).stdout)
     assert [row["sha256"] for row in rows] == [entry["sha256"] for entry in weights.registry().values()]
-    shown = json.loads(run("weights", "show", SHIPPED[0]).stdout)
+    shown = json.loads(CliRunner().invoke(app, ["weights", "show", SHIPPED[0]]).stdout)
     header = weights.read_header(SHIPPED[0])[0]
     assert shown["sha256"] == weights.registry()[SHIPPED[0]]["sha256"]
     assert shown["psnr_db"] == header.training["psnr_db"]
     assert (shown["training"], shown["architecture"]["hidden"]) == (header.training, list(header.architecture.hidden))
     verified = run("weights", "verify")
     assert (verified.returncode, verified.stderr, verified.stdout.count(b"ok ")) == (0, b"", len(SHIPPED))
-    assert run("weights", "verify", small_weights).stdout.decode().split()[0] == "ok"
+    assert CliRunner().invoke(app, ["weights", "verify", str(small_weights)]).stdout.split()[0] == "ok"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_list_that_cannot_be_written_is_an_error() -> None:
+    """On a full disk `list` ends with one line and exit code 1."""
+    command = [sys.executable, "-m", "comdefend_cli", "weights", "list"]
+    with Path("/dev/full").open("wb") as full:
+        refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1), refused.stderr
 
 
 def test_the_real_command_refuses_in_one_line(run: Run, tmp_path: Path) -> None:
