@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +91,8 @@ def _labels(model: torch.nn.Module, pictures: Tensor, device: torch.device) -> T
     return torch.cat([model(part.to(device)).argmax(1).cpu() for part in torch.split(pictures, 100)])
 
 
-def _array(picture: Tensor):  # type: ignore[no-untyped-def]
+def _array(picture: Tensor) -> np.ndarray:
+    """A picture (C, H, W) in [0, 1] as uint8 (H, W, C)."""
     return (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
