@@ -110,15 +110,17 @@ class Networks:
 
     def describe(self) -> list[object]:
         """All of the settings that can change pixels, but the weights."""
-        exact = self.settings.tiling == "exact"
-        noise = self.settings.noise_std
-        return [
+        settings = self.settings
+        exact = settings.tiling == "exact"
+        described: list[object] = [
             dtype_name(self.dtype),
-            self.settings.tiling,
-            self.settings.tile if exact and self.dtype != torch.float32 else None,
-            noise,
-            self.settings.seed if noise else 0,
+            settings.tiling,
+            settings.tile if exact and self.dtype != torch.float32 else None,
+            settings.noise_std,
+            settings.seed if settings.random else 0,
         ]
+        # Only where they are used, so that outputs of versions that had neither still count as finished.
+        return [*described, settings.input_noise, settings.samples] if settings.input_noise or settings.samples > 1 else described
 
 
 @contextmanager

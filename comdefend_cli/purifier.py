@@ -35,6 +35,8 @@ LUMA = (0.299, 0.587, 0.114)
 DEFAULT_TILE = {"cpu": 512, "cuda": 1024, "mps": 512}
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
 SMALLEST_TILE = 32
+#: Streams of noise that one seed has; never 0, which `mixed_seed` does not tell from no number.
+_INPUT, _LOGITS = 1, 2
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,12 @@ class Settings:
         tiling: "exact" for the whole-image result, "paper" for independent 32x32 patches.
         tile: side of a tile in pixels, or None for the device's default.
         noise_std: standard deviation of Gaussian noise on the logits; the authors' release uses 1, 0 is none.
-        seed: of that noise, which depends on it and on a pixel's place alone: each picture, of a batch too, and each call has the same.
+        seed: of the noise, which depends on it and on a pixel's place alone: each picture, of a batch too, and each call has the same.
         noise_per_picture: give each picture of a batch noise of its own, by its place in the batch.
         gradient: what `backward` sees at the rounding, see :func:`comdefend_cli.model.binarize`.
+        input_noise: standard deviation of Gaussian noise on the picture, in 8-bit levels, which drowns an attack before weights that
+            were trained to remove noise rebuild the picture (denoised smoothing, Salman et al., NeurIPS 2020). 0 is none.
+        samples: pictures rebuilt from as many draws of the noise; their mean is the result.
 
     Raises:
         UsageError: a value out of range.
@@ -59,18 +64,30 @@ class Settings:
     seed: int = 0
     noise_per_picture: bool = False
     gradient: Gradient = "straight-through"
+    input_noise: float = 0.0
+    samples: int = 1
 
     def __post_init__(self) -> None:
         if self.tiling not in ("exact", "paper"):
             raise UsageError(f"unknown tiling {self.tiling!r}: use exact or paper")
         if self.tile is not None and self.tile < 1:
             raise UsageError(f"a tile must be at least 1 pixel a side, not {self.tile}")
-        if not 0 <= self.noise_std < float("inf"):
-            raise UsageError(f"the noise's standard deviation must be 0 or more, not {self.noise_std}")
+        for std in (self.noise_std, self.input_noise):
+            if not 0 <= std < float("inf"):
+                raise UsageError(f"the noise's standard deviation must be 0 or more, not {std}")
+        if self.samples < 1:
+            raise UsageError(f"there must be at least one sample, not {self.samples}")
+        if self.samples > 1 and not self.random:
+            raise UsageError("several samples need noise: without it all of them are the same picture")
         if self.seed < 0:
             raise UsageError(f"a seed must be 0 or more, not {self.seed}")
         if self.gradient not in GRADIENTS:
             raise UsageError(f"unknown gradient {self.gradient!r}: use one of {', '.join(GRADIENTS)}")
+
+    @property
+    def random(self) -> bool:
+        """Whether the result depends on the seed."""
+        return self.noise_std > 0 or self.input_noise > 0
 
 
 class Purifier(nn.Module):
@@ -171,9 +188,14 @@ class Purifier(nn.Module):
         """
         route = self._route(x)
 
-        def network(windows: Tensor, noise: Tensor | None) -> Tensor:
+        def network(windows: Tensor, batch: _Batch) -> Tensor:
             gradient = self.settings.gradient if windows.requires_grad else "none"
-            result = route.restore(route.model(route.adapt(windows), noise, gradient))
+            adapted = route.adapt(windows)
+            rebuilt = [
+                route.model(self._noisy(adapted, batch, sample), self._logit_noise(batch, route.model, sample), gradient)
+                for sample in range(self.settings.samples)
+            ]
+            result = route.restore(rebuilt[0] if len(rebuilt) == 1 else torch.stack(rebuilt).mean(0))
             # torch.round goes to the even neighbour; a level of exactly one half is as good either way.
             return (result * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else result.to(x.dtype)
 
@@ -183,7 +205,7 @@ class Purifier(nn.Module):
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
-        """The code of zeros and ones that the picture is rebuilt from (section 3.5).
+        """The code of zeros and ones that the picture is rebuilt from (section 3.5); of several samples, the first one's.
 
         Args:
             x: (N, C, H, W), float in [0, 1] or uint8.
@@ -197,8 +219,9 @@ class Purifier(nn.Module):
         def room(x: Tensor) -> Tensor:
             return torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
 
-        def network(windows: Tensor, noise: Tensor | None) -> Tensor:
-            logits = route.model.com(route.adapt(windows))
+        def network(windows: Tensor, batch: _Batch) -> Tensor:
+            logits = route.model.com(self._noisy(route.adapt(windows), batch))
+            noise = self._logit_noise(batch, route.model)
             return binarize(logits if noise is None else logits + noise).to(torch.uint8)
 
         return self._in_tiles(x, room, route.model, network, None)
@@ -235,7 +258,7 @@ class Purifier(nn.Module):
 
         while True:
             try:
-                return self._stitched(x, room(x), model, network, tile, batch_pixels, count)
+                return self._stitched(x, room(x), device, network, tile, batch_pixels, count)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or (tile <= SMALLEST_TILE and batch_pixels <= SMALLEST_TILE**2):
                     raise
@@ -247,15 +270,13 @@ class Purifier(nn.Module):
             warnings.warn(f"out of memory: going on with tiles of {tile} pixels", RuntimeWarning, stacklevel=2)
 
     def _stitched(
-        self, x: Tensor, out: Tensor, model: ComDefend, network: _Network, tile: int, batch_pixels: int, count: Progress
+        self, x: Tensor, out: Tensor, device: torch.device, network: _Network, tile: int, batch_pixels: int, count: Progress
     ) -> Tensor:
         """`out`, filled tile by tile in batches."""
-        device = next(model.parameters()).device
         with _true_float32():
             for batch in _batches(self._grid(x, tile), len(x), batch_pixels):
                 windows = _windows(x, batch, device)
-                noise = self._noise(batch, model.architecture.bits)
-                result = network(windows, None if noise is None else noise.to(device)).to(out.device)
+                result = network(windows, batch).to(out.device)
                 for (index, part), window in zip(batch, result, strict=True):
                     out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
                 count(sum(part.area for _, part in batch))
@@ -265,18 +286,31 @@ class Purifier(nn.Module):
         height, width = x.shape[2:]
         return paper_grid(height, width) if self.settings.tiling == "paper" else exact_grid(height, width, tile)
 
-    def _noise(self, batch: _Batch, bits: int) -> Tensor | None:
-        """Noise for a batch's windows, drawn once for each place where all pictures have the same."""
+    def _noisy(self, windows: Tensor, batch: _Batch, sample: int = 0) -> Tensor:
+        """The windows with noise of the picture's place on them, clipped to [0, 1] as in training."""
+        if self.settings.input_noise == 0:
+            return windows
+        seed = mixed_seed(self.settings.seed, sample, _INPUT)
+        noise = self._noise(batch, windows.shape[1], seed).to(windows.device)
+        return (windows + noise * (self.settings.input_noise / 255)).clamp(0, 1)
+
+    def _logit_noise(self, batch: _Batch, model: ComDefend, sample: int = 0) -> Tensor | None:
         if self.settings.noise_std == 0:
             return None
+        seed = mixed_seed(self.settings.seed, sample, _LOGITS) if sample else self.settings.seed
+        noise = self._noise(batch, model.architecture.bits, seed) * self.settings.noise_std
+        return noise.to(next(model.parameters()).device)
+
+    def _noise(self, batch: _Batch, channels: int, seed: int) -> Tensor:
+        """Standard normal noise for a batch's windows, drawn once for each place where all pictures have the same."""
         drawn: dict[tuple[int, int, int], Tensor] = {}
         places = []
         for index, part in batch:
-            seed = mixed_seed(self.settings.seed, index) if self.settings.noise_per_picture else self.settings.seed
-            places.append((seed, part.rows.window.start, part.columns.window.start))
+            own = mixed_seed(seed, index) if self.settings.noise_per_picture else seed
+            places.append((own, part.rows.window.start, part.columns.window.start))
             if places[-1] not in drawn:
-                drawn[places[-1]] = window_noise(seed, bits, part.rows.window, part.columns.window)
-        return torch.stack([drawn[place] for place in places]) * self.settings.noise_std
+                drawn[places[-1]] = window_noise(own, channels, part.rows.window, part.columns.window)
+        return torch.stack([drawn[place] for place in places])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -286,7 +320,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 _Batch = list[tuple[int, Tile]]
-_Network = Callable[[Tensor, Tensor | None], Tensor]
+_Network = Callable[[Tensor, _Batch], Tensor]
 
 
 def _same(x: Tensor) -> Tensor:

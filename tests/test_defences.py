@@ -71,6 +71,7 @@ def cpu(spec: str) -> Defence:
         ("comdefend-12bit:votes=8,noise=20.0", "comdefend-12bit:noise=20,votes=8"),
         ("comdefend-12bit:tiling=paper", "comdefend-12bit:tiling=paper"),
         ("comdefend-4bit-gray:noise=0.5", "comdefend-4bit-gray:noise=0.5"),
+        ("comdefend-12bit:samples=4,input-noise=24.0,votes=1", "comdefend-12bit:input-noise=24,samples=4"),
     ],
 )
 def test_a_name_is_the_spec_in_one_form(spec: str, canonical: str) -> None:
@@ -94,7 +95,7 @@ def test_a_name_is_the_spec_in_one_form(spec: str, canonical: str) -> None:
         ("comdefend-12bit:20", "options are key=value"),
         ("bits:depht=3", "bits has no option 'depht': use depth"),
         ("none:depth=3", "none has no option 'depth': it has none"),
-        ("comdefend-12bit:std=3", "no option 'std': use noise, votes, tiling"),
+        ("comdefend-12bit:std=3", "no option 'std': use noise, input-noise, samples, votes, tiling"),
         ("bits:depth=9", "depth must be a whole number from 1 to 8, not '9'"),
         ("bits:depth=3.0", "depth must be a whole number"),
         ("bits:depth=\u0663", "depth must be a whole number"),
@@ -113,6 +114,8 @@ def test_a_name_is_the_spec_in_one_form(spec: str, canonical: str) -> None:
         ("comdefend-12bit:tiling=exakt", "tiling must be exact or paper"),
         ("comdefend-12bit:votes=0,noise=1", "votes must be"),
         ("comdefend-12bit:votes=8", "votes need noise"),
+        ("comdefend-12bit:samples=8", "samples need noise"),
+        ("comdefend-12bit:input-noise=-1", "input-noise must be a number of at least 0"),
         ("absent.safetensors", "absent.safetensors: no such weights"),
         ("pixeldefend", "pixeldefend needs a file: pixeldefend:weights=FILE"),
         ("hgd:weights=", "weights must be a file"),
@@ -182,7 +185,7 @@ def classifier() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "comdefend-12bit", "comdefend-12bit:noise=20"])
+@pytest.mark.parametrize("spec", [*SPECS, "comdefend-12bit", "comdefend-12bit:noise=20", "comdefend-12bit:input-noise=20"])
 def test_the_gradients_that_are_offered_are_there(spec: str, cifar: Tensor) -> None:
     """In front of a classifier, each gives finite input gradients that are not zero, and after a seed the same logits."""
     defence, model = cpu(spec), classifier()
@@ -304,7 +307,7 @@ def test_its_gradient_is_its_own() -> None:
     assert torch.autograd.gradcheck(fixed, torch.rand(2, 1, 10, 11, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("spec", ["resize-pad", "comdefend-12bit:noise=20"])
+@pytest.mark.parametrize("spec", ["resize-pad", "comdefend-12bit:noise=20", "comdefend-12bit:input-noise=20"])
 def test_seeds_restart_the_random_stream(spec: str, cifar: Tensor) -> None:
     """Calls and pictures differ from each other; after a seed all comes again, also in a copy; PyTorch's stream is not used."""
     defence, x = cpu(spec), cifar[:1].repeat(3, 1, 1, 1)
@@ -339,6 +342,8 @@ def test_comdefend_is_the_purifier(cifar: Tensor, grey: Tensor) -> None:
         "channels": 3,
         "bits": 12,
         "noise": 0.0,
+        "input-noise": 0.0,
+        "samples": 1,
         "tiling": "exact",
         "precision": "float32",
     }
@@ -382,7 +387,7 @@ def test_noise_is_normal_and_independent() -> None:
     """The noise that a batch gets has the standard deviation asked for, and no correlation between pictures or calls."""
     defence = cast(ComDefendDefence, cpu("comdefend-12bit:noise=20"))
     x, drawn = torch.rand(4, 3, 32, 32), []
-    kept = defence.purifier._noise
+    kept = defence.purifier._logit_noise
 
     def record(*arguments: object) -> Tensor | None:
         noise = kept(*arguments)  # type: ignore[arg-type]
@@ -390,7 +395,7 @@ def test_noise_is_normal_and_independent() -> None:
         drawn.append(noise)
         return noise
 
-    defence.purifier._noise = record  # type: ignore[method-assign]
+    defence.purifier._logit_noise = record  # type: ignore[method-assign]
     defence(x)
     defence(x)
     noise = torch.cat(drawn).double()

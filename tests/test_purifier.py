@@ -170,6 +170,43 @@ def test_noise_is_reproducible_and_seamless() -> None:
     assert not torch.equal(results[0], Purifier(small_model())(x))
 
 
+def test_noise_on_the_picture_does_not_depend_on_the_tiling_and_differs_from_that_on_the_code() -> None:
+    """A seed gives each place of a picture its noise, whatever the tile; each kind of noise and each picture that asks has its own."""
+    x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
+    chosen = [Settings(tile=tile, input_noise=20.0, noise_std=1.0, seed=5) for tile in (20, 33, 500)]
+    results = [Purifier(small_model(), None, one)(x) for one in chosen]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
+    only = Purifier(small_model(), None, Settings(input_noise=20.0, seed=5))(x)
+    assert not torch.equal(only, results[0]) and not torch.equal(only, Purifier(small_model(), None, Settings(input_noise=20.0, seed=6))(x))
+    same = Purifier(small_model(), None, Settings(input_noise=20.0))(x[:1].repeat(2, 1, 1, 1))
+    own = Purifier(small_model(), None, Settings(input_noise=20.0, noise_per_picture=True))(x[:1].repeat(2, 1, 1, 1))
+    assert torch.equal(same[0], same[1]) and not torch.equal(own[0], own[1])
+
+
+def test_noise_on_the_picture_has_the_standard_deviation_that_was_asked_for() -> None:
+    """What ComCNN sees is the picture plus Gaussian noise of so many 8-bit levels, clipped to [0, 1]."""
+    seen: list[Tensor] = []
+    model = small_model()
+    model.com.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    Purifier(model, None, Settings(input_noise=10.0))(torch.full((1, 3, 128, 128), 0.5))
+    noise = (seen[0] - 0.5) * 255
+    assert abs(float(noise.std()) - 10.0) < 0.2 and abs(float(noise.mean())) < 0.2
+    Purifier(model, None, Settings(input_noise=100.0))(torch.rand(1, 3, 32, 32))
+    assert float(seen[1].min()) >= 0 and float(seen[1].max()) <= 1
+
+
+def test_samples_are_averaged() -> None:
+    """The result is the mean of the pictures rebuilt from different draws: their spread falls with the number of samples."""
+    x = torch.full((1, 3, 64, 64), 0.4)
+    model = small_model()
+    one, nine = (torch.stack([Purifier(model, None, Settings(input_noise=60.0, samples=n, seed=s))(x) for s in range(8)]) for n in (1, 9))
+    assert float(nine.std(0).mean()) < 0.5 * float(one.std(0).mean())
+    first = Purifier(model, None, Settings(input_noise=60.0))(x)
+    assert torch.equal(one[0], first) and not torch.equal(nine[0], first)
+    coded = [Purifier(model, None, Settings(input_noise=60.0, samples=n)).code(x) for n in (1, 9)]
+    assert torch.equal(*coded), "the code shown is that of the first sample"
+
+
 def test_code_is_what_the_picture_is_rebuilt_from() -> None:
     """RecCNN on the code gives the purified picture; the code is zeros and ones, tiled without seams."""
     model = small_model()
@@ -290,6 +327,9 @@ def test_settings_out_of_range_are_refused() -> None:
         {"noise_std": float("inf")},
         {"seed": -1},
         {"gradient": "x"},
+        {"input_noise": -1},
+        {"samples": 0, "noise_std": 1.0},
+        {"samples": 2},
     ]
     for values in wrong:
         with pytest.raises(UsageError):

@@ -56,7 +56,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_every_picture_is_purified_as_if_alone(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
     """Whatever is batched together, each output holds the pixels of the API on that picture, mirrored below the output folder."""
     out = tmp_path / "out"
-    for settings in (Settings(), Settings(noise_std=1.0, seed=3)):
+    for settings in (Settings(), Settings(noise_std=1.0, seed=3), Settings(input_noise=20.0, samples=2)):
         results = purified(pictures, out, small_weights, settings)
         assert statuses(results) == {"done": 7}
         purifier = Purifier.from_pretrained(str(small_weights), device="cpu", precision="float32", settings=settings)

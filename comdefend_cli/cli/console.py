@@ -153,7 +153,14 @@ NoiseStd = Annotated[
     float,
     typer.Option("--noise-std", min=0.0, help="Standard deviation of noise on the code's logits, as in the authors' release (1). 0: none."),
 ]
-NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of --noise-std; every picture of a run gets the same noise.")]
+InputNoise = Annotated[
+    float,
+    typer.Option(
+        "--input-noise", min=0.0, help="Standard deviation of noise on the picture, in 8-bit levels, to drown an attack. 0: none."
+    ),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise; the mean of what is rebuilt is written.")]
+NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise; every picture of a run gets the same noise.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Strip = Annotated[bool, typer.Option("--strip", help="Leave ICC profile and EXIF out of the output.")]

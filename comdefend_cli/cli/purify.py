@@ -38,6 +38,8 @@ def purify(
     tiling: console.Tiling = "exact",
     tile: console.Tile = None,
     noise_std: console.NoiseStd = 0.0,
+    input_noise: console.InputNoise = 0.0,
+    samples: console.Samples = 1,
     seed: console.NoiseSeed = 0,
     compare: Annotated[
         Path | None,
@@ -78,7 +80,7 @@ def purify(
     from comdefend_cli.device import describe_device, dtype_name
     from comdefend_cli.purifier import Purifier, Settings
 
-    settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
+    settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)
     purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
@@ -119,6 +121,8 @@ def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weig
         "tiling": settings.tiling,
         "tile": settings.tile,
         "noise_std": settings.noise_std,
+        "input_noise": settings.input_noise,
+        "samples": settings.samples,
         "seed": settings.seed,
         "weights": loaded.name,
         "weights_sha256": loaded.sha256,

@@ -47,6 +47,8 @@ def purify_dir(
     tiling: console.Tiling = "exact",
     tile: console.Tile = None,
     noise_std: console.NoiseStd = 0.0,
+    input_noise: console.InputNoise = 0.0,
+    samples: console.Samples = 1,
     seed: console.NoiseSeed = 0,
     quality: console.Quality = None,
     strip: console.Strip = False,
@@ -78,7 +80,7 @@ def purify_dir(
         from comdefend_cli import folder
         from comdefend_cli.purifier import Settings
 
-        settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
+        settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
         summary = Summary(source, target, report)
         with _report(report, target, overwrite=overwrite) as write:
             try:
@@ -138,6 +140,8 @@ class Summary:
             "tiling": networks.settings.tiling,
             "tile": networks.settings.tile,
             "noise_std": networks.settings.noise_std,
+            "input_noise": networks.settings.input_noise,
+            "samples": networks.settings.samples,
             "seed": networks.settings.seed,
             "weights_sha256": networks.sha256s,
         }

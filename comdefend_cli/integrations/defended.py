@@ -139,7 +139,7 @@ class Defended(nn.Module):
 
     def _draw(self) -> None:
         for seed, part in zip(self._seeds, self._purifiers(), strict=True):
-            if part.settings.noise_std > 0:
+            if part.settings.random:
                 part.settings = replace(part.settings, seed=mixed_seed(seed, self._draws), noise_per_picture=True)
         self._draws += 1
 

@@ -1,7 +1,8 @@
 """Defences at test time, made from a spec: ComDefend and those that the paper compares with.
 
 none                                                      the pictures as they are
-NAME or PATH.safetensors[:noise=0,votes=1,tiling=exact]   ComDefend, by weights that ship or by a file
+NAME or PATH.safetensors[:noise=0,input-noise=0,          ComDefend, by weights that ship or by a file
+    samples=1,votes=1,tiling=exact]
 bits[:depth=3], median[:size=3]                           feature squeezing (Xu et al., NDSS 2018)
 jpeg[:quality=75]                                         JPEG compression (Dziugaite et al., 2016)
 tv[:weight=0.1]                                           total variation (Rudin et al., 1992; Guo et al., ICLR 2018)
@@ -74,6 +75,8 @@ _KINDS: dict[str, _Kind] = {
 }
 _COMDEFEND: dict[str, Option] = {
     "noise": real(0, 0.0),
+    "input-noise": real(0, 0.0),
+    "samples": whole(1, MOST_VOTES, 1),
     "votes": whole(1, MOST_VOTES, 1),
     "tiling": one_of("exact", "paper"),
 }
@@ -101,7 +104,8 @@ def make(spec: str, *, device: str = "auto", precision: str = "auto") -> Defence
     full = canonical(name, values, options)
     if name in _KINDS:
         return _KINDS[name].make(full, values, device).eval()
-    return ComDefendDefence(full, name, **values, device=device, precision=precision).eval()
+    arguments = {key.replace("-", "_"): value for key, value in values.items()}
+    return ComDefendDefence(full, name, **arguments, device=device, precision=precision).eval()
 
 
 def _parse(spec: str) -> tuple[str, dict[str, Any], dict[str, Option]]:

@@ -21,6 +21,8 @@ class ComDefendDefence(Defence):
         weights_name: a name that ships, or a weight file; the header says for how many channels.
         noise: standard deviation of Gaussian noise on the logits before they are rounded; 0 for none. Every call
             and every picture of a batch has noise of its own.
+        input_noise: the same of noise on the picture, in 8-bit levels.
+        samples: pictures rebuilt from as many draws of the noise, whose mean the classifier sees.
         votes: predictions averaged, each with noise of its own.
         tiling: "exact" or "paper", see :class:`comdefend_cli.Settings`.
         device, precision: as for :meth:`comdefend_cli.Purifier.from_pretrained`.
@@ -33,11 +35,21 @@ class ComDefendDefence(Defence):
     gradients: ClassVar[tuple[str, ...]] = ("identity", "straight-through", "soft")
 
     def __init__(
-        self, name: str, weights_name: str, *, noise: float = 0.0, votes: int = 1, tiling: str = "exact", device: str, precision: str
+        self,
+        name: str,
+        weights_name: str,
+        *,
+        noise: float = 0.0,
+        input_noise: float = 0.0,
+        samples: int = 1,
+        votes: int = 1,
+        tiling: str = "exact",
+        device: str,
+        precision: str,
     ) -> None:
         loaded = weights.load(weights_name)
         # Noise that pictures shared would make their errors depend on each other, and an accuracy's interval too narrow.
-        settings = Settings(cast(Tiling, tiling), noise_std=noise, noise_per_picture=True)
+        settings = Settings(cast(Tiling, tiling), noise_std=noise, input_noise=input_noise, samples=samples, noise_per_picture=True)
         purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
         record: dict[str, Any] = {
             "defence": "comdefend",
@@ -46,10 +58,12 @@ class ComDefendDefence(Defence):
             "channels": loaded.header.architecture.channels,
             "bits": loaded.header.architecture.bits,
             "noise": noise,
+            "input-noise": input_noise,
+            "samples": samples,
             "tiling": tiling,
             "precision": dtype_name(next(purifier.parameters()).dtype),
         }
-        super().__init__(name, record, stochastic=noise > 0, votes=votes)
+        super().__init__(name, record, stochastic=settings.random, votes=votes)
         self.purifier = purifier
 
     def purify(self, x: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def file() -> Option:
 
 def split_spec(spec: str) -> tuple[str, str]:
     """Name and options of a spec. The options begin at the first colon before a "key=", so that paths may hold colons."""
-    found = re.search(r":(?=[a-z]+=)", spec)
+    found = re.search(r":(?=[a-z-]+=)", spec)
     return (spec[: found.start()], spec[found.end() :]) if found else (spec, "")
 
 
@@ -91,7 +91,7 @@ def parse_options(name: str, text: str, options: dict[str, Option]) -> dict[str,
         UsageError: an unknown key, a value that is none, a key twice, or one that is missing.
     """
     values: dict[str, Any] = {}
-    for part in re.split(r",(?=[a-z]+=)", text) if text else []:
+    for part in re.split(r",(?=[a-z-]+=)", text) if text else []:
         key, _, value = part.partition("=")
         if key not in options:
             known = ", ".join(options) if options else "it has none"
