@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from comdefend_cli.classifiers import Normalised
+from comdefend_cli.errors import UsageError
 from comdefend_cli.model import ComDefend
 
 #: Spread of the logits at the start and the most it may grow to, in units of noise_std = 20.
@@ -55,17 +57,59 @@ def noisy_code(logits: Tensor, noise: Tensor, std: float) -> Tensor:
     return cast(Tensor, _NoisyCode.apply(logits.float(), noise, std))  # type: ignore[no-untyped-call]
 
 
-class Objective(nn.Module):
-    """Eq. 3: mean square error of the reconstruction plus the penalty on the code.
+class FeatureDistance(nn.Module):
+    """How far a rebuilt picture is from the clean one in a classifier's features (as in Liao et al., CVPR 2018).
 
-    Both are means over values, not sums over pixels, as in the authors' release.
+    Clean pictures and none of their labels are needed. The features are the outputs of the classifier's blocks and its logits.
+
+    Args:
+        classifier: of :mod:`comdefend_cli.classifiers`; its weights stay as they are.
+
+    Raises:
+        UsageError: a network without a sequence of blocks, such as a user's own.
     """
 
-    def __init__(self, model: ComDefend, penalty: float, noise_std: float) -> None:
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(classifier, Normalised) or not isinstance(classifier.body, nn.Sequential):
+            raise UsageError("features need a classifier of comdefend train-classifier")
+        self.classifier = classifier.eval().requires_grad_(False)
+
+    def forward(self, rebuilt: Tensor, clean: Tensor) -> Tensor:
+        """The mean over the features of ||f(rebuilt) - f(clean)||^2 / ||f(clean)||^2, a float32 scalar; pictures (N, C, H, W) in [0, 1]."""
+        with torch.no_grad():
+            wanted = self._features(clean)
+        pairs = zip(self._features(rebuilt), wanted, strict=True)
+        distances = [(a - b).square().mean() / b.square().mean().clamp_min(1e-12) for a, b in pairs]
+        return torch.stack(distances).mean()
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        found, after_stem = [], False
+        x = (x - self.classifier.mean) / self.classifier.std
+        for layer in cast(nn.Sequential, self.classifier.body):
+            x = layer(x)
+            if len(list(layer.children())) > 0:
+                # The stem's features are close to the pixels, which the square error has already.
+                found += [x.float()] if after_stem else []
+                after_stem = True
+        return [*found, x.float()]
+
+
+class Objective(nn.Module):
+    """Eq. 3: mean square error of the reconstruction plus the penalty on the code; on request also a distance of features.
+
+    All are means over values, not sums over pixels, as in the authors' release.
+    """
+
+    def __init__(
+        self, model: ComDefend, penalty: float, noise_std: float, features: FeatureDistance | None = None, feature_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
         self.penalty = penalty
         self.noise_std = noise_std
+        self.features = features
+        self.feature_weight = feature_weight
 
     def forward(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (eq. 3) and the root mean square of the logits; float32 scalars, the second without gradient.
@@ -77,7 +121,10 @@ class Objective(nn.Module):
         """
         logits = self.model.com(x)
         code = noisy_code(logits, noise, self.noise_std)
-        loss = (self.model.rec(code) - target).square().mean() + self.penalty * code.square().mean()
+        rebuilt = self.model.rec(code)
+        loss = (rebuilt - target).square().mean() + self.penalty * code.square().mean()
+        if self.features is not None:
+            loss = loss + self.feature_weight * self.features(rebuilt, target)
         return loss, logits.detach().float().square().mean().sqrt()
 
 

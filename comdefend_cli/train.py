@@ -24,7 +24,7 @@ from comdefend_cli.distributed import peer_error
 from comdefend_cli.errors import TrainingError, UsageError, reason
 from comdefend_cli.metrics import mean_psnr, ssim
 from comdefend_cli.model import Architecture, ComDefend
-from comdefend_cli.objective import START_RMS, Objective, hold_logits, initialize, top_rms
+from comdefend_cli.objective import START_RMS, FeatureDistance, Objective, hold_logits, initialize, top_rms
 from comdefend_cli.optim import Muon
 from comdefend_cli.purifier import Purifier
 
@@ -56,7 +56,11 @@ class TrainConfig:
         penalty: lambda of eq. 1, on the mean square of the code.
         noise_std: phi of section 3.5, standard deviation of the noise on the logits.
         input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
-            each image draws its own between 0 and this. The target stays clean. 0 is the paper's objective.
+            each image draws its own up to this. The target stays clean. 0 is the paper's objective.
+        input_noise_least: least standard deviation likewise. Above 0 the networks cannot take a clean picture for one
+            without noise, and so smooth an attack away that they would otherwise pass on.
+        features: SHA-256 of the classifier in whose features the reconstruction is to be near the clean picture, or "".
+        feature_weight: of the mean relative square distance of these features in the loss.
         optimizer: "muon", or "adam" as in the paper.
         lr: peak learning rate of that optimiser, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
@@ -77,6 +81,9 @@ class TrainConfig:
     penalty: float = 1e-4
     noise_std: float = 20.0
     input_noise: float = 0.0
+    input_noise_least: float = 0.0
+    features: str = ""
+    feature_weight: float = 0.01
     optimizer: str = "muon"
     lr: float | None = None
     lr_end: float = 0.02
@@ -94,9 +101,11 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.seed >= 2**32:
             raise UsageError(f"seed must be below 2**32, not {self.seed}")
-        for name in ("seed", "penalty", "noise_std", "input_noise", "warmup"):
+        for name in ("seed", "penalty", "noise_std", "input_noise", "input_noise_least", "feature_weight", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.input_noise_least > self.input_noise:
+            raise UsageError(f"input_noise_least must be at most input_noise, {self.input_noise}, not {self.input_noise_least}")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
         if self.lr is not None and not 0 < self.lr < math.inf:
@@ -151,6 +160,7 @@ class Trainer:
         dataset: images to learn from and to measure on.
         device: where to train.
         start: networks to go on from, or None to draw new weights.
+        features: the classifier that `config.features` names, or None.
         validation_images: how many test images `validate` measures.
 
     Attributes:
@@ -170,6 +180,7 @@ class Trainer:
         device: torch.device,
         *,
         start: ComDefend | None = None,
+        features: nn.Module | None = None,
         validation_images: int = 64,
     ) -> None:
         self.config, self.dataset, self.device = config, dataset, device
@@ -192,7 +203,8 @@ class Trainer:
         start_rms = START_RMS if start is None else _logit_rms(self.model, sample)
         self._runaway_rms = RUNAWAY * max(top_rms(config.noise_std), start_rms)
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        objective = Objective(self.model, config.penalty, config.noise_std)
+        distance = FeatureDistance(features.to(device)) if features is not None else None
+        objective = Objective(self.model, config.penalty, config.noise_std, distance, config.feature_weight)
         self._objective = DistributedDataParallel(objective) if self.processes > 1 else objective
         self._optimizers = make_optimizers(self.model, config)
         self._test = dataset.test.pixels[:validation_images]
@@ -266,8 +278,9 @@ class Trainer:
         noise = torch.randn((len(clean), config.bits, *clean.shape[2:]), generator=generator).mul_(config.noise_std)
         x = clean
         if config.input_noise:
-            std = torch.rand((len(clean), 1, 1, 1), generator=generator) * (config.input_noise / 255)
-            x = (clean + std * torch.randn(clean.shape, generator=generator)).clamp_(0, 1)
+            spread = config.input_noise - config.input_noise_least
+            std = torch.rand((len(clean), 1, 1, 1), generator=generator) * spread + config.input_noise_least
+            x = (clean + std / 255 * torch.randn(clean.shape, generator=generator)).clamp_(0, 1)
         first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
         return first, second, third
 

@@ -13,6 +13,7 @@ import torch
 from conftest import SMALL, photo, small_model
 
 from comdefend_cli import metrics, objective, train
+from comdefend_cli.classifiers import ClassifierHeader, build
 from comdefend_cli.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.model import Architecture, ComDefend
@@ -140,6 +141,59 @@ def test_the_seed_decides(dataset: Dataset) -> None:
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
     assert runs[0] != runs[3]
+
+
+def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
+    """Each image's noise has a standard deviation of its own from the least to the most, and the target stays clean."""
+    run = Trainer(config(input_noise=12.0, input_noise_least=8.0, batch_size=8), dataset, CPU)
+    clean, x, _ = run._draw(run._generator(0))
+    inside = (clean > 0.2) & (clean < 0.8)
+    stds = [float(((b - a) * 255)[keep].std()) for a, b, keep in zip(clean, x, inside, strict=True) if keep.sum() > 500]
+    assert len(stds) >= 4 and all(7.5 < std < 12.5 for std in stds) and max(stds) - min(stds) > 0.3
+    assert torch.equal((clean * 255).round() / 255, clean)
+    with pytest.raises(UsageError, match="input_noise_least must be at most input_noise"):
+        config(input_noise_least=1.0)
+
+
+def test_feature_distance_is_of_the_blocks_and_the_logits() -> None:
+    """It is the mean relative square distance of the blocks' outputs and the logits, zero for equal pictures, and has a gradient."""
+    torch.manual_seed(0)
+    model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3))
+    distance = objective.FeatureDistance(model)
+    clean, rebuilt = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16, requires_grad=True)
+    assert float(distance(clean, clean)) == 0
+    value = distance(rebuilt, clean)
+    outputs: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    blocks = [layer for layer in model.body if isinstance(layer, torch.nn.Sequential)][1:]
+    for which, x in ((True, rebuilt), (False, clean)):
+        hooks = [block.register_forward_hook(lambda module, inputs, out, to=outputs[which]: to.append(out.detach())) for block in blocks]
+        outputs[which].append(model(x).detach())
+        for hook in hooks:
+            hook.remove()
+    pairs = list(zip(outputs[True], outputs[False], strict=True))
+    assert len(pairs) == 4
+    expected = sum(float((a - b).double().square().mean() / b.double().square().mean()) for a, b in pairs) / 4
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
+    value.backward()
+    assert rebuilt.grad is not None and float(rebuilt.grad.abs().sum()) > 0
+    assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
+    with pytest.raises(UsageError, match="train-classifier"):
+        objective.FeatureDistance(torch.nn.Flatten())
+
+
+@pytest.mark.usefixtures("narrow")
+def test_features_enter_the_loss(dataset: Dataset) -> None:
+    """The loss with features is the loss without them plus the weight times the distance."""
+    torch.manual_seed(0)
+    model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
+    plain = Trainer(config(), dataset, CPU)
+    zero, some = (Trainer(config(feature_weight=weight), dataset, CPU, features=model) for weight in (0.0, 0.5))
+    clean, x, noise = plain._draw(plain._generator(0))
+    losses = [float(run._objective(x, clean, noise)[0].detach()) for run in (plain, zero, some)]
+    assert losses[0] == losses[1] < losses[2]
+    rebuilt = plain.model.rec(objective.noisy_code(plain.model.com(x), noise, 20.0))
+    expected = losses[0] + 0.5 * float(objective.FeatureDistance(model)(rebuilt, clean).detach())
+    assert losses[2] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.usefixtures("narrow")

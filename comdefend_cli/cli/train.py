@@ -52,6 +52,14 @@ def train(
         float,
         typer.Option("--input-noise", min=0.0, help="Most standard deviation of input noise, in 8-bit levels; 0: the paper."),
     ] = 0.0,
+    input_noise_least: Annotated[
+        float, typer.Option("--input-noise-least", min=0.0, help="Least standard deviation of input noise; each image draws its own.")
+    ] = 0.0,
+    features: Annotated[
+        str | None,
+        typer.Option("--features", metavar="CLASSIFIER", help="A classifier of train-classifier, whose features are to be kept."),
+    ] = None,
+    feature_weight: Annotated[float, typer.Option("--feature-weight", min=0.0, help="Of the distance of these features.")] = 0.01,
     optimizer: Annotated[str, typer.Option("--optimizer", metavar="muon|adam", help="adam is the paper's.")] = "muon",
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="0.02 for muon, 0.001 for adam")] = None,
     lr_end: Annotated[float, typer.Option("--lr-end", help="Last learning rate as a share of the peak; it falls exponentially.")] = 0.02,
@@ -72,6 +80,7 @@ def train(
     Under torchrun, the processes share each batch.
     """
     from comdefend_cli import images, weights
+    from comdefend_cli.classifiers import load_classifier
     from comdefend_cli.device import describe_device, resolve_device
     from comdefend_cli.distributed import process_group, together
     from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint
@@ -88,6 +97,9 @@ def train(
         dataset = _dataset(data, data_dir, rank, download=not no_download, quiet=quiet)
         with together():
             start = weights.load(init) if init else None
+            seen = load_classifier(features, data=dataset.name) if features else None
+            if seen is not None and not seen.sha256:
+                raise UsageError(f"{features}: --features takes a classifier that comdefend train-classifier made")
             config = TrainConfig(
                 data=dataset.name,
                 steps=_steps(steps, epochs, len(dataset.train), batch_size),
@@ -98,6 +110,9 @@ def train(
                 penalty=penalty,
                 noise_std=noise_std,
                 input_noise=input_noise,
+                input_noise_least=input_noise_least,
+                features=seen.sha256 if seen else "",
+                feature_weight=feature_weight,
                 optimizer=optimizer,
                 lr=lr,
                 lr_end=lr_end,
@@ -105,7 +120,7 @@ def train(
                 precision=resolve_training_precision(precision, where),
                 init=start.sha256 if start else "",
             )
-            trainer = Trainer(config, dataset, where, start=start.model if start else None)
+            trainer = Trainer(config, dataset, where, start=start.model if start else None, features=seen.model if seen else None)
         if device == "auto" or precision == "auto":
             notice(f"training on {describe_device(where)} in {config.precision}", quiet=quiet)
         history: list[Report] = []
