@@ -209,12 +209,12 @@ def load_classifier(spec: str, device: torch.device | str = "cpu", *, data: str 
     if spec == EFFICIENTNET:
         found = _efficientnet()
     elif Path(spec).is_file():
-        found = _from_file(Path(spec))
+        found = load_classifier_file(Path(spec))
     elif spec in ARCHITECTURES:
         path = default_path(spec, data)
         if not path.is_file():
             raise UsageError(f"{path}: no such classifier; make it with: comdefend train-classifier --data {data} --arch {spec}")
-        found = _from_file(path)
+        found = load_classifier_file(path)
     elif ":" in spec:
         found = _from_code(spec)
     else:
@@ -240,7 +240,12 @@ def read_classifier_header(data: bytes, path: Path) -> ClassifierHeader:
         raise WeightsError(f"{path}: not a classifier of comdefend: {reason(error)}; make one with comdefend train-classifier") from error
 
 
-def _from_file(path: Path) -> Classifier:
+def load_classifier_file(path: Path) -> Classifier:
+    """A classifier of `comdefend train-classifier`, on the CPU, its weights trainable.
+
+    Raises:
+        WeightsError: the file cannot be read, or is none.
+    """
     data = read_file(path, "give another file")
     header = read_classifier_header(data, path)
     model = build(header)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from comdefend_cli.checkpoint import gather, scatter
-from comdefend_cli.classifiers import ARCHITECTURES, ClassifierHeader, build
+from comdefend_cli.classifiers import ARCHITECTURES, Classifier, ClassifierHeader, Normalised, build
 from comdefend_cli.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.optim import Muon
@@ -45,6 +45,7 @@ class ClassifierConfig:
         adversarial_steps: of BIM.
         label_smoothing: the share of a label's weight that goes to all classes alike.
         precision: "float32", or "bfloat16" for mixed precision.
+        init: SHA-256 of the classifier file that the run started from, or "" for new weights.
 
     Raises:
         UsageError: a value out of range.
@@ -62,6 +63,7 @@ class ClassifierConfig:
     adversarial_steps: int = 4
     label_smoothing: float = 0.0
     precision: str = "float32"
+    init: str = ""
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -118,6 +120,7 @@ class ClassifierTrainer:
         dataset: pictures with labels; already purified where the classifier is to learn from purified ones.
         classes: their names.
         device: where to train.
+        start: a classifier to go on from, with its normalisation, or None to draw new weights.
 
     Attributes:
         step_done: steps done.
@@ -125,10 +128,12 @@ class ClassifierTrainer:
         model: the classifier, float32.
 
     Raises:
-        UsageError: pictures without labels.
+        UsageError: pictures without labels; a start of another architecture or for other pictures.
     """
 
-    def __init__(self, config: ClassifierConfig, dataset: Dataset, classes: tuple[str, ...], device: torch.device) -> None:
+    def __init__(
+        self, config: ClassifierConfig, dataset: Dataset, classes: tuple[str, ...], device: torch.device, start: Classifier | None = None
+    ) -> None:
         train = dataset.train
         if not isinstance(train, ImageArray) or not len(train.labels):
             raise UsageError(f"{config.data}: its pictures have no labels, which a classifier needs")
@@ -141,8 +146,22 @@ class ClassifierTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build(self.header)
+        if start is not None:
+            self._continue(start)
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizers = _optimizers(self.model, config)
+
+    def _continue(self, start: Classifier) -> None:
+        """Take the weights and the normalisation of `start`."""
+        weights = start.model.state_dict()
+        own = self.model.state_dict()
+        same = weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own)
+        if not (isinstance(start.model, Normalised) and same):
+            raise UsageError(f"{start.name}: not a {self.config.arch} for {self.config.data}; start from a classifier of that kind")
+        mean, std = (tuple(round(float(v), 4) for v in part.flatten()) for part in (start.model.mean, start.model.std))
+        self.header = replace(self.header, mean=mean, std=std)
+        self.model = build(self.header)
+        self.model.load_state_dict(weights)
 
     def step(self) -> float:
         """One optimiser step; returns the loss.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import formats
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers import ARCHITECTURES
+from comdefend_cli.classifiers import ARCHITECTURES, load_classifier_file, save_classifier
 from comdefend_cli.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.train_classifier import ClassifierConfig, ClassifierTrainer, augment, purify_images, signed_gradient
@@ -71,6 +72,25 @@ def test_resuming_changes_nothing(settings: dict[str, Any]) -> None:
     list(resumed.run())
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_a_run_goes_on_from_another_classifier(tmp_path: Path) -> None:
+    """It begins with the weights, running statistics and normalisation of the file, whatever its own pictures' are, and trains on."""
+    first = trainer()
+    list(first.run())
+    save_classifier(tmp_path / "first.safetensors", first.model, first.header)
+    start = load_classifier_file(tmp_path / "first.safetensors")
+    brighter = Dataset("gratings", ImageArray(DATA.train.pixels // 2 + 100, DATA.train.labels), DATA.test)  # type: ignore[attr-defined]
+    config = ClassifierConfig(data="gratings", arch="tiny", epochs=1.0, batch_size=16, init=start.sha256)
+    second = ClassifierTrainer(config, brighter, ("lying", "standing"), CPU, start)
+    assert second.measure() == first.measure() and second.header.mean == first.header.mean
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+    before = second.model.state_dict()["body.0.weight"].clone()
+    second.step()
+    assert not torch.equal(before, second.model.state_dict()["body.0.weight"])
+    with pytest.raises(UsageError, match="first: not a small for cifar10"):
+        ClassifierTrainer(replace(config, data="cifar10", arch="small"), DATA, ("lying", "standing"), CPU, start)
 
 
 def test_every_picture_once_an_epoch() -> None:

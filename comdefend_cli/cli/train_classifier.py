@@ -51,6 +51,9 @@ def train_classifier(
     label_smoothing: Annotated[
         float, typer.Option("--label-smoothing", min=0.0, help="Share of a label's weight that goes to all classes alike.")
     ] = 0.0,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="FILE", help="A classifier to go on from, in place of a new one.", **console.UNCHECKED)
+    ] = None,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
     device: console.Device = "auto",
     checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 200,
@@ -61,7 +64,7 @@ def train_classifier(
     """Train a reference classifier for `comdefend evaluate`."""
     from comdefend_cli import weights
     from comdefend_cli.checkpoint import load_checkpoint
-    from comdefend_cli.classifiers import default_path
+    from comdefend_cli.classifiers import default_path, load_classifier_file
     from comdefend_cli.cli.train import resolve_training_precision
     from comdefend_cli.device import describe_device, resolve_device
     from comdefend_cli.evaluate.data import CLASSES
@@ -71,6 +74,7 @@ def train_classifier(
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
     where = resolve_device(device)
     purifying = weights.load(purify) if purify else None
+    start = load_classifier_file(init) if init else None
     config = ClassifierConfig(
         data=data,
         arch=arch,
@@ -84,6 +88,7 @@ def train_classifier(
         adversarial_steps=adversarial_steps,
         label_smoothing=label_smoothing,
         precision=resolve_training_precision(precision, where),
+        init=start.sha256 if start else "",
     )
     out = out or default_path(arch, data)
     checkpoint = out.with_suffix(".checkpoint")
@@ -91,7 +96,7 @@ def train_classifier(
     if device == "auto":
         notice(f"training on {describe_device(where)} in {config.precision}", quiet=quiet)
     dataset = _dataset(data, data_dir, purifying, where, quiet)
-    trainer = ClassifierTrainer(config, dataset, CLASSES[data], where)
+    trainer = ClassifierTrainer(config, dataset, CLASSES[data], where, start)
     history: list[ClassifierReport] = []
     if resume:
         history = [ClassifierReport(**report) for report in load_checkpoint(checkpoint, trainer, "comdefend train-classifier")]
