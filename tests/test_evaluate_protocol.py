@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from comdefend_cli import weights
 from comdefend_cli.classifiers import Classifier
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate import attacks
+from comdefend_cli.evaluate import attacks, protocol
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.data import Labelled
 from comdefend_cli.evaluate.defences import Defence, make
@@ -172,6 +172,35 @@ def test_a_smallest_perturbation_serves_all_epsilons(classifier: Classifier, tmp
     for epsilon in (4, 16):
         distance = (done.grey_pictures(classifier, "deepfool", epsilon) * 255 - stripes(32).pixels).abs()
         assert float(distance.max()) <= epsilon + 0.001
+
+
+def test_smallest_perturbations_outlast_rounding(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of perturbations that end just past the border, rounding undoes few: each is made the least longer that still fools."""
+    data = stripes(32)
+
+    def barely(self: attacks.Attack, model: nn.Module, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Tensor:
+        found = original(self, model, x, y, *rest, **options)
+        near, far = x.clone(), found
+        for _ in range(20):
+            middle = (near + far) / 2
+            fooled = (model(middle).argmax(1) != y)[:, None, None, None]
+            near, far = torch.where(fooled, near, middle), torch.where(fooled, middle, far)
+        return far
+
+    original = attacks.Attack.run
+    monkeypatch.setattr(attacks.Attack, "run", barely)
+    done = evaluation(classifier, Same(), attacks=("deepfool",), threats=("grey-box",))
+    plain = barely(done.protocol.make("deepfool"), classifier.model, data.floats(), data.labels, 1.0, seed=0)
+    undone = classifier.model((plain * 255).round() / 255).argmax(1) == data.labels
+    assert int(undone.sum()) > 3
+    made = done.grey_pictures(classifier, "deepfool", 255.0)
+    assert torch.allclose(made * 255, (made * 255).round(), atol=1e-4)
+    assert int((classifier.model(made).argmax(1) == data.labels).sum()) <= int(undone.sum()) / 4
+    assert torch.equal(made[~undone], ((plain * 255).round() / 255)[~undone]), "those that outlast it as they are stay as they are"
+    lengths = (made - data.floats()).abs().amax((1, 2, 3)) / (plain - data.floats()).abs().amax((1, 2, 3))
+    assert float(lengths.max()) < max(protocol.LENGTHS) + 1
+    cell = next(cell for cell in done.run() if cell.attack == "deepfool")
+    assert cell.settings["lengths"] == protocol.LENGTHS
 
 
 def test_cells_are_kept(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ FORMAT_VERSION = 1
 GREY_ATTACKS = ("fgsm", "bim", "mi-fgsm", "pgd", "deepfool", "cw")
 ADAPTIVE_ATTACKS = ("fgsm", "pgd", "autoattack")
 BLACK_ATTACKS = ("square",)
+#: By what the smallest perturbations are multiplied until they outlast rounding to 8 bits.
+LENGTHS = (1.0, 1.1, 1.2, 1.35, 1.5, 2.0, 3.0, 4.0, 8.0)
 SLOW_ATTACKS = ("autoattack", "square")
 DEFAULT_ATTACKS = (*GREY_ATTACKS, "autoattack", *BLACK_ATTACKS)
 #: Of "straight-through", "soft" and "identity", the first that a defence offers is what AutoAttack goes through.
@@ -219,7 +221,8 @@ class Evaluation:
         attack = self.protocol.make(name)
 
         def make() -> tuple[Tensor, dict[str, Any]]:
-            return self._grey_pictures(system.classifier, attack, epsilon), {}
+            lengths = {"lengths": LENGTHS} if self._lengthens(attack) else {}
+            return self._grey_pictures(system.classifier, attack, epsilon), lengths
 
         return self._cell(system, GREY_BOX, attack, "", epsilon, make)
 
@@ -235,12 +238,37 @@ class Evaluation:
         made = self.cache.pictures(key)
         if made is None:
             made = self._attack(attack, classifier.model, self.data, reach, f"{attack.title} on {classifier.name}")
+            if self._lengthens(attack):
+                made = self._lengthened(classifier.model, made)
             # Bytes hold all of it where it will be rounded anyway, but not before it is brought within epsilon.
             exact = self.protocol.float_pixels or attack.minimum_norm
             self.cache.put_pictures(key, made if exact else self._rounded(made, self.data, epsilon).mul(255).round().byte())
         if made.dtype == torch.uint8:
             return made.float() / 255
         return self._rounded(library.within(made, self.data.floats(), epsilon / 255), self.data, epsilon)
+
+    def _lengthens(self, attack: Attack | None) -> bool:
+        return attack is not None and attack.minimum_norm and not self.protocol.float_pixels
+
+    @torch.no_grad()
+    def _lengthened(self, model: nn.Module, made: Tensor) -> Tensor:
+        """Smallest perturbations, each by the first of `LENGTHS` at which it still fools the classifier after rounding to 8 bits.
+
+        They end just beyond a class border, and rounding alone would undo half of them: an attacker who saves files looks to that.
+        """
+        clean = self.data.floats()
+        result = made.clone()
+        standing = torch.arange(len(made))
+        for length in LENGTHS:
+            tried = (clean + length * (made - clean)).clamp(0, 1)[standing]
+            result[standing] = tried
+            parts = torch.split((tried * 255).round() / 255, self.protocol.batch)
+            predicted = torch.cat([model(part.to(self.device)).argmax(1).cpu() for part in parts])
+            standing = standing[predicted == self.data.labels[standing]]
+            if len(standing) == 0:
+                break
+        result[standing] = made[standing]  # Nothing helped these.
+        return result
 
     def _adaptive(self, system: System, name: str, gradient: str, epsilon: float) -> Cell:
         attack = self.protocol.make(name, stochastic=system.defence.stochastic)
@@ -313,6 +341,7 @@ class Evaluation:
             "attack": attack and {"name": attack.name, "settings": attack.settings, "version": library.versions()[attack.library]},
             "epsilon": epsilon if epsilon is None else float(epsilon),  # 2 and 2.0 are the same distance.
             "float": self.protocol.float_pixels,
+            **({"lengths": LENGTHS} if self._lengthens(attack) else {}),
             "seed": self.protocol.seed,
             "batch": self.protocol.batch,
             "device": self.device.type,
