@@ -189,6 +189,15 @@ def test_wrong_usage(work: Path, monkeypatch: pytest.MonkeyPatch, options: tuple
     assert not (work / "wrong" / "results.json").exists()
 
 
+def test_nothing_is_downloaded_unasked(work: Path) -> None:
+    """With --no-download, absent files are an error of one line that names them, for evaluating and for training."""
+    for out, *arguments in (("e", "evaluate", "--classifier", "small"), ("t.safetensors", "train-classifier")):
+        done = tiny(*arguments, "--data", "mnist", "--data-dir", "nowhere", "--out", out, "--no-download", cwd=work)
+        assert done.returncode == 1, done.stderr
+        assert "nowhere" in done.stderr and "Traceback" not in done.stderr
+        assert not (work / "nowhere").exists() and not (work / "t.safetensors").exists() and not (work / "e" / "results.json").exists()
+
+
 def test_without_the_extra(work: Path) -> None:
     """Where foolbox is not installed, one line says how to get it."""
     hidden = "import sys; sys.modules['foolbox'] = None\n"

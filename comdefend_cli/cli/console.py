@@ -161,6 +161,7 @@ InputNoise = Annotated[
 ]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise; the mean of what is rebuilt is written.")]
 NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise; every picture of a run gets the same noise.")]
+NoDownload = Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Strip = Annotated[bool, typer.Option("--strip", help="Leave ICC profile and EXIF out of the output.")]

@@ -74,7 +74,7 @@ def evaluate(
         str, typer.Option("--slow-epsilons", help="Those of --epsilons at which AutoAttack and Square are made.")
     ] = "8",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of PGD.")] = 20,
-    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Of PGD.")] = 1,
+    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Of PGD; from the second on, for the pictures that still stand.")] = 2,
     eot: Annotated[int, typer.Option("--eot", min=1, help="Samples of a random defence that a gradient is averaged over.")] = 20,
     queries: Annotated[int, typer.Option("--queries", min=1, help="Of Square.")] = 5000,
     float_pixels: Annotated[
@@ -89,6 +89,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample, the attacks and random defences.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 100,
+    no_download: console.NoDownload = False,
     device: console.Device = "auto",
     precision: console.Precision = "auto",
     overwrite: console.Overwrite = False,
@@ -132,7 +133,7 @@ def evaluate(
     where = resolve_device(device)
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
-    loaded = pictures.load(data, data_dir, limit=limit, seed=seed, size=size)
+    loaded = pictures.load(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download)
     if loaded.skipped:
         notice(f"{loaded.skipped} files could not be read as pictures", quiet=quiet)
     systems = _systems(classifier, defences, data, where, precision)

@@ -70,7 +70,7 @@ def train(
     checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 500,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Steps between measurements of PSNR.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
-    no_download: Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")] = False,
+    no_download: console.NoDownload = False,
     overwrite: console.Overwrite = False,
     quiet: console.Quiet = False,
 ) -> None:

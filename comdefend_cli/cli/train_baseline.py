@@ -45,7 +45,7 @@ def train_baseline(
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
     device: console.Device = "auto",
-    no_download: Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")] = False,
+    no_download: console.NoDownload = False,
     overwrite: console.Overwrite = False,
     quiet: console.Quiet = False,
 ) -> None:

@@ -58,6 +58,7 @@ def train_classifier(
     device: console.Device = "auto",
     checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 200,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
+    no_download: console.NoDownload = False,
     overwrite: console.Overwrite = False,
     quiet: console.Quiet = False,
 ) -> None:
@@ -95,7 +96,7 @@ def train_classifier(
     _refuse_outputs(out, checkpoint, overwrite=overwrite, resume=resume)
     if device == "auto":
         notice(f"training on {describe_device(where)} in {config.precision}", quiet=quiet)
-    dataset = _dataset(data, data_dir, purifying, where, quiet)
+    dataset = _dataset(data, data_dir, purifying, where, download=not no_download, quiet=quiet)
     trainer = ClassifierTrainer(config, dataset, CLASSES[data], where, start)
     history: list[ClassifierReport] = []
     if resume:
@@ -122,7 +123,7 @@ def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: boo
     files.refuse_unwritable_folder(out)
 
 
-def _dataset(data: str, data_dir: Path, purifying: object, where: torch.device, quiet: bool) -> Dataset:
+def _dataset(data: str, data_dir: Path, purifying: object, where: torch.device, *, download: bool, quiet: bool) -> Dataset:
     """The data set, through the purifier where one is given: training and test pictures, once."""
     from comdefend_cli import datasets
     from comdefend_cli.cli.train import download_bar
@@ -131,7 +132,7 @@ def _dataset(data: str, data_dir: Path, purifying: object, where: torch.device, 
     from comdefend_cli.weights import Weights
 
     with download_bar(quiet) as progress:
-        dataset = datasets.load(data, data_dir, progress=progress)
+        dataset = datasets.load(data, data_dir, download=download, progress=progress)
     if not isinstance(purifying, Weights):
         return dataset
     assert isinstance(dataset.train, datasets.ImageArray)  # Of the named data sets all are.

@@ -71,6 +71,7 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     size: int | None = None,
+    download: bool = True,
     progress: datasets.DownloadProgress | None = None,
 ) -> Labelled:
     """Pictures to evaluate on, drawn by `seed`.
@@ -82,6 +83,7 @@ def load(
         limit: how many at most; they are a random sample.
         seed: of the sample.
         size: scale a folder's pictures to this on their shorter side and crop the centre; None takes them as they are.
+        download: fetch a data set that is absent; else that is an error.
         progress: called while downloading.
 
     Raises:
@@ -93,7 +95,7 @@ def load(
     if size is not None and size < 8:
         raise UsageError(f"the size must be at least 8 pixels, not {size}")
     if name in datasets.DATASETS:
-        test = datasets.load(name, data_dir, progress=progress).test
+        test = datasets.load(name, data_dir, download=download, progress=progress).test
         chosen = _sample(len(test), limit, seed)
         return Labelled(name, test.pixels[chosen], test.labels[chosen], CLASSES[name])
     folder = Path(name)

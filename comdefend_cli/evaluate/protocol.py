@@ -72,7 +72,7 @@ class Protocol:
     limit_adaptive: int = 50
     limit_black_box: int = 20
     steps: int = 20
-    restarts: int = 1
+    restarts: int = 2
     eot: int = 20
     queries: int = 5000
     float_pixels: bool = False
