@@ -178,7 +178,7 @@ def about(lines: list[Line], data: Labelled, measured: Measured, arguments: argp
         f"Measured on n = {len(data)} pictures of {data.name}, drawn at random (seed {arguments.seed}). "
         f"The classifiers, in place of {', '.join(networks)}: {', '.join(names)}. "
         "Grey-box attacks, as the paper's: the attacker has the classifier, not the defence in front of it; what DeepFool and C&W find is "
-        f"brought within the bound{'' if arguments.float else ', and all pictures are rounded to 8 bits, which undoes part of it'}. "
+        f"brought within the bound{'' if arguments.float else ', once lengthened to outlast the rounding of all pictures to 8 bits'}. "
         f"{hardware(arguments.device)}{f', ComDefend in {precision}' if precision else ''}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
     )
