@@ -13,29 +13,18 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from published import TABLE3
+from training import trained
 
-from comdefend_cli import datasets, weights
+from comdefend_cli import datasets
 from comdefend_cli.cli.train import resolve_training_precision
 from comdefend_cli.device import describe_device, resolve_device
 from comdefend_cli.files import write_atomically
-from comdefend_cli.train import TrainConfig, Trainer
-
-
-def train(bits: int, dataset: datasets.Dataset, arguments: argparse.Namespace, path: Path) -> None:
-    """Train with that many bits and write the weights, with what was measured, to `path`."""
-    config = TrainConfig(dataset.name, arguments.steps, arguments.batch_size, bits=bits, precision=arguments.precision)
-    trainer = Trainer(config, dataset, resolve_device(arguments.device))
-    for report in trainer.run(validate_every=max(1, arguments.steps // 4)):
-        if report.psnr is not None:
-            print(f"{bits} bits, step {report.step}: {report.psnr:.2f} dB, {report.images_per_second:.1f} images/s", flush=True)
-    measured = trainer.measure(arguments.images)
-    weights.save(path, trainer.model, {**asdict(config), **measured})
+from comdefend_cli.train import TrainConfig
 
 
 def markdown(rows: dict[int, dict[str, Any]], about: str) -> str:
@@ -58,14 +47,12 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="of training: auto, float32 or bfloat16; PSNR is measured in float32")
     arguments = parser.parse_args()
     arguments.precision = resolve_training_precision(arguments.precision, resolve_device(arguments.device))
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "table3").mkdir(parents=True, exist_ok=True)
     dataset = datasets.load("cifar10", arguments.data_dir, download=False)
     rows = {}
     for bits in TABLE3:
-        path = arguments.out / f"{bits}bit-{arguments.steps}x{arguments.batch_size}-{arguments.precision}.safetensors"
-        if not path.exists():
-            train(bits, dataset, arguments, path)
-        rows[bits] = weights.read_header(str(path))[0].training
+        config = TrainConfig(dataset.name, arguments.steps, arguments.batch_size, bits=bits, precision=arguments.precision)
+        rows[bits] = trained(config, dataset, arguments.device, arguments.out / "table3", arguments.images).header.training
     device = describe_device(resolve_device(arguments.device))
     budget = f"{arguments.steps} steps of {arguments.batch_size} images each in {arguments.precision}, one seed"
     about = f"{budget}; {device} ({os.cpu_count()} cores, {platform.machine()}), torch {torch.__version__}."

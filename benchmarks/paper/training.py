@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from comdefend_cli import weights
@@ -11,8 +12,8 @@ from comdefend_cli.device import resolve_device
 from comdefend_cli.train import TrainConfig, Trainer
 
 
-def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path) -> weights.Weights:
-    """The weights of that run from `folder`, trained and put there if need be.
+def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, images: int = 200) -> weights.Weights:
+    """The weights of that run from `folder`, trained, measured on so many test images and put there if need be.
 
     Raises:
         TrainingError: it collapsed.
@@ -25,12 +26,12 @@ def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path) ->
             if report.psnr is not None:
                 done = f"step {report.step} of {config.steps}: {report.psnr:.2f} dB, {report.images_per_second:.1f} images/s"
                 print(f"{path.stem}, {done}", file=sys.stderr, flush=True)
-        measured = trainer.measure(200)
-        weights.save(path, trainer.model, {"data": dataset.name, "steps": config.steps, "batch_size": config.batch_size, **measured})
+        measured = trainer.measure(images)
+        weights.save(path, trainer.model, {**asdict(config), **measured})
     return weights.load(str(path))
 
 
 def stem(config: TrainConfig) -> str:
     """A file's name, without ending, that says the settings in which runs of this folder differ."""
     run = f"{config.steps}x{config.batch_size}-{config.precision}-seed{config.seed}"
-    return f"lambda{config.penalty:g}-phi{config.noise_std:g}-{run}"
+    return f"{config.bits}bit-lambda{config.penalty:g}-phi{config.noise_std:g}-{run}"
