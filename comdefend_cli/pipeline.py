@@ -17,12 +17,23 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-#: Megapixels in work at a time; about 20 bytes a pixel, so 1.3 GB.
+from comdefend_cli import machine
+
+#: Most megapixels in work at a time; about 20 bytes a pixel, so 1.3 GB.
 BUDGET = 64.0
+#: Bytes that a pixel in work takes, decoded, purified and encoded; and the share of the memory that all in work may take.
+_BYTES_A_PIXEL = 20
+_SHARE = 0.25
 #: What an item costs at least, which bounds their number too.
 _LEAST_COST = 0.01
 #: Seconds after which a request to stop is seen at the latest.
 _LOOK = 0.1
+
+
+def budget() -> float:
+    """Megapixels in work at a time: `BUDGET`, or less where this process may use little memory."""
+    limit = machine.memory()
+    return BUDGET if limit is None else min(BUDGET, limit * _SHARE / _BYTES_A_PIXEL / 1e6)
 
 
 class Stopped(Exception):  # noqa: N818  # Not an error.
