@@ -246,7 +246,9 @@ def _save(picture: LargePicture, raw: str, part: str, format_name: str, *, strip
         for name, block in (("icc-profile-data", picture.icc), ("exif-data", picture.exif)):
             if block and not strip:
                 image.set_type(pyvips.GValue.blob_type, name, block)
-        getattr(image, operation)(part, **options)
+        # Left to itself, libvips writes an EXIF block of its own.
+        keep = "none" if strip else "all" if picture.exif else "icc"
+        getattr(image, operation)(part, keep=keep, **options)
     except pyvips.Error as error:
         raise ComdefendError(f"cannot write the picture: {_last_line(error)}; free some space, or write elsewhere") from error
 

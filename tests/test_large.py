@@ -102,6 +102,14 @@ def test_profile_and_exif_are_handed_on(tmp_path: Path, astronaut: np.ndarray) -
     with Image.open(tmp_path / "bare.png") as image:
         assert "icc_profile" not in image.info
         assert not image.getexif()
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "plain.png", icc_profile=profile)
+    in_strips(tmp_path / "plain.png", tmp_path / "plain-out.png")
+    with Image.open(tmp_path / "plain-out.png") as image:
+        assert image.info["icc_profile"] == profile
+        assert not image.getexif()
+    in_strips(tmp_path / "in.png", tmp_path / "out.tiff")
+    with Image.open(tmp_path / "out.tiff") as image:
+        assert image.info["icc_profile"] == profile
 
 
 def test_what_cannot_be_done_in_strips_is_refused(tmp_path: Path, astronaut: np.ndarray) -> None:

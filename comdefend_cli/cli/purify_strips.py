@@ -67,6 +67,8 @@ def run(
     from comdefend_cli.purifier import Purifier
 
     with large.opened(source, max_megapixels=max_megapixels) as picture:
+        if picture.exif and not strip and target.suffix.lower() != ".png":
+            picture.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
         for text in picture.notices:
             notice(text, quiet=quiet)
         loaded = weight_files.load(weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR))
