@@ -240,8 +240,8 @@ class Work:
         self.pixels = 0
         self._source, self._out = source, out
         self._networks, self._options, self._state = networks, options, state
-        threads = _threads(networks.device)
-        self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), threads=threads, budget=pipeline.budget())
+        readers, writers = _threads(networks.device)
+        self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), readers=readers, writers=writers, budget=pipeline.budget())
 
     def stop(self) -> None:
         """End soon, with whole files; what is left is for the next run. May be called from a signal handler."""
@@ -342,8 +342,12 @@ def _without(text: str, *paths: Path | str) -> str:
     return text
 
 
-def _threads(device: torch.device) -> int:
-    """Readers, and as many writers: they must keep up with a GPU, and leave the CPU to the network where that is there."""
+def _threads(device: torch.device) -> tuple[int, int]:
+    """Readers and writers: they must keep up with a GPU, and leave the CPU to the network where that is there.
+
+    More writers than readers on a CPU, since most of a writer's time is waiting for the disk to have the file for good.
+    """
     if device.type == "cpu":
-        return 2
-    return max(2, min(16, machine.cores()))
+        return 2, 4
+    count = max(2, min(16, machine.cores()))
+    return count, count

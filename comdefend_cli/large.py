@@ -126,13 +126,13 @@ def opened(path: Path, *, max_megapixels: float = images.MAX_MEGAPIXELS) -> Iter
     yield LargePicture(path, found.width, found.height, found.bands, icc, exif, notices, load)
 
 
-def is_large(path: Path, megapixels: float) -> bool:
-    """Whether a file's header says that it has more pixels than that, and is of a kind that :func:`opened` reads."""
+def reads(path: Path) -> bool:
+    """Whether a file is of a kind that :func:`opened` reads, by its header."""
     try:
         with Image.open(path, formats=list(READERS)) as image:
             _refuse_other_kinds(path, image)
-            return image.width * image.height > megapixels * 1e6
-    except Exception:  # Whatever is wrong with it, reading it as any other picture will say it.
+            return True
+    except Exception:
         return False
 
 

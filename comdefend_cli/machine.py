@@ -42,6 +42,15 @@ def threads(root: Path = ROOT) -> int | None:
     return count if count < allowed else None
 
 
+def limit_threads() -> None:
+    """Let PyTorch take no more :func:`threads` than that, in this whole process: for programs, not libraries."""
+    count = threads()
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the cgroups this process is in, from its own to the outermost; a limit of any of them holds.
 

@@ -87,10 +87,12 @@ def purify(
         notice(text, quiet=quiet)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
+    from comdefend_cli import machine
     from comdefend_cli import weights as weight_files
     from comdefend_cli.device import describe_device, dtype_name
     from comdefend_cli.purifier import Purifier, Settings
 
+    machine.limit_threads()
     settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
     name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)

@@ -135,8 +135,9 @@ def _here(
     source: str, out: str, weights: str | None, device: str, precision: str, settings: Settings, options: Options
 ) -> Iterator[tuple[Work, Networks]]:
     """The planned work of the local engine."""
-    from comdefend_cli import folder
+    from comdefend_cli import folder, machine
 
+    machine.limit_threads()
     networks = folder.Networks(weights, device=device, precision=precision, settings=settings)
     with folder.opened(Path(source), Path(out), networks, options) as work:
         yield work, networks

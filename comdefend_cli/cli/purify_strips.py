@@ -36,14 +36,29 @@ def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet
         return True
     if dashes or whole or target.suffix.lower() not in (".png", ".tif", ".tiff") or not source.is_file():
         return False
-    from comdefend_cli import large
+    if not _is_large(source):
+        return False
+    from comdefend_cli import large  # Imports PyTorch, for which a picture that cannot be read should not wait.
 
-    if not large.is_large(source, LARGE):
+    if not large.reads(source):
         return False
     if not large.is_installed():
         notice("a picture this large takes less memory in strips: pip install 'comdefend-cli[large]'", quiet=quiet)
         return False
     return True
+
+
+def _is_large(source: Path) -> bool:
+    """By its header; whatever is wrong with the file, reading it as any other picture will say it."""
+    from PIL import Image
+
+    from comdefend_cli import images
+
+    try:
+        with Image.open(source, formats=images.readable()) as image:
+            return image.width * image.height > LARGE * 1e6
+    except Exception:
+        return False
 
 
 def run(
@@ -61,11 +76,12 @@ def run(
     quiet: bool,
 ) -> None:
     """Purify from file to file, and print the record that was asked for."""
-    from comdefend_cli import large
+    from comdefend_cli import large, machine
     from comdefend_cli import weights as weight_files
     from comdefend_cli.device import describe_device, dtype_name
     from comdefend_cli.purifier import Purifier
 
+    machine.limit_threads()
     with large.opened(source, max_megapixels=max_megapixels) as picture:
         if picture.exif and not strip and target.suffix.lower() != ".png":
             picture.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
