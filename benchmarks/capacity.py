@@ -18,6 +18,7 @@ import json
 import platform
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,24 @@ def journal_bytes() -> float:
             for index in range(count):
                 state.done(f"2026-07-14/IMG_{index:06}.png", f"2026-07-14/IMG_{index:06}.jpg", stamp, stamp, "0" * 16)
         return (out / journal.STATE).stat().st_size / count
+
+
+def plan_bytes() -> float:
+    """Bytes of memory that the plan and the journal hold of a picture that is to do, and is then done."""
+    from comdefend_cli import journal
+    from comdefend_cli.plan import Job
+
+    count = 20_000
+    with tempfile.TemporaryDirectory() as name, journal.opened(Path(name) / "out") as state:
+        stamp = Path(name).stat()
+        tracemalloc.start()
+        names = [(f"2026-07-14/IMG_{index:06}.jpg", f"2026-07-14/IMG_{index:06}.png") for index in range(count)]
+        jobs = [Job(*pair, 4_000_000, False) for pair in names]
+        for job in jobs:
+            state.done(job.output, job.source, stamp, stamp, "0" * 16)
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    return round(held / count, 1)
 
 
 def rate(work: Callable[[], object], megapixels: float, seconds: float) -> float:
@@ -104,6 +123,7 @@ def cost(name: str, network: float, codec: dict[str, Any], arguments: argparse.N
                     "terabytes_read": round(pixels * codec["jpeg_bytes_a_pixel"] / 1e6, 1),
                     "terabytes_written": round(pixels * codec[f"{output}_bytes_a_pixel"] / 1e6, 1),
                     "devices_for_a_day": round(pixels / limits[bottleneck] / 86400, 1),
+                    "first_process_gigabytes": round(count * arguments.plan_bytes / 1e9, 2),
                     "journal_gigabytes": round(count * arguments.journal_bytes / 1e9, 2),
                 }
             )
@@ -127,7 +147,7 @@ def rates(arguments: argparse.Namespace) -> dict[str, float]:
 def table(rows: list[dict[str, Any]], missing: list[str]) -> str:
     """As Markdown; devices without a rate are rows that say so."""
     keys = ["device", "photographs", "output", "device_hours", "device_hours_at_bottleneck", "bottleneck", "devices_for_a_day"]
-    keys += ["terabytes_read", "terabytes_written", "journal_gigabytes"]
+    keys += ["terabytes_read", "terabytes_written", "journal_gigabytes", "first_process_gigabytes"]
     lines = ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|" + "---|" * len(keys)]
     lines += ["| " + " | ".join(f"{row[key]:,}" if isinstance(row[key], float) else str(row[key]) for key in keys) + " |" for row in rows]
     lines += [f"| {name} | not measured |" + " |" * (len(keys) - 2) for name in missing]
@@ -156,14 +176,14 @@ def main() -> None:
         return
     if not arguments.codec:
         parser.error("--codec FILE is needed; make it with --measure-codec FILE")
-    arguments.journal_bytes = journal_bytes()
+    arguments.journal_bytes, arguments.plan_bytes = journal_bytes(), plan_bytes()
     codec, given = json.loads(arguments.codec.read_text()), rates(arguments)
     rows = [row for name, value in given.items() for row in cost(name, value, codec, arguments)]
     missing = [name for name in arguments.expect if not any(key.startswith(name) for key in given)]
     if arguments.markdown:
         print(table(rows, missing))
         return
-    assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gigabits", "journal_bytes")}
+    assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gigabits", "journal_bytes", "plan_bytes")}
     print(json.dumps({"rates": given, "codec": codec, "assumed": assumed, "rows": rows, "not_measured": missing}, indent=1))
 
 

@@ -175,8 +175,8 @@ def prepared(source: Place, out: Place, networks: Networks, options: Options) ->
 def adopt(out: Place, state: Journal) -> None:
     """Take over what workers of a run on several machines said to have begun and did not report."""
     for name in out.beginning_with(BEGUN):
-        with suppress(ValueError, TypeError):
-            state.begin(list(map(str, json.loads(out.read(name)))))
+        with suppress(ValueError, TypeError, KeyError):
+            state.begin(list(map(str, json.loads(out.read(name))["outputs"])))
         state.sync()
         out.remove(name)
 

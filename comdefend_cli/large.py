@@ -180,7 +180,7 @@ def purify(
     error = 0.0
     with _raw_file(target, picture) as raw:
         for before, after in strips(purifier, picture):
-            raw.write(memoryview(after).cast("B"))
+            raw.write(after.data)
             cleaned = after[..., : before.shape[2]]
             error += float(np.square(before.astype(np.float32) - cleaned).sum(dtype=np.float64))
             if progress:

@@ -40,7 +40,7 @@ from comdefend_cli.purifier import Settings
 BLOCK_PICTURES = 64
 BLOCK_BYTES = 32 * 2**20
 #: Attempts at a block whose worker dies each time: its pictures may be too large for the machine.
-RETRIES = 3
+ATTEMPTS = 4
 #: Seconds between two looks at whether to stop, and at least between two times that the journal is made durable.
 _LOOK = 0.1
 _SETTLE = 1.0
@@ -81,6 +81,8 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         ComdefendError: there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # It would report to its makers.
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # It has an error message for actors that may be restarted at all.
     ray = require("ray", extra="ray")
     require("ray.data", extra="ray")
     if ray.is_initialized():
@@ -197,9 +199,8 @@ class Run:
                 self._ended.append(int(row["number"]))
                 self._settle()
             if not self._stop_asked:
-                lost = f"its worker died {RETRIES + 1} times, perhaps for want of memory; try fewer --workers, or without --engine ray"
                 for job in (job for jobs in blocks.values() for job in jobs):
-                    yield Result(self._source.show(job.source), self._out.show(job.output), "failed", lost, job.size)
+                    yield Result(self._source.show(job.source), self._out.show(job.output), "failed", "Ray lost it", job.size)
         finally:
             self._settle(now=True)
             adopt(self._out, self._state)
@@ -229,13 +230,10 @@ class Run:
             data = self._ray.data
             context = data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
-            context.max_errored_blocks = -1  # Blocks that never come are told from those that do.
             mapped = data.from_items(items, override_num_blocks=len(items)).map(
                 Worker,
                 fn_constructor_kwargs={"task": self._task, "loaded": loaded},
                 compute=data.ActorPoolStrategy(size=self._cluster.workers),
-                max_restarts=-1,
-                max_task_retries=RETRIES,
                 **_resources(self._cluster),
             )
             for row in mapped.iter_rows():
@@ -303,11 +301,15 @@ class Worker:
 
     def _begun(self, number: int, jobs: list[Job]) -> list[Job]:
         """The jobs, after it was said that they are begun; those of an earlier attempt replace what it left."""
-        marker = self._task.marker(number)
-        if self._out.stamp(marker) is None:
-            self._out.write(marker, json.dumps([job.output for job in jobs]).encode(), overwrite=False)
+        marker, outputs = self._task.marker(number), [job.output for job in jobs]
+        again = self._out.stamp(marker) is not None
+        attempts = json.loads(self._out.read(marker))["attempts"] if again else 0
+        if attempts == ATTEMPTS:
+            raise ComdefendError(f"its worker died {ATTEMPTS} times, perhaps for want of memory; try fewer --workers, or the local engine")
+        self._out.write(marker, json.dumps({"outputs": outputs, "attempts": attempts + 1}).encode(), overwrite=again)
+        if not again:
             return jobs
-        self._out.sweep([job.output for job in jobs])
+        self._out.sweep(outputs)
         return [replace(job, replaces=True) for job in jobs]
 
 

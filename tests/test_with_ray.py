@@ -63,7 +63,7 @@ def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(pictur
     out.mkdir()
     attempt = worker(pictures, out, small_weights)
     assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
-    assert json.loads((out / f"{folder.BEGUN}run-7").read_text()) == ["0.png", "broken.png", "1.png"]
+    assert json.loads((out / f"{folder.BEGUN}run-7").read_text()) == {"outputs": ["0.png", "broken.png", "1.png"], "attempts": 1}
     for name in (".1.png.0123abcd.part", ".other.png.0123abcd.part"):
         (out / name).touch()
     first = (out / "0.png").read_bytes()
@@ -71,6 +71,17 @@ def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(pictur
     assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
     assert (out / "0.png").read_bytes() == first
     assert [path.name for path in out.iterdir() if path.name.endswith(".part")] == [".other.png.0123abcd.part"]
+
+
+def test_a_block_that_kills_its_workers_is_given_up(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """After so many attempts none of which came to its end, the pictures are failed with a reason, and nothing is tried again."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{folder.BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": with_ray.ATTEMPTS}))
+    answer = worker(pictures, out, small_weights)(row("0.png"))
+    assert statuses(answer) == ["failed"]
+    assert "died" in json.loads(answer["results"])[0]["reason"]
+    assert not (out / "0.png").exists()
 
 
 def test_a_file_that_came_after_planning_is_not_replaced(pictures: Path, tmp_path: Path, small_weights: Path) -> None:

@@ -75,10 +75,18 @@ def purify(
     if purify_strips.wanted(strips, source, target, whole=compare is not None or noise_std > 0, quiet=quiet):
         from comdefend_cli.purifier import Settings
 
-        settings = Settings(tiling, tile)  # type: ignore[arg-type]  # Checked by Settings.
-        how = {"weights": weights, "device": device, "precision": precision, "settings": settings}
         purify_strips.run(
-            source, target, **how, strip=strip, overwrite=overwrite, max_megapixels=max_megapixels, as_json=as_json, quiet=quiet
+            source,
+            target,
+            weights=weights,
+            device=device,
+            precision=precision,
+            settings=Settings(tiling, tile),  # type: ignore[arg-type]  # Checked by Settings.
+            strip=strip,
+            overwrite=overwrite,
+            max_megapixels=max_megapixels,
+            as_json=as_json,
+            quiet=quiet,
         )
         return
     picture = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
