@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a million and a billion photographs cost: hours, bytes, and which of them holds the others up.
 
-    python benchmarks/capacity.py --rate cpu=0.2 [--rate h100=150] [--speed speed.json] [--codec codec.json] [--markdown]
+    python benchmarks/capacity.py --rate cpu=0.2 [--rate h100=150] [--speed speed.json] [--codec codec.json] [--into docs/capacity.md]
     python benchmarks/capacity.py --measure-codec codec.json [--seconds 10]
 
 Rates are megapixels a second of one device inside the network: measured, and given by name, or taken from a JSON of
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import skimage
+from pages import put
 from PIL import Image
 
 SCALES = {"a million": 10**6, "a billion": 10**9}
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--gigabits", type=float, default=10, help="a second, of each device's line to the store")
     parser.add_argument("--expect", nargs="*", default=["cpu", "gpu"], help="devices that have a row even without a rate")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="put the table there, where the page has a place for it")
     arguments = parser.parse_args()
     if arguments.measure_codec:
         text = json.dumps(measure_codec(arguments.megapixels, arguments.seconds), indent=1)
@@ -180,10 +182,13 @@ def main() -> None:
     codec, given = json.loads(arguments.codec.read_text()), rates(arguments)
     rows = [row for name, value in given.items() for row in cost(name, value, codec, arguments)]
     missing = [name for name in arguments.expect if not any(key.startswith(name) for key in given)]
-    if arguments.markdown:
-        print(table(rows, missing))
-        return
     assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gigabits", "journal_bytes", "plan_bytes")}
+    if arguments.markdown or arguments.into:
+        text = f"{table(rows, missing)}\n\nMegapixels a second of each device: {given}. Of the codec: {codec}. Besides: {assumed}."
+        print(text)
+        if arguments.into:
+            put(arguments.into, "capacity", text)
+        return
     print(json.dumps({"rates": given, "codec": codec, "assumed": assumed, "rows": rows, "not_measured": missing}, indent=1))
 
 

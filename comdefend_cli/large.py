@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
 MODES = {"1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 #: Bytes from which a TIFF file needs 64-bit offsets.
 _BIG_TIFF = 3 * 2**30
+#: Bytes of a strip in the file of decoded rows, which libvips reads one at a time.
+_TIFF_STRIP = 2**20
 #: Most pixels of a strip, of which there are some copies: 100 MB of colour.
 STRIP_PIXELS = 2**25
 
@@ -178,11 +181,11 @@ def purify(
         raise UsageError("noise and strips cannot be had together; leave --noise-std out, or use --no-strips")
     refuse_existing(target, overwrite=overwrite)
     error = 0.0
-    with _raw_file(target, picture) as raw:
+    with _rows_file(target, picture) as raw:
+        raw.write(_tiff_head(picture.width, picture.height, picture.bands))
         for before, after in strips(purifier, picture):
             raw.write(after.data)
-            cleaned = after[..., : before.shape[2]]
-            error += float(np.square(before.astype(np.float32) - cleaned).sum(dtype=np.float64))
+            error += _squares(before, after[..., : picture.channels])
             if progress:
                 progress(after.shape[0] * after.shape[1])
         raw.flush()
@@ -191,9 +194,14 @@ def purify(
     return error / (picture.width * picture.height * picture.channels)
 
 
+def _squares(a: np.ndarray, b: np.ndarray) -> float:
+    """The sum of squared differences of two strips, row by row, since wider numbers of a whole strip would take the most memory of all."""
+    return float(sum(int(np.square(row.astype(np.int32) - other).sum()) for row, other in zip(a, b, strict=True)))
+
+
 @contextmanager
-def _raw_file(target: Path, picture: LargePicture) -> Iterator[Any]:
-    """A hidden file beside the target for the decoded rows, which libvips maps: it holds what memory is not to hold.
+def _rows_file(target: Path, picture: LargePicture) -> Iterator[Any]:
+    """A hidden file beside the target for the decoded rows: it holds what memory is not to hold until all of it is encoded.
 
     Raises:
         ComdefendError: it cannot be written.
@@ -234,6 +242,39 @@ def _rows(purifier: Purifier, width: int, halo: int) -> int:
     return rows if halo else max(rows // PATCH, 1) * PATCH
 
 
+def _tiff_head(width: int, height: int, bands: int) -> bytes:
+    """What stands before the rows in an uncompressed TIFF with 64-bit offsets, read piece by piece. Raw pixels libvips would map whole."""
+    rows = max(1, _TIFF_STRIP // (width * bands))
+    starts = range(0, height, rows)
+    sizes = [min(rows, height - start) * width * bands for start in starts]
+    short, long, long8 = 3, 4, 16
+    alpha = bands in (2, 4)
+    tags = [
+        (256, long, [width]),
+        (257, long, [height]),
+        (258, short, [8] * bands),
+        (259, short, [1]),  # Not compressed.
+        (262, short, [1 if bands < 3 else 2]),  # Black is zero, or RGB.
+        (273, long8, [0] * len(sizes)),  # Where strips begin; known once the head's own length is.
+        (277, short, [bands]),
+        (278, long, [rows]),
+        (279, long8, sizes),
+        *([(338, short, [2])] if alpha else []),  # Transparency that colours are not multiplied with.
+    ]
+    begin = 16 + 8 + 20 * len(tags) + 8
+    head = begin + 2 * 8 * len(sizes)
+    places = [head + start * width * bands for start in starts]
+    entries, arrays = b"", b""
+    for tag, kind, values in tags:
+        values = places if tag == 273 else values
+        data = struct.pack(f"<{len(values)}{ {short: 'H', long: 'I', long8: 'Q'}[kind] }", *values)
+        if tag in (273, 279) and len(values) > 1:
+            data, arrays = struct.pack("<Q", begin + len(arrays)), arrays + data
+        entries += struct.pack("<HHQ", tag, kind, len(values)) + data.ljust(8, b"\0")
+    whole = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) + struct.pack("<Q", len(tags)) + entries + bytes(8) + arrays
+    return whole.ljust(head, b"\0")
+
+
 def _save(picture: LargePicture, raw: str, part: str, format_name: str, *, strip: bool) -> None:
     """Encode the decoded rows of `raw` into `part`."""
     pyvips = require("pyvips", extra=EXTRA)
@@ -241,7 +282,7 @@ def _save(picture: LargePicture, raw: str, part: str, format_name: str, *, strip
     if format_name == "TIFF":
         options = {**options, "bigtiff": picture.width * picture.height * picture.bands > _BIG_TIFF}
     try:
-        image = pyvips.Image.rawload(raw, picture.width, picture.height, picture.bands, access="sequential")
+        image = pyvips.Image.tiffload(raw, access="sequential")
         image = image.copy(interpretation="b-w" if picture.gray else "srgb")
         for name, block in (("icc-profile-data", picture.icc), ("exif-data", picture.exif)):
             if block and not strip:

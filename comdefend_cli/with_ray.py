@@ -89,9 +89,10 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         yield ray
         return
     before = signal.getsignal(signal.SIGTERM)
-    local = cluster.address in (None, "local") and "RAY_ADDRESS" not in os.environ
+    local = cluster.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if local else {}))
+        with _silent():
+            ray.init(cluster.address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if local else {}))
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise ComdefendError(f"cannot reach a Ray cluster at {cluster.address or 'this machine'}: {reason(error)}") from error
     finally:
@@ -101,6 +102,19 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Ray's own processes and libraries write to standard error as they begin, past Python; faults are raised."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class ClusterNetworks(Networks):
