@@ -230,18 +230,24 @@ class State(Protocol):
 class Work:
     """A planned run: made by :func:`opened`, done by going through :meth:`results` once.
 
+    Args:
+        memory: this run's share of what the process may use, where others run beside it.
+
     Attributes:
         plan: what will be done.
         pixels: number of pixels that went through the network so far.
     """
 
-    def __init__(self, source: Place, out: Place, networks: Networks, options: Options, plan: Plan, state: State) -> None:
+    def __init__(
+        self, source: Place, out: Place, networks: Networks, options: Options, plan: Plan, state: State, *, memory: float = 1.0
+    ) -> None:
         self.plan = plan
         self.pixels = 0
         self._source, self._out = source, out
         self._networks, self._options, self._state = networks, options, state
         readers, writers = _threads(networks.device)
-        self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), readers=readers, writers=writers, budget=pipeline.budget())
+        items = map(_File, plan.jobs)
+        self._pipeline: Pipeline[_File] = Pipeline(self, items, readers=readers, writers=writers, budget=pipeline.budget(memory))
 
     def stop(self) -> None:
         """End soon, with whole files; what is left is for the next run. May be called from a signal handler."""

@@ -30,10 +30,10 @@ _LEAST_COST = 0.01
 _LOOK = 0.1
 
 
-def budget() -> float:
-    """Megapixels in work at a time: `BUDGET`, or less where this process may use little memory."""
+def budget(share: float = 1.0) -> float:
+    """Megapixels in work at a time: `BUDGET`, or less where this process may use little memory, of which it has that share."""
     limit = machine.memory()
-    return BUDGET if limit is None else min(BUDGET, limit * _SHARE / _BYTES_A_PIXEL / 1e6)
+    return BUDGET if limit is None else min(BUDGET, share * limit * _SHARE / _BYTES_A_PIXEL / 1e6)
 
 
 class Stopped(Exception):  # noqa: N818  # Not an error.

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from comdefend_cli import images, places
+from comdefend_cli import images, machine, places
 from comdefend_cli import weights as weight_files
 from comdefend_cli.device import describe_device, dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import ComdefendError, UsageError, reason
@@ -37,8 +37,10 @@ from comdefend_cli.plan import Found, Job, Options, Plan
 from comdefend_cli.purifier import Settings
 
 #: Most pictures and bytes of input in a block: what a dead worker's successor does again at most.
-BLOCK_PICTURES = 64
+BLOCK_PICTURES = 256
 BLOCK_BYTES = 32 * 2**20
+#: Blocks for each worker at least, where there are pictures enough, so that all end at about the same time.
+BLOCKS_A_WORKER = 4
 #: Attempts at a block whose worker dies each time: its pictures may be too large for the machine.
 ATTEMPTS = 4
 #: Seconds between two looks at whether to stop, and at least between two times that the journal is made durable.
@@ -148,7 +150,7 @@ def opened(
     networks = ClusterNetworks(ray, order, cluster)
     with prepared(source, out, networks, options) as (planned, state):
         order = replace(order, precision=dtype_name(networks.dtype))
-        task = Task(_everywhere(source), _everywhere(out), order, options, secrets.token_hex(4))
+        task = Task(_everywhere(source), _everywhere(out), order, options, cluster.cpus, secrets.token_hex(4))
         yield Run(ray, (source, out), task, planned, state, cluster, networks.loaded), networks
 
 
@@ -165,6 +167,7 @@ class Task:
     out: str
     order: Order
     options: Options
+    cpus: float
     run: str
 
     def marker(self, number: int) -> str:
@@ -204,7 +207,8 @@ class Run:
             ComdefendError: the workers cannot work at all.
         """
         yield from known(self.plan, self._source, self._out)
-        blocks = dict(enumerate(_blocks(self.plan.jobs)))
+        most = len(self.plan.jobs) // (BLOCKS_A_WORKER * (self._cluster.workers or 1))
+        blocks = dict(enumerate(_blocks(self.plan.jobs, max(1, min(BLOCK_PICTURES, most)))))
         try:
             for row in self._rows(blocks) if blocks else ():
                 jobs = blocks.pop(int(row["number"]), [])  # A row comes again if Ray lost it.
@@ -301,7 +305,9 @@ class Worker:
         fault = ""
         try:
             begun = self._begun(number, jobs)
-            work = Work(self._source, self._out, self._networks, self._task.options, Plan(begun, [], Found([], 0, 0, [], set())), notes)
+            planned = Plan(begun, [], Found([], 0, 0, [], set()))
+            memory = min(1.0, self._task.cpus / machine.cores())  # Other workers are on this machine.
+            work = Work(self._source, self._out, self._networks, self._task.options, planned, notes, memory=memory)
             results = {str(result.input): result for result in work.results()}
         except Exception as error:  # One block must not end the run.
             fault = reason(error)
@@ -350,12 +356,12 @@ class _Stamp:
     st_mtime_ns: int
 
 
-def _blocks(jobs: list[Job]) -> Iterator[list[Job]]:
-    """Jobs in their order, cut where a block has enough of them or of their bytes."""
+def _blocks(jobs: list[Job], most: int) -> Iterator[list[Job]]:
+    """Jobs in their order, cut where a block has the most of them, or of their bytes."""
     block: list[Job] = []
     size = 0
     for job in jobs:
-        if block and (len(block) == BLOCK_PICTURES or size + job.size > BLOCK_BYTES):
+        if block and (len(block) == most or size + job.size > BLOCK_BYTES):
             yield block
             block, size = [], 0
         block.append(job)
@@ -384,7 +390,7 @@ def _sized(ray: Any, cluster: Cluster, device: str) -> Cluster:
         gpus = 1.0 if there.get("GPU", 0) and device != "cpu" else 0.0
     if gpus > 1 and gpus != int(gpus):
         raise UsageError(f"--gpus-per-worker is a fraction of one or a whole number, not {gpus:g}")
-    room = min(there.get(name, 0) / need for name, need in (("CPU", cluster.cpus), ("GPU", gpus)) if need > 0)
+    room = min((there.get(name, 0) / need for name, need in (("CPU", cluster.cpus), ("GPU", gpus)) if need > 0), default=1.0)
     if cluster.workers is None and room < 1:
         about = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         raise UsageError(f"the cluster has {about}, not enough for one worker of {cluster.cpus:g} and {gpus:g}; ask for less")

@@ -80,6 +80,7 @@ def test_what_is_in_work_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
     """A small container holds fewer megapixels at a time, a large machine no more than the most."""
     monkeypatch.setattr(machine, "memory", lambda: GB)
     assert 5 < pipeline.budget() < 20
+    assert pipeline.budget(0.5) == pipeline.budget() / 2
     monkeypatch.setattr(machine, "memory", lambda: 512 * GB)
     assert pipeline.budget() == pipeline.BUDGET
     monkeypatch.setattr(machine, "memory", lambda: None)

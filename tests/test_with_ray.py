@@ -44,7 +44,7 @@ def order(path: Path) -> Order:
 
 def worker(source: Path, out: Path, path: Path) -> Worker:
     """A worker in this process."""
-    return Worker(Task(str(source), str(out), order(path), Options(recursive=True), "run"), weights.load(str(path)))
+    return Worker(Task(str(source), str(out), order(path), Options(recursive=True), 1.0, "run"), weights.load(str(path)))
 
 
 def row(*names: str) -> dict[str, Any]:
@@ -117,10 +117,10 @@ def test_what_a_dead_run_had_begun_is_ours(pictures: Path, tmp_path: Path, small
 def test_blocks_end_where_they_have_enough() -> None:
     """By number and by bytes, in order; a picture over the limit is a block of its own."""
     jobs = [Job(str(index), str(index), 1, False) for index in range(150)]
-    assert [len(block) for block in with_ray._blocks(jobs)] == [64, 64, 22]
+    assert [len(block) for block in with_ray._blocks(jobs, 64)] == [64, 64, 22]
     sizes = (20, 20, 20, 40, 1)
     jobs = [Job(str(index), str(index), size * 2**20, False) for index, size in enumerate(sizes)]
-    blocks = list(with_ray._blocks(jobs))
+    blocks = list(with_ray._blocks(jobs, 64))
     assert [len(block) for block in blocks] == [1, 1, 1, 1, 1]
     assert [job for block in blocks for job in block] == jobs
 
@@ -130,7 +130,11 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, picture
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"comdefend-cli\[ray\]"), with_ray.connected(Cluster()):
         pass
-    for arguments, said in (((pictures, "--engine", "dask"), b"local or ray"), (("s3://bucket/in",), b"--engine ray")):
+    for arguments, said in (
+        ((pictures, "--engine", "dask"), b"local or ray"),
+        (("s3://bucket/in",), b"--engine ray"),
+        ((pictures, "--workers", 2), b"--engine ray"),
+    ):
         result = run("purify-dir", *arguments)
         assert result.returncode == 2
         assert said in result.stderr
