@@ -53,7 +53,7 @@ def make_thumbnails(target: Path, count: int) -> None:
 
 def make_photographs(target: Path, count: int) -> None:
     """Photographs in several sizes, as JPEG."""
-    for index, (side, picture) in zip(range(count), itertools.cycle(itertools.product(SIDES, sources())), strict=False):
+    for index, (picture, side) in zip(range(count), itertools.cycle(itertools.product(sources(), SIDES)), strict=False):
         scale = side / max(picture.size)
         picture.resize((round(picture.width * scale), round(picture.height * scale))).save(target / f"{index:05}.jpg", quality=92)
 

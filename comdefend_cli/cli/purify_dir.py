@@ -89,7 +89,7 @@ def purify_dir(
             raise UsageError(f"unknown engine {engine!r}: use local or ray")
         if engine == "local" and (places.is_url(source) or places.is_url(target)):
             raise UsageError("URLs are for --engine ray; give paths of this machine, or add it")
-        if engine == "local" and not (workers is gpus_per_worker is ray_address is None):
+        if engine == "local" and any(value is not None for value in (workers, gpus_per_worker, ray_address)):
             raise UsageError("--workers, --gpus-per-worker and --ray-address are for --engine ray; add it, or leave them out")
         if not places.is_url(source) and not places.is_url(target):
             plan.refuse_folders(Path(source), Path(target), recursive=recursive)
