@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import put
 
 from comdefend_cli import weights
 from comdefend_cli.extras import require
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put the pictures; default: the system's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="write it into a file too")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="put a table there, where the page has a place for it")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -138,6 +140,11 @@ def main() -> None:
         "machine": platform.machine(),
     }
     text = json.dumps(result, indent=1)
+    if arguments.into:
+        heads = ["megapixels", "way", "seconds", "peak_mb"]
+        table = ["| " + " | ".join(heads) + " |", "|---|---|---|---|"]
+        table += ["| " + " | ".join(str(row[key]) for key in heads) + " |" for row in rows]
+        put(arguments.into, "large", "\n".join(table) + f"\n\nBest lines, against megapixels: {lines}.")
     if arguments.out:
         arguments.out.write_text(text + "\n")
     print(text if arguments.json else json.dumps(lines, indent=1))

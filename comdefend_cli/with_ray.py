@@ -98,7 +98,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise ComdefendError(f"cannot reach a Ray cluster at {cluster.address or 'this machine'}: {reason(error)}") from error
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray sets its own.
     try:
         yield ray

@@ -16,15 +16,13 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, engines
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from comdefend_cli.folder import Networks, Result, Work
-    from comdefend_cli.plan import Options
-    from comdefend_cli.purifier import Settings
-    from comdefend_cli.with_ray import Cluster, Run
+    from comdefend_cli.with_ray import Run
 
 #: Bytes of a report that are kept in memory before it is finished.
 _SPOOL = 2**20
@@ -85,12 +83,8 @@ def purify_dir(
         images.trust_own_limit()
         target = str(plan.default_output(source)) if out is None else out
         options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
-        if engine not in ("local", "ray"):
-            raise UsageError(f"unknown engine {engine!r}: use local or ray")
-        if engine == "local" and (places.is_url(source) or places.is_url(target)):
-            raise UsageError("URLs are for --engine ray; give paths of this machine, or add it")
-        if engine == "local" and any(value is not None for value in (workers, gpus_per_worker, ray_address)):
-            raise UsageError("--workers, --gpus-per-worker and --ray-address are for --engine ray; add it, or leave them out")
+        cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
+        engines.refuse(engine, source, target, cluster)
         if not places.is_url(source) and not places.is_url(target):
             plan.refuse_folders(Path(source), Path(target), recursive=recursive)
 
@@ -99,18 +93,10 @@ def purify_dir(
 
         settings = Settings(tiling, tile, noise_std, seed)  # type: ignore[arg-type]  # Checked by Settings.
         summary = Summary(source, target, report)
-        if engine == "ray":
-            from comdefend_cli.with_ray import Cluster
-
-            cluster = Cluster(ray_address, workers, cpus_per_worker, gpus_per_worker)
+        asked = engines.Asked(source, target, weights, device, precision, settings, options)
         with _report(report, Path(target), overwrite=overwrite) as write:
             try:
-                begun = (
-                    _on_cluster(source, target, weights, device, precision, settings, options, cluster)
-                    if engine == "ray"
-                    else _here(source, target, weights, device, precision, settings, options)
-                )
-                with begun as (work, networks):
+                with engines.opened(engine, asked, cluster) as (work, networks):
                     _tell_device(networks, device, quiet)
                     summary.planned(work, networks)
 
@@ -130,34 +116,6 @@ def purify_dir(
                     raise
             summary.say(quiet=quiet, as_json=as_json)
         _leave(summary)
-
-
-@contextmanager
-def _here(
-    source: str, out: str, weights: str | None, device: str, precision: str, settings: Settings, options: Options
-) -> Iterator[tuple[Work, Networks]]:
-    """The planned work of the local engine."""
-    from comdefend_cli import folder, machine
-
-    machine.limit_threads()
-    networks = folder.Networks(weights, device=device, precision=precision, settings=settings)
-    with folder.opened(Path(source), Path(out), networks, options) as work:
-        yield work, networks
-
-
-@contextmanager
-def _on_cluster(
-    source: str, out: str, weights: str | None, device: str, precision: str, settings: Settings, options: Options, cluster: Cluster
-) -> Iterator[tuple[Run, Networks]]:
-    """The planned work of the Ray engine."""
-    from comdefend_cli import places, with_ray
-
-    order = with_ray.Order(weights, device, precision, settings)
-    with (
-        with_ray.connected(cluster) as ray,
-        with_ray.opened(ray, places.of(source), places.of(out), order, options, cluster) as (work, networks),
-    ):
-        yield work, networks
 
 
 @dataclass
