@@ -82,6 +82,9 @@ def main() -> None:
             source = base / f"in-{count}"
             source.mkdir()
             make_thumbnails(source, count)
+            if not seconds["local"]:  # Imports and kernels of this process are there from now on.
+                local(source, base / "local", path)
+                on_cluster(source, base / "ray", path, arguments.workers)
             seconds["local"].append(local(source, base / f"local-{count}", path))
             whole, driver = on_cluster(source, base / f"ray-{count}", path, arguments.workers)
             seconds["ray"].append(whole)
