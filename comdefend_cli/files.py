@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +30,7 @@ def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """
     refuse_existing(path, overwrite=overwrite)
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    part = target.with_name(f".{target.name[:100]}.{os.urandom(4).hex()}.part")
     try:
         try:
             with part.open("xb") as file:
@@ -65,6 +62,8 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 def refuse_unwritable_folder(path: Path, *, room: int = 0) -> None:
     """Raise :class:`ComdefendError` when :func:`atomic` could make no file of `room` bytes for `path`: before long work, not after it."""
+    import tempfile
+
     folder = Path(os.path.realpath(path)).parent
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -75,6 +74,8 @@ def refuse_unwritable_folder(path: Path, *, room: int = 0) -> None:
 
 def _publish(part: Path, target: Path, overwrite: bool) -> None:
     if overwrite:
+        import shutil
+
         with suppress(OSError):  # It is not there, or on a file system without permissions.
             shutil.copymode(target, part)
         part.replace(target)

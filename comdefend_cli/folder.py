@@ -11,25 +11,26 @@ and writing overlap (:mod:`comdefend_cli.pipeline`).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from comdefend_cli import files, images, journal
+from comdefend_cli import images, journal, machine, pipeline, places
 from comdefend_cli import weights as weight_files
-from comdefend_cli.device import dtype_name
+from comdefend_cli.device import describe_device, dtype_name
 from comdefend_cli.errors import ImageError, reason
 from comdefend_cli.journal import Journal
-from comdefend_cli.pipeline import BUDGET, Item, Pipeline, Stopped
+from comdefend_cli.pipeline import Item, Pipeline, Stopped
+from comdefend_cli.places import Place, Stamp
 from comdefend_cli.plan import Job, Options, Plan, default_output, plan, scan
 from comdefend_cli.purifier import BATCH_PIXELS, Purifier, Settings
 
@@ -40,6 +41,9 @@ _LARGE_FILE = 64 * 2**20
 #: Bytes of a file that take as much memory as one million pixels.
 _BYTES_A_MEGAPIXEL = 8e6
 
+#: How the names of files begin in which workers on other machines say what they have begun (see :mod:`comdefend_cli.with_ray`).
+BEGUN = ".comdefend-begun-"
+
 Status = Literal["done", "kept", "failed"]
 
 
@@ -48,7 +52,7 @@ class Result:
     """What came of one input.
 
     Attributes:
-        input, output: paths; the output is there unless the status is "failed".
+        input, output: paths, or URLs; the output is there unless the status is "failed".
         status: "done" now, "kept" from an earlier run, or "failed".
         reason: why it failed, or "".
         size: bytes of the input.
@@ -58,8 +62,8 @@ class Result:
         format: of the output, as Pillow names it, or "".
     """
 
-    input: Path
-    output: Path
+    input: Path | str
+    output: Path | str
     status: Status
     reason: str = ""
     size: int = 0
@@ -74,7 +78,7 @@ class Networks:
     """The purifiers of a run, and what tells their results from those of others.
 
     Args:
-        weights: a name or a file for all pictures, or None for the defaults: one for colour, one for grey.
+        weights: a name or a file for all pictures, or loaded ones, or None for the defaults: one for colour, one for grey.
         device, precision, settings: as of :class:`comdefend_cli.purifier.Purifier`.
 
     Raises:
@@ -82,13 +86,27 @@ class Networks:
             with the first grey picture, so what is wrong with it fails those pictures.
     """
 
-    def __init__(self, weights: str | None, *, device: str = "auto", precision: str = "auto", settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        weights: str | weight_files.Weights | None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        settings: Settings | None = None,
+    ) -> None:
         self.settings = settings or Settings()
         self._given = weights is not None
-        self._color = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+        if not isinstance(weights, weight_files.Weights):
+            weights = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+        self._color = weights
         self.purifier = Purifier.from_weights([self._color], device=device, precision=precision, settings=self.settings)
         parameter = next(self.purifier.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+
+    @property
+    def where(self) -> str:
+        """The device, for a person."""
+        return describe_device(self.device)
 
     def route(self, *, gray: bool) -> tuple[Purifier, str]:
         """The purifier for a grey or a colour picture, and the SHA-256 of its weights."""
@@ -139,12 +157,38 @@ def opened(source: Path, out: Path, networks: Networks, options: Options | None 
         ComdefendError: a folder cannot be read or written.
     """
     options = options or Options()
+    places_ = places.Folder(source), places.Folder(out)
+    with prepared(*places_, networks, options) as (planned, state):
+        yield Work(*places_, networks, options, planned, state)
+
+
+@contextmanager
+def prepared(source: Place, out: Place, networks: Networks, options: Options) -> Iterator[tuple[Plan, Journal]]:
+    """What any engine begins with: the plan, and the journal of the output folder, held. Errors as of :func:`opened`."""
     found = scan(source, out, options)
     with journal.opened(out) as state:
+        adopt(out, state)
         keys = {sha256: _key(sha256, networks, options) for sha256 in networks.sha256s}
         planned = plan(source, out, found, state, set(keys.values()), overwrite=options.overwrite)
         state.sweep()
-        yield Work(source, out, networks, options, planned, state)
+        yield planned, state
+
+
+def adopt(out: Place, state: Journal) -> None:
+    """Take over what workers of a run on several machines said to have begun and did not report."""
+    for name in out.beginning_with(BEGUN):
+        with suppress(ValueError, TypeError, KeyError):
+            state.begin(list(map(str, json.loads(out.read(name))["outputs"])))
+        state.sync()
+        out.remove(name)
+
+
+def known(planned: Plan, source: Place, out: Place) -> Iterator[Result]:
+    """Results of what needs no work: kept from before, or in folders that cannot be listed."""
+    for name, output in planned.kept:
+        yield Result(source.show(name), out.show(output), "kept")
+    for name, text in planned.found.unreadable:
+        yield Result(source.show(name), out.show(name), "failed", text)
 
 
 def _key(sha256: str, networks: Networks, options: Options) -> str:
@@ -158,7 +202,8 @@ class _File(Item):
     """A picture on its way through the pipeline."""
 
     job: Job
-    before: os.stat_result | None = field(default=None, init=False)
+    before: Stamp | None = field(default=None, init=False)
+    data: bytes | None = field(default=None, init=False)
     picture: images.Picture | None = field(default=None, init=False)
     shape: tuple[int, ...] = field(default=(), init=False)
     notices: tuple[str, ...] = field(default=(), init=False)
@@ -171,21 +216,40 @@ class _File(Item):
         return self.picture
 
 
+class State(Protocol):
+    """What work says of outputs while it goes on: a :class:`Journal`, or what carries it to one."""
+
+    def begin(self, outputs: list[str]) -> None:
+        """Say that these may appear from now on."""
+
+    def done(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
+        """Say that one is whole."""
+
+    def drop(self, output: str) -> None:
+        """Say that one did not come to be."""
+
+
 class Work:
     """A planned run: made by :func:`opened`, done by going through :meth:`results` once.
+
+    Args:
+        memory: this run's share of what the process may use, where others run beside it.
 
     Attributes:
         plan: what will be done.
         pixels: number of pixels that went through the network so far.
     """
 
-    def __init__(self, source: Path, out: Path, networks: Networks, options: Options, plan: Plan, state: Journal) -> None:
+    def __init__(
+        self, source: Place, out: Place, networks: Networks, options: Options, plan: Plan, state: State, *, memory: float = 1.0
+    ) -> None:
         self.plan = plan
         self.pixels = 0
         self._source, self._out = source, out
         self._networks, self._options, self._state = networks, options, state
-        threads = _threads(networks.device)
-        self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), threads=threads, budget=BUDGET)
+        readers, writers = _threads(networks.device)
+        items = map(_File, plan.jobs)
+        self._pipeline: Pipeline[_File] = Pipeline(self, items, readers=readers, writers=writers, budget=pipeline.budget(memory))
 
     def stop(self) -> None:
         """End soon, with whole files; what is left is for the next run. May be called from a signal handler."""
@@ -193,20 +257,19 @@ class Work:
 
     def results(self) -> Iterator[Result]:
         """One result a picture, first those that are kept, the rest as they come to their end; fewer after :meth:`stop`."""
-        for name, output in self.plan.kept:
-            yield Result(self._source / name, self._out / output, "kept")
-        for name, text in self.plan.found.unreadable:
-            yield Result(self._source / name, self._out / name, "failed", text)
+        yield from known(self.plan, self._source, self._out)
         yield from map(self._result, self._pipeline.results())
 
     def measure(self, item: _File) -> float:
         """Megapixels by the file's header, or by its size if that is more."""
-        path = self._source / item.job.source
-        item.before = _stat(path)
+        name = item.job.source
+        item.before = self._source.stamp(name)
         size = item.before.st_size if item.before else 0
+        if size <= _LARGE_FILE:  # Read once, for its header and its pixels.
+            item.data = self._source.read(name)
         pixels = 0  # Unless the header says more; if it says nothing, reading will say why.
         try:
-            with Image.open(path, formats=images.readable()) as image:
+            with Image.open(io.BytesIO(item.data) if item.data else self._source.open(name), formats=images.readable()) as image:
                 pixels = image.width * image.height
         except UnidentifiedImageError as error:
             if size > _LARGE_FILE:
@@ -219,9 +282,12 @@ class Work:
 
     def read(self, item: _File) -> None:
         """Decode."""
-        item.picture = images.read(self._source / item.job.source, max_megapixels=self._options.max_megapixels)
+        name = item.job.source
+        data, item.data = self._source.read(name) if item.data is None else item.data, None
+        item.picture = images.read(data, name=str(self._source.show(name)), max_megapixels=self._options.max_megapixels)
+        del data
         item.shape, item.notices = item.picture.pixels.shape, tuple(item.picture.notices)
-        images.refuse_misfit(item.picture, images.format_of(self._out / item.job.output))
+        images.refuse_misfit(item.picture, images.format_of(Path(item.job.output)))
 
     def group(self, item: _File) -> tuple[Hashable, int]:
         """Pictures of one size and number of channels go together."""
@@ -240,21 +306,21 @@ class Work:
 
     def write(self, item: _File) -> None:
         """Encode, and put the file into its place whole."""
-        target = self._out / item.job.output
+        output = item.job.output
         try:
-            data = images.encode(item.read, images.format_of(target), quality=self._options.quality, strip=self._options.strip)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(target, data, overwrite=item.job.replaces)
+            format_name = images.format_of(Path(output))
+            data = images.encode(item.read, format_name, quality=self._options.quality, strip=self._options.strip)
+            after = self._out.write(output, data, overwrite=item.job.replaces)
         except BaseException:
             if not item.job.replaces:
-                self._state.drop(item.job.output)
+                self._state.drop(output)
             raise
         if item.before is not None:
-            self._state.done(item.job.output, item.job.source, item.before, target.stat(), item.key)
+            self._state.done(output, item.job.source, item.before, after, item.key)
 
     def release(self, item: _File) -> None:
         """Let go of the pixels."""
-        item.picture = None
+        item.picture = item.data = None
 
     def _count_pixels(self, pixels: int) -> None:
         self.pixels += pixels
@@ -262,7 +328,7 @@ class Work:
             raise Stopped
 
     def _result(self, item: _File) -> Result:
-        source, output = self._source / item.job.source, self._out / item.job.output
+        source, output = self._source.show(item.job.source), self._out.show(item.job.output)
         return Result(
             source,
             output,
@@ -273,26 +339,23 @@ class Work:
             item.shape[0] if item.shape else None,
             item.seconds,
             item.notices,
-            "" if item.error else images.format_of(output),
+            "" if item.error else images.format_of(Path(item.job.output)),
         )
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _without(text: str, *paths: Path) -> str:
+def _without(text: str, *paths: Path | str) -> str:
     """A reason without the path in front: a result has it in a place of its own."""
     for path in paths:
         text = text.removeprefix(f"{' '.join(str(path).split())}: ")
     return text
 
 
-def _threads(device: torch.device) -> int:
-    """Readers, and as many writers: they must keep up with a GPU, and leave the CPU to the network where that is there."""
+def _threads(device: torch.device) -> tuple[int, int]:
+    """Readers and writers: they must keep up with a GPU, and leave the CPU to the network where that is there.
+
+    More writers than readers on a CPU, since most of a writer's time is waiting for the disk to have the file for good.
+    """
     if device.type == "cpu":
-        return 2
-    return max(2, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2))
+        return 2, 4
+    count = max(2, min(16, machine.cores()))
+    return count, count

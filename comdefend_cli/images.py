@@ -91,13 +91,13 @@ class Picture:
         return image
 
 
-def read(source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
-    """Decode a file, or the bytes of one.
+def read(source: Path | bytes, *, name: str = "standard input", max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
+    """Decode a file, or the bytes of one, which errors call `name`.
 
     Raises:
         ImageError: missing, empty, truncated, not a picture, too large, or of a kind that cannot be purified.
     """
-    name = "standard input" if isinstance(source, bytes) else str(source)
+    name = name if isinstance(source, bytes) else str(source)
     try:
         if isinstance(source, Path) and source.is_dir():
             raise ImageError(f"{name}: is a folder; name a picture in it, or use comdefend purify-dir")
@@ -107,20 +107,36 @@ def read(source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pic
     if not data:
         raise ImageError(f"{name}: is empty; nothing to purify")
     with _decoding(name), Image.open(io.BytesIO(data), formats=readable()) as image:
-        width, height = image.size
-        if width < 1 or height < 1:
-            raise ImageError(f"{name}: has no pixels ({width}x{height}); nothing to purify")
-        if width * height > max_megapixels * 1e6:
-            raise ImageError(
-                f"{name}: {width}x{height} is {width * height / 1e6:.0f} megapixels, over the limit of {max_megapixels:g}; "
-                "raise it with --max-megapixels if you trust the file"
-            )
+        _refuse_size(name, image, max_megapixels)
         image.load()
         deep = _bits_a_sample(image, data)
         # Pillow hands 16-bit grey with alpha over as colour.
         gray = image.format == "PNG" and data[25:26] == b"\x04"
         del data
         return from_pillow(image, deep=deep, gray=gray)
+
+
+@contextmanager
+def header(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
+    """A picture file that is open and not decoded yet; errors as of :func:`read`."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ImageError(f"{path}: cannot read: {reason(error)}; name a picture that is there and that you may read") from error
+    with file, _decoding(str(path)), Image.open(file, formats=readable()) as image:
+        _refuse_size(str(path), image, max_megapixels)
+        yield image
+
+
+def _refuse_size(name: str, image: Image.Image, max_megapixels: float) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: has no pixels ({width}x{height}); nothing to purify")
+    if width * height > max_megapixels * 1e6:
+        raise ImageError(
+            f"{name}: {width}x{height} is {width * height / 1e6:.0f} megapixels, over the limit of {max_megapixels:g}; "
+            "raise it with --max-megapixels if you trust the file"
+        )
 
 
 @contextmanager
@@ -163,7 +179,7 @@ def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Pic
     source = image.format or ""
     if getattr(image, "n_frames", 1) > 1:
         notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
-    exif, turned = _exif(image, notices)
+    block, turned = exif(image, notices)
     if turned:
         image = ImageOps.exif_transpose(image)
     icc, key = image.info.get("icc_profile"), image.info.get("transparency")
@@ -185,21 +201,21 @@ def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Pic
     if icc and icc[16:20] != (b"GRAY" if gray else b"RGB "):
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
-    return Picture(pixels[..., None] if gray else pixels, alpha, icc, exif, source, notices)
+    return Picture(pixels[..., None] if gray else pixels, alpha, icc, block, source, notices)
 
 
-def _exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, bool]:
+def exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, bool]:
     """The EXIF block without orientation and what describes the file only, or None; and whether the picture must be turned."""
     try:
-        exif = image.getexif()  # The picture's own, which is left as it was.
-        orientation = exif.get(_ORIENTATION, 1)
-        apart = {tag: exif[tag] for tag in (_STRUCTURE | {_ORIENTATION}) & exif.keys()}
+        tags = image.getexif()  # The picture's own, which is left as it was.
+        orientation = tags.get(_ORIENTATION, 1)
+        apart = {tag: tags[tag] for tag in (_STRUCTURE | {_ORIENTATION}) & tags.keys()}
         for tag in apart:
-            del exif[tag]
+            del tags[tag]
         try:
-            return exif.tobytes() if len(exif) else None, orientation != 1
+            return tags.tobytes() if len(tags) else None, orientation != 1
         finally:
-            exif.update(apart)
+            tags.update(apart)
     except Exception:  # Its parsing raises whatever it meets.
         notices.append("its EXIF block is damaged and was left out")
         return None, False

@@ -14,7 +14,7 @@ import errno
 import hashlib
 import json
 import os
-import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +23,10 @@ from typing import Any
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.files import unwritable
+from comdefend_cli.places import Folder, Place, Stamp, Url
 
 STATE = ".comdefend-state.jsonl"
 VERSION = 1
-#: What `files.atomic` calls a file that is not whole yet.
-_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
 class Journal:
@@ -37,8 +36,9 @@ class Journal:
     In memory an output is its name and 16 bytes, so that a million of them fit.
     """
 
-    def __init__(self, folder: Path, descriptor: int) -> None:
+    def __init__(self, folder: Path, descriptor: int, store: Url | None = None) -> None:
         self._folder = folder
+        self._store = store  # Where nothing can be appended to: the whole file is put there now and then.
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._entries: dict[str, bytes | None] = {}
@@ -64,7 +64,7 @@ class Journal:
         """Whether an output of that name, if there is one, is ours."""
         return output in self._entries
 
-    def finished(self, output: str, source: str, before: os.stat_result, after: os.stat_result, key: str) -> bool:
+    def finished(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> bool:
         """Whether `output` (now `after`) was finished from `source` (now `before`) with the settings of `key`."""
         done = self._entries.get(output)
         return done is not None and done == _fingerprint(source, _stamp(before), _stamp(after), key)
@@ -79,7 +79,7 @@ class Journal:
             self._append({"begin": outputs}, durable=True)
             self._entries.update(dict.fromkeys(outputs))
 
-    def done(self, output: str, source: str, before: os.stat_result, after: os.stat_result, key: str) -> None:
+    def done(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
         """Say that `output` is whole; `before` is of the source when it was read, `after` of the output."""
         record = {"done": output, "from": source, "in": _stamp(before), "out": _stamp(after), "key": key}
         with self._lock:
@@ -92,25 +92,27 @@ class Journal:
             self._append({"drop": output})
             self._entries.pop(output, None)
 
+    def sync(self) -> None:
+        """Make all that was said durable.
+
+        Raises:
+            ComdefendError: it cannot be written.
+        """
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise unwritable(str(self._folder / STATE), error) from error
+        if self._store is not None and os.fstat(self._descriptor).st_size:
+            self._store.write(STATE, (self._folder / STATE).read_bytes(), overwrite=True)
+
     def sweep(self) -> None:
         """Delete the half-written files that a killed run left of outputs it had begun."""
-        names: dict[str, set[str]] = {}
-        for output in (name for name, done in self._entries.items() if done is None):
-            parent, _, name = output.rpartition("/")
-            names.setdefault(parent, set()).add(name[:100])
-        root = Path(os.path.realpath(self._folder))
-        for parent, begun in names.items():
-            place = root / parent
-            if os.path.realpath(place) != str(place) or not place.is_dir():  # Led elsewhere by a link or "..".
-                continue
-            for path in place.iterdir():
-                match = _PART.fullmatch(path.name)
-                if match and match[1] in begun:
-                    with suppress(OSError):
-                        path.unlink()
+        Folder(self._folder).sweep(name for name, done in self._entries.items() if done is None)
 
     def close(self) -> None:
         """Release the lock; a state file that nothing was written to is removed. Later writes raise."""
+        if self._store is not None:
+            self.sync()
         with self._lock, suppress(OSError):
             if os.fstat(self._descriptor).st_size == 0:
                 (self._folder / STATE).unlink()
@@ -149,16 +151,31 @@ class Journal:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Journal]:
+def opened(place: Place | Path) -> Iterator[Journal]:
     """The journal of an output folder, which is made if need be; refused work leaves neither behind.
 
+    A folder is locked for the run. A store cannot be: that no two runs work in one at a time is for the person to see to.
+
     Raises:
-        UsageError: `folder` is no folder, or another run works in it.
+        UsageError: `place` is no folder, or another run works in it.
         ComdefendError: it cannot be made or written to.
     """
+    if isinstance(place, Url):
+        with tempfile.TemporaryDirectory(prefix="comdefend-") as name:
+            if STATE in place.listing:
+                (Path(name) / STATE).write_bytes(place.read(STATE))
+            with _opened(Path(name), place) as journal:
+                yield journal
+    else:
+        with _opened(place.root if isinstance(place, Folder) else place) as journal:
+            yield journal
+
+
+@contextmanager
+def _opened(folder: Path, store: Url | None = None) -> Iterator[Journal]:
     made = _make(folder)
     try:
-        journal = Journal(folder, _open_locked(folder))
+        journal = Journal(folder, _open_locked(folder), store)
         try:
             journal.read()
             yield journal
@@ -214,7 +231,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _stamp(stat: os.stat_result) -> list[int]:
+def _stamp(stat: Stamp) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 

@@ -17,12 +17,23 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-#: Megapixels in work at a time; about 20 bytes a pixel, so 1.3 GB.
+from comdefend_cli import machine
+
+#: Most megapixels in work at a time; about 20 bytes a pixel, so 1.3 GB.
 BUDGET = 64.0
+#: Bytes that a pixel in work takes, decoded, purified and encoded; and the share of the memory that all in work may take.
+_BYTES_A_PIXEL = 20
+_SHARE = 0.25
 #: What an item costs at least, which bounds their number too.
 _LEAST_COST = 0.01
 #: Seconds after which a request to stop is seen at the latest.
 _LOOK = 0.1
+
+
+def budget(share: float = 1.0) -> float:
+    """Megapixels in work at a time: `BUDGET`, or less where this process may use little memory, of which it has that share."""
+    limit = machine.memory()
+    return BUDGET if limit is None else min(BUDGET, share * limit * _SHARE / _BYTES_A_PIXEL / 1e6)
 
 
 class Stopped(Exception):  # noqa: N818  # Not an error.
@@ -115,7 +126,7 @@ class Pipeline(Generic[ItemT]):
     Args:
         stages: what to do.
         items: taken one by one, as there is room.
-        threads: readers, and as many writers.
+        readers, writers: threads of each.
         budget: megapixels in work at a time.
 
     Attributes:
@@ -123,11 +134,11 @@ class Pipeline(Generic[ItemT]):
             work is given up where its stage looks at `stopping`, and what was computed is still written.
     """
 
-    def __init__(self, stages: Stages[ItemT], items: Iterable[ItemT], *, threads: int, budget: float = BUDGET) -> None:
+    def __init__(self, stages: Stages[ItemT], items: Iterable[ItemT], *, readers: int, writers: int, budget: float = BUDGET) -> None:
         self.stop_asked = False
         self._stages = stages
         self._items = iter(items)
-        self._count = threads
+        self._readers, self._writers = readers, writers
         self._budget = Budget(budget)
         self._taking = threading.Lock()
         self._stopping = threading.Event()
@@ -142,7 +153,7 @@ class Pipeline(Generic[ItemT]):
 
     def results(self) -> Iterator[ItemT]:
         """Each item that came to its end, done or failed, in that order; those that a stop left are not among them."""
-        targets = [self._reader] * self._count + [self._computer] + [self._writer] * self._count
+        targets = [self._reader] * self._readers + [self._computer] + [self._writer] * self._writers
         # Daemons, so that a person who insists can leave at once.
         threads = [threading.Thread(target=self._guard, args=(target,), daemon=True) for target in targets]
         for thread in threads:
@@ -161,7 +172,7 @@ class Pipeline(Generic[ItemT]):
             thread.join()
 
     def _until_end(self) -> Iterator[ItemT]:
-        running = self._count
+        running = self._writers
         while running:
             if self.stop_asked and not self._stopping.is_set():
                 self._stop()
@@ -211,7 +222,7 @@ class Pipeline(Generic[ItemT]):
     def _computer(self) -> None:
         """Take what has been read, and of it the oldest group, as large a batch as there is: the network never waits to fill one."""
         groups: dict[Hashable, deque[ItemT]] = {}
-        readers = self._count
+        readers = self._readers
         while readers or groups:
             readers -= self._sort_in(groups, wait=not groups)
             if self.stopping:
@@ -223,7 +234,7 @@ class Pipeline(Generic[ItemT]):
                 self._compute([queue.popleft() for _ in range(min(limit, len(queue)))])
                 if queue:
                     groups[key] = queue
-        for _ in range(self._count):
+        for _ in range(self._writers):
             self._computed.put(_END)
 
     def _sort_in(self, groups: dict[Hashable, deque[ItemT]], *, wait: bool) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 import unicodedata
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from comdefend_cli import images
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.journal import Journal
+from comdefend_cli.places import Folder, Place, Url, is_url
 
 #: File systems that take "A.png" and "a.png" for one file.
 _FOLDS_CASE = sys.platform in ("darwin", "win32")
@@ -90,20 +90,23 @@ class Plan:
     found: Found
 
 
-def default_output(source: Path) -> Path:
-    """`DIR-purified`, beside DIR.
+def default_output(source: Path | str) -> Path | str:
+    """`DIR-purified`, beside DIR; of a URL too.
 
     Raises:
         UsageError: DIR has no name, as "/".
     """
+    if is_url(source):
+        return f"{str(source).rstrip('/')}-purified"
+    source = Path(source)
     named = source if source.name not in ("", "..") else source.resolve()
     if not named.name:
         raise UsageError(f"{source}: has no name to make the output folder's of; give --out")
     return named.with_name(f"{named.name}-purified")
 
 
-def scan(source: Path, out: Path, options: Options) -> Found:
-    """Find the pictures of a folder by the endings of their names; hidden files and folders are passed over.
+def scan(source: Place, out: Place, options: Options) -> Found:
+    """Find the pictures of a place by the endings of their names; hidden files and folders are passed over.
 
     Symbolic links to files are inputs as others; those to folders are not followed. `out` is left out.
 
@@ -111,8 +114,42 @@ def scan(source: Path, out: Path, options: Options) -> Found:
         UsageError: `source` is no folder, `out` cannot be its output, or two outputs would collide.
         ComdefendError: `source` cannot be listed.
     """
-    refuse_folders(source, out, recursive=options.recursive)
-    own = _identity(status) if (status := _status(out)) else None
+    if isinstance(source, Url):
+        found = _scan_url(source, out, options)
+    else:
+        if isinstance(out, Folder):
+            refuse_folders(source.root, out.root, recursive=options.recursive)
+        found = _scan_folder(source.root, out, options)
+    _refuse_collisions(source, found.pictures)
+    return found
+
+
+def _scan_url(source: Url, out: Place, options: Options) -> Found:
+    """Of a store, which knows files only: all that lie under the URL."""
+    if isinstance(out, Url) and out.url == source.url:
+        raise UsageError(f"{out}: is the place of the pictures itself; name another with --out")
+    own = f"{out.url.removeprefix(source.url + '/')}/" if isinstance(out, Url) and out.url.startswith(source.url + "/") else None
+    found = Found([], 0, 0, [], set())
+    skipped, below = 0, set()
+    for name in source.listing:
+        parts = name.split("/")
+        # A name that leads upwards could become a file outside the output.
+        if any(part in ("", "..") or part.startswith(".") for part in parts) or (own and name.startswith(own)):
+            continue
+        if len(parts) > 1 and not options.recursive:
+            below.add(parts[0])
+        elif PurePosixPath(name).suffix.lower() in images.suffixes(writable=False):
+            found.pictures.append((name, _output(name, options.ending)))
+        else:
+            skipped += 1
+    if not source.listing:
+        raise UsageError(f"{source}: no such folder, or nothing in it")
+    return replace(found, skipped=skipped, subfolders=len(below))
+
+
+def _scan_folder(source: Path, out: Place, options: Options) -> Found:
+    status = out.stamp("") if isinstance(out, Folder) else None
+    own = _identity(status) if status else None
     found = Found([], 0, 0, [], set())
     skipped = subfolders = 0
     folders = [""]
@@ -133,7 +170,6 @@ def scan(source: Path, out: Path, options: Options) -> Found:
             folders.extend(reversed(inner))
         else:
             subfolders += len(inner)
-    _refuse_collisions(source, found.pictures)
     return replace(found, skipped=skipped, subfolders=subfolders)
 
 
@@ -191,19 +227,21 @@ def _output(name: str, ending: str | None) -> str:
     return name if keep else name.removesuffix(own) + (ending or ".png")
 
 
-def _refuse_collisions(source: Path, pictures: list[tuple[str, str]]) -> None:
+def _refuse_collisions(source: Place, pictures: list[tuple[str, str]]) -> None:
     taken: dict[str, str] = {}
     for name, output in pictures:
         other = taken.setdefault(_folded(output), name)
         if other != name:
-            raise UsageError(f"{source / other} and {source / name} would both become {output}; rename one, or choose another --format")
+            raise UsageError(
+                f"{source.show(other)} and {source.show(name)} would both become {output}; rename one, or choose another --format"
+            )
 
 
 def _folded(output: str) -> str:
     return unicodedata.normalize("NFC", output).casefold() if _FOLDS_CASE else output
 
 
-def plan(source: Path, out: Path, found: Found, state: Journal, keys: set[str], *, overwrite: bool) -> Plan:
+def plan(source: Place, out: Place, found: Found, state: Journal, keys: set[str], *, overwrite: bool) -> Plan:
     """Sort what was found into what is finished and what is to do.
 
     Args:
@@ -214,12 +252,10 @@ def plan(source: Path, out: Path, found: Found, state: Journal, keys: set[str], 
     """
     planned = Plan([], [], found)
     foreign: list[str] = []
-    folders: set[str] = set()
+    stamps = source.listing.get if isinstance(source, Url) else source.stamp
     for name, output in found.pictures:
-        _refuse_linked_folder(out, output.rpartition("/")[0], folders)
-        there, before = _status(out / output, follow=False), _status(source / name)
+        there, before = out.taken(output, found.linked), stamps(name)
         if there is not None:
-            _refuse_unfit(out / output, there, found.linked)
             if not overwrite and not state.knows(output):
                 foreign.append(output)
             elif not overwrite and before and any(state.finished(output, name, before, there, key) for key in keys):
@@ -228,31 +264,7 @@ def plan(source: Path, out: Path, found: Found, state: Journal, keys: set[str], 
         planned.jobs.append(Job(name, output, before.st_size if before else 0, there is not None))
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
-        raise UsageError(f"{out / foreign[0]}: exists and is not from purify-dir{more}; use --overwrite to replace it, or another --out")
+        raise UsageError(
+            f"{out.show(foreign[0])}: exists and is not from purify-dir{more}; use --overwrite to replace it, or another --out"
+        )
     return planned
-
-
-def _status(path: Path, *, follow: bool = True) -> os.stat_result | None:
-    try:
-        return path.stat(follow_symlinks=follow)
-    except OSError:
-        return None
-
-
-def _refuse_linked_folder(out: Path, below: str, seen: set[str]) -> None:
-    """What is written must land in the output folder."""
-    if below in seen:
-        return
-    seen.add(below)
-    expected = Path(os.path.realpath(out)) / below
-    if os.path.normcase(os.path.realpath(out / below)) != os.path.normcase(expected):
-        raise UsageError(f"{out / below}: leads out of the output folder by a symbolic link; remove it, or use another --out")
-
-
-def _refuse_unfit(path: Path, there: os.stat_result, linked: set[tuple[int, int]]) -> None:
-    if stat.S_ISDIR(there.st_mode):
-        raise UsageError(f"{path}: is a folder where a file is to go; rename it, or use another --out")
-    if not stat.S_ISREG(there.st_mode):
-        raise UsageError(f"{path}: is a symbolic link or no plain file; remove it, or use another --out")
-    if _identity(there) in linked:
-        raise UsageError(f"{path}: an input is a link to it, and inputs are never changed; use another --out")

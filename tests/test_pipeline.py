@@ -68,7 +68,7 @@ class Recorder:
 def test_the_pipeline_does_each_item_once_in_batches_of_one_group() -> None:
     """A hundred items all come out once; batches hold one group, more than one item where there are more, and never over their limit."""
     stages = Recorder()
-    values = [item.value for item in Pipeline(stages, map(Number, range(100)), threads=3).results()]
+    values = [item.value for item in Pipeline(stages, map(Number, range(100)), readers=3, writers=3).results()]
     assert sorted(values) == sorted(stages.written) == list(range(100))
     assert all(len({value % 2 for value in batch}) == 1 and len(batch) <= 4 for batch in stages.batches)
     assert len(stages.batches) < 100
@@ -77,7 +77,8 @@ def test_the_pipeline_does_each_item_once_in_batches_of_one_group() -> None:
 def test_a_bad_item_does_not_take_its_batch_along() -> None:
     """Where a batch fails, its items are tried alone, and only those that fail then have failed."""
     stages = Recorder(bad={6, 31})
-    failed = {item.value: str(item.error) for item in Pipeline(stages, map(Number, range(40)), threads=2).results() if item.error}
+    results = Pipeline(stages, map(Number, range(40)), readers=2, writers=2).results()
+    failed = {item.value: str(item.error) for item in results if item.error}
     assert failed == {6: "bad number", 31: "bad number"}
     assert sorted(stages.written) == [value for value in range(40) if value not in failed]
 
@@ -86,17 +87,17 @@ def test_what_is_in_work_stays_within_the_budget() -> None:
     """Never more megapixels at a time than the budget, but for one item alone that is larger; that one is not passed over for ever."""
     stages = Recorder()
     items = [Number(value, 30.0 if value == 20 else 1.0) for value in range(60)]
-    assert len(list(Pipeline(stages, items, threads=4, budget=8.0).results())) == 60
+    assert len(list(Pipeline(stages, items, readers=4, writers=4, budget=8.0).results())) == 60
     assert stages.most == 30.0
     stages = Recorder()
-    assert len(list(Pipeline(stages, map(Number, range(60)), threads=4, budget=8.0).results())) == 60
+    assert len(list(Pipeline(stages, map(Number, range(60)), readers=4, writers=4, budget=8.0).results())) == 60
     assert stages.most <= 8.0
 
 
 def test_a_stopped_pipeline_ends_with_what_was_computed_written() -> None:
     """After a stop the results end by themselves, and each written item was among them."""
     stages = Recorder(limit=1)
-    pipeline = Pipeline(stages, map(Number, range(100_000)), threads=2, budget=10.0)
+    pipeline = Pipeline(stages, map(Number, range(100_000)), readers=2, writers=2, budget=10.0)
     values = []
     for item in pipeline.results():
         values.append(item.value)
@@ -113,7 +114,7 @@ def test_a_mistake_in_a_thread_ends_the_run() -> None:
             raise RuntimeError("mistake")
 
     with pytest.raises(RuntimeError, match="mistake"):
-        list(Pipeline(Broken(), map(Number, range(10)), threads=2).results())
+        list(Pipeline(Broken(), map(Number, range(10)), readers=2, writers=2).results())
 
 
 def test_a_closed_budget_lets_nobody_wait() -> None:

@@ -1,10 +1,9 @@
-"""The command line: the only part that prints or exits. Nothing here imports torch until a command runs."""
+"""The command line: the only part that prints or exits. Nothing here imports torch, or much else, until a command runs."""
 
 import sys
 
 import typer
 
-from comdefend_cli import __version__
 from comdefend_cli.cli import evaluate, purify, purify_dir, train, train_baseline, train_classifier, weights
 
 app = typer.Typer(
@@ -26,6 +25,8 @@ app.add_typer(weights.app, name="weights")
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from comdefend_cli import __version__
+
         typer.echo(f"comdefend {__version__}")
         raise typer.Exit
 

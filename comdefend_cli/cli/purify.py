@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, purify_strips
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
@@ -55,6 +55,10 @@ def purify(
     strip: console.Strip = False,
     overwrite: console.Overwrite = False,
     max_megapixels: console.MaxMegapixels = 512,
+    strips: Annotated[
+        bool | None,
+        typer.Option("--strips/--no-strips", help="In strips, from file to file, in little memory.", show_default="over 100 megapixels"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was done.")] = False,
     quiet: console.Quiet = False,
 ) -> None:
@@ -70,16 +74,35 @@ def purify(
         raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")
     _refuse_outputs(source, target, compare, overwrite=overwrite)
     format_name = _format(target, format)
+    if purify_strips.wanted(strips, source, target, whole=compare is not None or max(noise_std, input_noise) > 0, quiet=quiet):
+        from comdefend_cli.purifier import Settings
+
+        purify_strips.run(
+            source,
+            target,
+            weights=weights,
+            device=device,
+            precision=precision,
+            settings=Settings(tiling, tile),  # type: ignore[arg-type]  # Checked by Settings.
+            strip=strip,
+            overwrite=overwrite,
+            max_megapixels=max_megapixels,
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
     picture = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
     images.refuse_misfit(picture, format_name)
     for text in picture.notices:
         notice(text, quiet=quiet)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
+    from comdefend_cli import machine
     from comdefend_cli import weights as weight_files
     from comdefend_cli.device import describe_device, dtype_name
     from comdefend_cli.purifier import Purifier, Settings
 
+    machine.limit_threads()
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,12 +16,13 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, engines
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from comdefend_cli.folder import Networks, Result, Work
+    from comdefend_cli.with_ray import Run
 
 #: Bytes of a report that are kept in memory before it is finished.
 _SPOOL = 2**20
@@ -31,10 +30,10 @@ _SPOOL = 2**20
 
 @console.command
 def purify_dir(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures; nothing in it is changed.", **console.UNCHECKED)],
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A folder of pictures; nothing in it is changed. With Ray, also a URL.")],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Where the purified pictures go.", show_default="DIR-purified", **console.UNCHECKED),
+        str | None,
+        typer.Option("--out", metavar="DIR", help="Where the purified pictures go.", show_default="DIR-purified"),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also subfolders; the output mirrors them.")] = False,
     format: Annotated[
@@ -57,6 +56,18 @@ def purify_dir(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record a picture, as lines.", **console.UNCHECKED)
     ] = None,
+    engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="ray: on a Ray cluster, see docs/cluster.md.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Ray: processes that hold the networks.", show_default="all that have room")
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option("--cpus-per-worker", min=0.0, help="Ray: CPUs of each.")] = 1.0,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option("--gpus-per-worker", min=0.0, help="Ray: GPUs of each; 0.5: two share one.", show_default="1 where there are any"),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Of a running cluster.", show_default="RAY_ADDRESS, or this machine")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of the whole.")] = False,
     quiet: console.Quiet = False,
 ) -> None:
@@ -68,24 +79,26 @@ def purify_dir(
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
     with _terminable():
-        from comdefend_cli import images, plan
+        from comdefend_cli import images, places, plan
 
         console.show_warnings(quiet)
         images.trust_own_limit()
-        target = plan.default_output(source) if out is None else out
+        target = str(plan.default_output(source)) if out is None else out
         options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
-        plan.refuse_folders(source, target, recursive=recursive)
+        cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
+        engines.refuse(engine, source, target, cluster)
+        if not places.is_url(source) and not places.is_url(target):
+            plan.refuse_folders(Path(source), Path(target), recursive=recursive)
 
         # PyTorch takes seconds to import: what can be said without it has been said.
-        from comdefend_cli import folder
         from comdefend_cli.purifier import Settings
 
         settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
         summary = Summary(source, target, report)
-        with _report(report, target, overwrite=overwrite) as write:
+        asked = engines.Asked(source, target, weights, device, precision, settings, options)
+        with _report(report, Path(target), overwrite=overwrite) as write:
             try:
-                networks = folder.Networks(weights, device=device, precision=precision, settings=settings)
-                with folder.opened(source, target, networks, options) as work:
+                with engines.opened(engine, asked, cluster) as (work, networks):
                     _tell_device(networks, device, quiet)
                     summary.planned(work, networks)
 
@@ -111,8 +124,8 @@ def purify_dir(
 class Summary:
     """What a run did, for a person and as one record."""
 
-    source: Path
-    out: Path
+    source: str
+    out: str
     report: Path | None
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -127,15 +140,15 @@ class Summary:
     interrupted: bool = False
     at_once: bool = False
 
-    def planned(self, work: Work, networks: Networks) -> None:
+    def planned(self, work: Work | Run, networks: Networks) -> None:
         """Take over what is known before the first picture; the clock starts here."""
-        from comdefend_cli.device import describe_device, dtype_name
+        from comdefend_cli.device import dtype_name
 
         found = work.plan.found
         self.total = len(found.pictures) + len(found.unreadable)
         self.skipped, self.subfolders = found.skipped, found.subfolders
         self.about = {
-            "device": describe_device(networks.device),
+            "device": networks.where,
             "precision": dtype_name(networks.dtype),
             "tiling": networks.settings.tiling,
             "tile": networks.settings.tile,
@@ -229,10 +242,10 @@ def _printable(name: str) -> str:
 
 
 def _tell_device(networks: Networks, asked: str, quiet: bool) -> None:
-    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.device import dtype_name
 
     if asked == "auto":
-        notice(f"computing on {describe_device(networks.device)} in {dtype_name(networks.dtype)}", quiet=quiet)
+        notice(f"computing on {networks.where} in {dtype_name(networks.dtype)}", quiet=quiet)
 
 
 @contextmanager
@@ -250,7 +263,7 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _live(work: Work, summary: Summary, quiet: bool) -> Iterator[Callable[[Result], None]]:
+def _live(work: Work | Run, summary: Summary, quiet: bool) -> Iterator[Callable[[Result], None]]:
     """A function that is told each result, with a live line on a terminal."""
     if quiet or not err.is_terminal or not work.plan.jobs:
         yield lambda result: None
@@ -288,6 +301,9 @@ def _report(path: Path | None, out: Path, *, overwrite: bool) -> Iterator[Callab
     if path is None:
         yield lambda result: None
         return
+    import shutil
+    import tempfile
+
     from comdefend_cli import files
 
     _refuse_report(path, overwrite=overwrite)

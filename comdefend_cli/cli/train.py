@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from comdefend_cli.cli import console
 from comdefend_cli.cli.console import err, notice
@@ -251,6 +250,8 @@ def _live(trainer: Trainer, history: list[Report], quiet: bool) -> Iterator[Call
     if quiet:
         yield lambda report: None
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         task = progress.add_task("training", total=trainer.config.steps, completed=trainer.step_done)
@@ -275,6 +276,8 @@ def download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
     if quiet or not err.is_terminal:
         yield None
         return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     with Progress(TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
         task = bar.add_task("downloading")
         yield lambda done, total: bar.update(task, completed=done, total=total or None)

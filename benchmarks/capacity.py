@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""What a million and a billion photographs cost: hours, bytes, and which of them holds the others up.
+
+    python benchmarks/capacity.py --rate cpu=0.2 [--rate h100=150] [--speed speed.json] [--codec codec.json] [--into docs/capacity.md]
+    python benchmarks/capacity.py --measure-codec codec.json [--seconds 10]
+
+Rates are megapixels a second of one device inside the network: measured, and given by name, or taken from a JSON of
+benchmarks/speed.py (its key `ours_megapixels_per_second`, or the path that --speed-key names). A device without a rate has no numbers.
+--measure-codec measures, on one core, how fast 12-megapixel photographs are decoded from JPEG and encoded as PNG and JPEG, and their bytes.
+Everything else is computed from --megapixels a photograph, --cores beside a device and --gigabits a second of network to the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage
+from pages import put
+from PIL import Image
+
+SCALES = {"a million": 10**6, "a billion": 10**9}
+
+
+def photograph(megapixels: float) -> Image.Image:
+    """A photograph of that size, made of one that scikit-image ships: scaled up, with a little noise, as a sensor's."""
+    picture = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
+    scale = (megapixels * 1e6 / (picture.width * picture.height)) ** 0.5
+    large = np.array(picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC))
+    noise = np.random.default_rng(0).normal(0, 2, large.shape[:2])[..., None]
+    return Image.fromarray(np.clip(large + noise, 0, 255).astype(np.uint8))
+
+
+def journal_bytes() -> float:
+    """Bytes that a finished picture takes in the state file of purify-dir, with names as of a camera's in a subfolder."""
+    from comdefend_cli import journal
+
+    with tempfile.TemporaryDirectory() as name:
+        out, count = Path(name) / "out", 100
+        with journal.opened(out) as state:
+            stamp = out.stat()
+            for index in range(count):
+                state.done(f"2026-07-14/IMG_{index:06}.png", f"2026-07-14/IMG_{index:06}.jpg", stamp, stamp, "0" * 16)
+        return (out / journal.STATE).stat().st_size / count
+
+
+def plan_bytes() -> float:
+    """Bytes of memory that the plan and the journal hold of a picture that is to do, and is then done."""
+    from comdefend_cli import journal
+    from comdefend_cli.plan import Job
+
+    count = 20_000
+    with tempfile.TemporaryDirectory() as name, journal.opened(Path(name) / "out") as state:
+        stamp = Path(name).stat()
+        tracemalloc.start()
+        names = [(f"2026-07-14/IMG_{index:06}.jpg", f"2026-07-14/IMG_{index:06}.png") for index in range(count)]
+        jobs = [Job(*pair, 4_000_000, False) for pair in names]
+        for job in jobs:
+            state.done(job.output, job.source, stamp, stamp, "0" * 16)
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    return round(held / count, 1)
+
+
+def rate(work: Callable[[], object], megapixels: float, seconds: float) -> float:
+    """Megapixels a second of something repeated for so long at least."""
+    began, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - began < seconds:
+        work()
+        count += 1
+    return round(megapixels * count / (time.perf_counter() - began), 2)
+
+
+def measure_codec(megapixels: float, seconds: float) -> dict[str, Any]:
+    """One core's rates and the bytes a pixel, by the settings that comdefend writes with."""
+    from comdefend_cli import images
+
+    picture = photograph(megapixels)
+    exact = picture.width * picture.height / 1e6
+    held = images.from_pillow(picture)
+    jpeg, png = images.encode(held, "JPEG"), images.encode(held, "PNG")
+    return {
+        "decode_jpeg_megapixels_per_second": rate(lambda: np.array(Image.open(io.BytesIO(jpeg))), exact, seconds),
+        "encode_png_megapixels_per_second": rate(lambda: images.encode(held, "PNG"), exact, seconds),
+        "encode_jpeg_megapixels_per_second": rate(lambda: images.encode(held, "JPEG"), exact, seconds),
+        "jpeg_bytes_a_pixel": round(len(jpeg) / exact / 1e6, 4),
+        "png_bytes_a_pixel": round(len(png) / exact / 1e6, 4),
+        "megapixels": round(exact, 3),
+        "machine": f"{platform.machine()}, one core",
+    }
+
+
+def cost(name: str, network: float, codec: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of a device, one a scale and output format; rates in megapixels a second of one device with its cores and its network line."""
+    rows = []
+    for output in ("png", "jpeg"):
+        decode, encode = codec["decode_jpeg_megapixels_per_second"], codec[f"encode_{output}_megapixels_per_second"]
+        moved = codec["jpeg_bytes_a_pixel"] + codec[f"{output}_bytes_a_pixel"]
+        # On a CPU the codec's cores are the network's own, so their times add up; beside a GPU they work at once.
+        shared = name.startswith("cpu")
+        coding = arguments.cores / (1 / decode + 1 / encode)
+        limits = {"codec": coding, "network line": arguments.gigabits * 125 / moved}
+        limits["purification"] = 1 / (1 / network + 1 / coding) if shared else network
+        bottleneck = min(limits, key=lambda kind: limits[kind])
+        for scale, count in SCALES.items():
+            pixels = count * arguments.megapixels
+            rows.append(
+                {
+                    "device": name,
+                    "photographs": scale,
+                    "output": output,
+                    "device_hours": round(pixels / limits["purification"] / 3600, 1),
+                    "device_hours_at_bottleneck": round(pixels / limits[bottleneck] / 3600, 1),
+                    "bottleneck": bottleneck,
+                    "terabytes_read": round(pixels * codec["jpeg_bytes_a_pixel"] / 1e6, 1),
+                    "terabytes_written": round(pixels * codec[f"{output}_bytes_a_pixel"] / 1e6, 1),
+                    "devices_for_a_day": round(pixels / limits[bottleneck] / 86400, 1),
+                    "first_process_gigabytes": round(count * arguments.plan_bytes / 1e9, 2),
+                    "journal_gigabytes": round(count * arguments.journal_bytes / 1e9, 2),
+                }
+            )
+    return rows
+
+
+def rates(arguments: argparse.Namespace) -> dict[str, float]:
+    """By device, as given."""
+    found = {}
+    for text in arguments.rate:
+        name, _, value = text.partition("=")
+        found[name] = float(value)
+    if arguments.speed:
+        value = json.loads(arguments.speed.read_text())
+        for key in arguments.speed_key.split("."):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        found.setdefault("cpu", float(value))
+    return found
+
+
+def table(rows: list[dict[str, Any]], missing: list[str]) -> str:
+    """As Markdown; devices without a rate are rows that say so."""
+    keys = ["device", "photographs", "output", "device_hours", "device_hours_at_bottleneck", "bottleneck", "devices_for_a_day"]
+    keys += ["terabytes_read", "terabytes_written", "journal_gigabytes", "first_process_gigabytes"]
+    lines = ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|" + "---|" * len(keys)]
+    lines += ["| " + " | ".join(f"{row[key]:,}" if isinstance(row[key], float) else str(row[key]) for key in keys) + " |" for row in rows]
+    lines += [f"| {name} | not measured |" + " |" * (len(keys) - 2) for name in missing]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure the codec, or compute the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", action="append", default=[], metavar="NAME=MEGAPIXELS_A_SECOND")
+    parser.add_argument("--speed", type=Path, help="JSON of benchmarks/speed.py, for the rate of cpu")
+    parser.add_argument("--speed-key", default="ours_megapixels_per_second", help="where in it, with dots")
+    parser.add_argument("--codec", type=Path, help="JSON of --measure-codec")
+    parser.add_argument("--measure-codec", type=Path, metavar="FILE")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--megapixels", type=float, default=12)
+    parser.add_argument("--cores", type=int, default=2, help="that decode and encode beside a device")
+    parser.add_argument("--gigabits", type=float, default=10, help="a second, of each device's line to the store")
+    parser.add_argument("--expect", nargs="*", default=["cpu", "gpu"], help="devices that have a row even without a rate")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="put the table there, where the page has a place for it")
+    arguments = parser.parse_args()
+    if arguments.measure_codec:
+        text = json.dumps(measure_codec(arguments.megapixels, arguments.seconds), indent=1)
+        arguments.measure_codec.write_text(text + "\n")
+        print(text)
+        return
+    if not arguments.codec:
+        parser.error("--codec FILE is needed; make it with --measure-codec FILE")
+    arguments.journal_bytes, arguments.plan_bytes = journal_bytes(), plan_bytes()
+    codec, given = json.loads(arguments.codec.read_text()), rates(arguments)
+    rows = [row for name, value in given.items() for row in cost(name, value, codec, arguments)]
+    missing = [name for name in arguments.expect if not any(key.startswith(name) for key in given)]
+    assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gigabits", "journal_bytes", "plan_bytes")}
+    if arguments.markdown or arguments.into:
+        text = f"{table(rows, missing)}\n\nMegapixels a second of each device: {given}. Of the codec: {codec}. Besides: {assumed}."
+        print(text)
+        if arguments.into:
+            put(arguments.into, "capacity", text)
+        return
+    print(json.dumps({"rates": given, "codec": codec, "assumed": assumed, "rows": rows, "not_measured": missing}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""How close `comdefend purify-dir` comes to the network's own rate on the same pixels.
+
+    python benchmarks/folder.py [--thumbnails 10000] [--photographs 200] [--precision NAME] [--device NAME] [--weights NAME] [--json]
+
+Makes that many 32x32 PNGs, and photographs of mixed sizes as JPEG, out of pictures that scikit-image ships. In one process: the
+networks purify all decoded pictures, in the batches and tiles that purify-dir would make of them; then the engine of purify-dir goes from
+file to file; then the networks again, whose two times are averaged. The ratio is of pictures a second, the engine's to the
+networks'; start-up and planning count for neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage
+import torch
+from PIL import Image
+
+from comdefend_cli import folder, machine
+from comdefend_cli.folder import Networks, Options
+from comdefend_cli.purifier import BATCH_PIXELS
+
+#: Longest sides of the photographs in turn: from what a web page shows to a small camera's.
+SIDES = (200, 320, 448, 640, 800)
+SOURCES = ("astronaut.png", "coffee.png", "chelsea.png", "camera.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg")
+
+
+def sources() -> list[Image.Image]:
+    """The pictures that scikit-image ships in this version."""
+    base = Path(skimage.__file__).parent / "data"
+    return [Image.open(base / name).convert("RGB") for name in SOURCES if (base / name).exists()]
+
+
+def make_thumbnails(target: Path, count: int) -> None:
+    """Different 32x32 pieces of photographs, as PNG."""
+    generator = np.random.default_rng(0)
+    pictures = sources()
+    for index in range(count):
+        picture = pictures[index % len(pictures)]
+        x, y = (int(generator.integers(0, side - 32)) for side in picture.size)
+        picture.crop((x, y, x + 32, y + 32)).save(target / f"{index:06}.png")
+
+
+def make_photographs(target: Path, count: int) -> None:
+    """Photographs in several sizes, as JPEG."""
+    for index, (picture, side) in zip(range(count), itertools.cycle(itertools.product(sources(), SIDES)), strict=False):
+        scale = side / max(picture.size)
+        picture.resize((round(picture.width * scale), round(picture.height * scale))).save(target / f"{index:05}.jpg", quality=92)
+
+
+def batches(source: Path, networks: Networks) -> list[torch.Tensor]:
+    """All pictures of a folder, decoded, in batches of one size, uint8 (N, 3, H, W)."""
+    shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for path in sorted(source.iterdir()):
+        pixels = np.array(Image.open(path).convert("RGB"))
+        shapes.setdefault(pixels.shape, []).append(pixels)
+    made = []
+    for (height, width, _), arrays in shapes.items():
+        limit = max(1, BATCH_PIXELS[networks.device.type] // (height * width))
+        made += [torch.from_numpy(np.stack(arrays[i : i + limit])).permute(0, 3, 1, 2) for i in range(0, len(arrays), limit)]
+    return made
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def engine(source: Path, out: Path, networks: Networks) -> float:
+    """Seconds of the engine from its first file to its last."""
+    with folder.opened(source, out, networks, Options()) as work:
+
+        def run() -> None:
+            failed = [result.reason for result in work.results() if result.status != "done"]
+            if failed:
+                raise SystemExit(failed[0])
+
+        return timed(run)
+
+
+def measure(make: Callable[[Path, int], None], count: int, networks: Networks, base: Path) -> dict[str, Any]:
+    """Rates of both on so many pictures."""
+    source = base / make.__name__
+    source.mkdir()
+    make(source, count)
+    tensors = batches(source, networks)
+    pixels = sum(batch.shape[0] * batch.shape[2] * batch.shape[3] for batch in tensors)
+
+    def network() -> None:
+        for batch in tensors:
+            networks.purifier.purify(batch)
+
+    networks.purifier.purify(tensors[0])  # Memory and kernels are there from now on.
+    first = timed(network)
+    whole = engine(source, base / f"{make.__name__}-out", networks)
+    alone = (first + timed(network)) / 2
+    return {
+        "pictures": count,
+        "megapixels": round(pixels / 1e6, 3),
+        "network_seconds": round(alone, 3),
+        "engine_seconds": round(whole, 3),
+        "network_megapixels_per_second": round(pixels / 1e6 / alone, 4),
+        "engine_megapixels_per_second": round(pixels / 1e6 / whole, 4),
+        "engine_pictures_per_second": round(count / whole, 2),
+        "ratio": round(alone / whole, 4),
+        "milliseconds_above_network_a_picture": round((whole - alone) / count * 1e3, 4),
+    }
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--thumbnails", type=int, default=10_000)
+    parser.add_argument("--photographs", type=int, default=200)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--weights")
+    parser.add_argument("--folder", type=Path, help="where to put the pictures, on the disk to be measured; default: the system's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    networks = Networks(arguments.weights, device=arguments.device, precision=arguments.precision)
+    kinds = [(make_thumbnails, arguments.thumbnails), (make_photographs, arguments.photographs)]
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        results = {make.__name__.removeprefix("make_"): measure(make, count, networks, Path(name)) for make, count in kinds if count}
+    result = {
+        "runs": results,
+        "device": networks.where,
+        "precision": str(networks.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cores": machine.cores(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    for kind, run in results.items():
+        rates = f"{run['engine_megapixels_per_second']} of the network's {run['network_megapixels_per_second']} megapixels/s"
+        print(
+            f"{run['pictures']} {kind}: {rates}, ratio {run['ratio']}; {run['milliseconds_above_network_a_picture']} ms a picture above it"
+        )
+    print(json.dumps({key: value for key, value in result.items() if key != "runs"}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Memory and seconds of `comdefend purify` against megapixels, in strips and whole.
+
+    python benchmarks/large.py [--megapixels 1 3 10 30 100] [--ways strips whole] [--weights narrow|NAME] [--json]
+
+Makes pictures of those sizes, purifies each by the real command and watches the process (Linux). The default network is a narrow one
+(4 channels a layer), so that the whole curve takes minutes: it shows what reading, strips and writing cost. The shipped network's
+activations do not depend on the picture's size either; --weights comdefend-12bit measures them. A line is fitted to seconds against
+megapixels by least squares; r2 near 1 says that the time is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pages import put
+
+from comdefend_cli import weights
+from comdefend_cli.extras import require
+from comdefend_cli.model import Architecture, ComDefend
+
+#: Seconds between two looks at the process.
+LOOK = 0.02
+
+
+def watch(command: list[str]) -> dict[str, Any]:
+    """Run a command to its end: its seconds and largest resident memory."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    most = 0
+    while process.poll() is None:
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        except OSError:
+            break
+        most = max([most, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
+        time.sleep(LOOK)
+    output = process.communicate()[0]
+    if process.returncode:
+        raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}")
+    record = json.loads(output)
+    return {"seconds": round(time.monotonic() - began, 2), "purify_seconds": record["seconds"], "peak_mb": round(most / 1e6, 1)}
+
+
+def make(path: Path, side: int) -> None:
+    """A square picture of squares of 8 pixels in random colours, written in strips so that making it takes little memory."""
+    pyvips = require("pyvips", extra="large")
+    tile = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    copies = math.ceil(side / len(tile))
+    image = pyvips.Image.new_from_array(tile).replicate(copies, copies).crop(0, 0, side, side)
+    image.write_to_file(str(path), **({"compression": 1} if path.suffix == ".png" else {"compression": "deflate"}))
+
+
+def line(points: list[tuple[float, float]]) -> dict[str, float]:
+    """Slope, intercept and r2 of the best line."""
+    x, y = np.array(points).T
+    slope, start = np.polyfit(x, y, 1)
+    residual, spread = ((y - slope * x - start) ** 2).sum(), ((y - y.mean()) ** 2).sum()
+    return {"slope": round(float(slope), 4), "intercept": round(float(start), 3), "r2": round(float(1 - residual / spread), 5)}
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 3, 10, 30, 100])
+    parser.add_argument("--ways", nargs="+", choices=("strips", "whole"), default=["strips", "whole"])
+    parser.add_argument("--weights", default="narrow")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--format", choices=("png", "tiff"), default="png")
+    parser.add_argument("--folder", type=Path, help="where to put the pictures; default: the system's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="write it into a file too")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="put a table there, where the page has a place for it")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        chosen = arguments.weights
+        if chosen == "narrow":
+            chosen = str(folder / "narrow.safetensors")
+            weights.save(Path(chosen), ComDefend(Architecture(3, 12, (4,) * 8)), {})
+        for megapixels in arguments.megapixels:
+            side = round(math.sqrt(megapixels * 1e6))
+            source = folder / f"in.{arguments.format}"
+            make(source, side)
+            for way in arguments.ways:
+                target = folder / f"{way}.{arguments.format}"
+                command = [
+                    sys.executable,
+                    "-m",
+                    "comdefend_cli",
+                    "purify",
+                    str(source),
+                    str(target),
+                    "--json",
+                    "--quiet",
+                    "--device",
+                    "cpu",
+                ]
+                more = [
+                    "--device",
+                    "cpu",
+                    "--precision",
+                    arguments.precision,
+                    "--weights",
+                    chosen,
+                    "--overwrite",
+                    "--max-megapixels",
+                    str(2 * megapixels),
+                ]
+                run = watch([*command, *more, "--strips" if way == "strips" else "--no-strips"])
+                rows.append({"megapixels": round(side * side / 1e6, 3), "way": way, **run})
+                if not arguments.json:
+                    print(rows[-1], flush=True)
+    lines = {}
+    for way in arguments.ways:
+        points = [row for row in rows if row["way"] == way]
+        if len(points) > 1:
+            lines[way] = {key: line([(row["megapixels"], row[key]) for row in points]) for key in ("seconds", "peak_mb")}
+    result = {
+        "rows": rows,
+        "against_megapixels": lines,
+        "weights": arguments.weights,
+        "precision": arguments.precision,
+        "format": arguments.format,
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+    text = json.dumps(result, indent=1)
+    if arguments.into:
+        heads = ["megapixels", "way", "seconds", "peak_mb"]
+        table = ["| " + " | ".join(heads) + " |", "|---|---|---|---|"]
+        table += ["| " + " | ".join(str(row[key]) for key in heads) + " |" for row in rows]
+        put(arguments.into, "large", "\n".join(table) + f"\n\nBest lines, against megapixels: {lines}.")
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    print(text if arguments.json else json.dumps(lines, indent=1))
+
+
+if __name__ == "__main__":
+    main()

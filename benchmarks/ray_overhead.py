@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""What `purify-dir --engine ray` costs above the local engine: seconds to begin, and milliseconds a picture.
+
+    python benchmarks/ray_overhead.py [--pictures 400 4000] [--workers 2] [--json] [--into docs/cluster.md]
+
+A local cluster purifies folders of two sizes of 32x32 PNGs with a narrow network (4 channels a layer), so that almost all time is what the
+engine itself takes; the local engine does the same. Of each, the slope between the two sizes is its cost a picture, and what remains of the
+first its cost to begin (Ray: processes of the cluster and its workers, each of which imports PyTorch). On a cluster the slope is shared by
+the workers, but for what the first process does: it plans, and writes the journal (`driver`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from folder import make_thumbnails
+from pages import put
+
+from comdefend_cli import folder, machine, weights, with_ray
+from comdefend_cli.folder import Networks, Options
+from comdefend_cli.model import Architecture, ComDefend
+from comdefend_cli.places import Folder
+from comdefend_cli.with_ray import Cluster, Order
+
+
+def local(source: Path, out: Path, path: Path) -> float:
+    """Seconds of the local engine, planning included."""
+    began = time.perf_counter()
+    with folder.opened(source, out, Networks(str(path), device="cpu", precision="float32"), Options()) as work:
+        check(Counter(result.status for result in work.results()))
+    return time.perf_counter() - began
+
+
+def on_cluster(source: Path, out: Path, path: Path, workers: int) -> tuple[float, float]:
+    """Seconds of the Ray engine, planning and the cluster's start and end included; and of this process's CPU."""
+    began, cpu = time.perf_counter(), time.process_time()
+    order = Order(str(path), "cpu", "float32")
+    cluster = Cluster("local", workers, cpus=machine.cores() / workers if machine.cores() < workers else 1.0)
+    with (
+        with_ray.connected(cluster) as ray,
+        with_ray.opened(ray, Folder(source), Folder(out), order, Options(), cluster) as (work, _),
+    ):
+        check(Counter(result.status for result in work.results()))
+    return time.perf_counter() - began, time.process_time() - cpu
+
+
+def check(counts: Counter[str]) -> None:
+    """All must be done."""
+    if set(counts) != {"done"}:
+        raise SystemExit(f"not all done: {counts}")
+
+
+def slope(small: float, large: float, sizes: list[int]) -> tuple[float, float]:
+    """Milliseconds a picture, and seconds to begin."""
+    each = (large - small) / (sizes[1] - sizes[0])
+    return round(each * 1e3, 4), round(small - each * sizes[0], 3)
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, nargs=2, default=[400, 4000])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="put it there as a table, where the page has a place for it")
+    arguments = parser.parse_args()
+    seconds: dict[str, list[float]] = {"local": [], "ray": [], "driver": []}
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        path = base / "narrow.safetensors"
+        weights.save(path, ComDefend(Architecture(3, 12, (4,) * 8)), {})
+        for count in arguments.pictures:
+            source = base / f"in-{count}"
+            source.mkdir()
+            make_thumbnails(source, count)
+            if not seconds["local"]:  # Imports and kernels of this process are there from now on.
+                local(source, base / "local", path)
+                on_cluster(source, base / "ray", path, arguments.workers)
+            seconds["local"].append(local(source, base / f"local-{count}", path))
+            whole, driver = on_cluster(source, base / f"ray-{count}", path, arguments.workers)
+            seconds["ray"].append(whole)
+            seconds["driver"].append(driver)
+    result: dict[str, Any] = {}
+    for kind, (small, large) in seconds.items():
+        each, begin = slope(small, large, arguments.pictures)
+        result[f"{kind}_ms_a_picture"], result[f"{kind}_seconds_to_begin"] = each, begin
+    result |= {
+        "ray_above_local_ms_a_picture": round(result["ray_ms_a_picture"] - result["local_ms_a_picture"], 4),
+        "pictures": arguments.pictures,
+        "workers": arguments.workers,
+        "cores": machine.cores(),
+        "ray": __import__("ray").__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    if arguments.into:
+        put(
+            arguments.into,
+            "ray_overhead",
+            "\n".join(["| | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value} |" for key, value in result.items())]),
+        )
+    print(json.dumps(result, indent=None if arguments.json else 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""`comdefend purify` on a picture that is too large to be held: see :mod:`comdefend_cli.large`."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comdefend_cli.cli import console
+from comdefend_cli.cli.console import err, notice
+from comdefend_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from comdefend_cli.large import LargePicture
+    from comdefend_cli.purifier import Purifier, Settings
+    from comdefend_cli.weights import Weights
+
+#: Megapixels from which a picture goes through in strips unasked, where all that is wanted can be had so.
+LARGE = 100.0
+
+
+def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet: bool) -> bool:
+    """Whether to go through in strips: as asked, or where the picture is large and nothing that was asked for needs it whole.
+
+    Raises:
+        UsageError: strips are asked for with what needs the whole picture.
+    """
+    if asked is False:
+        return False
+    dashes = "-" in (str(source), str(target))
+    if asked:
+        if dashes or whole:
+            raise UsageError("--strips is from file to file, without --compare and noise; leave those out")
+        return True
+    if dashes or whole or target.suffix.lower() not in (".png", ".tif", ".tiff") or not source.is_file():
+        return False
+    if not _is_large(source):
+        return False
+    from comdefend_cli import large  # Imports PyTorch, for which a picture that cannot be read should not wait.
+
+    if not large.reads(source):
+        return False
+    if not large.is_installed():
+        notice("a picture this large takes less memory in strips: pip install 'comdefend-cli[large]'", quiet=quiet)
+        return False
+    return True
+
+
+def _is_large(source: Path) -> bool:
+    """By its header; whatever is wrong with the file, reading it as any other picture will say it."""
+    from PIL import Image
+
+    from comdefend_cli import images
+
+    try:
+        with Image.open(source, formats=images.readable()) as image:
+            return image.width * image.height > LARGE * 1e6
+    except Exception:
+        return False
+
+
+def run(
+    source: Path,
+    target: Path,
+    *,
+    weights: str | None,
+    device: str,
+    precision: str,
+    settings: Settings,
+    strip: bool,
+    overwrite: bool,
+    max_megapixels: float,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Purify from file to file, and print the record that was asked for."""
+    from comdefend_cli import large, machine
+    from comdefend_cli import weights as weight_files
+    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.purifier import Purifier
+
+    machine.limit_threads()
+    with large.opened(source, max_megapixels=max_megapixels) as picture:
+        if picture.exif and not strip and target.suffix.lower() != ".png":
+            picture.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
+        for text in picture.notices:
+            notice(text, quiet=quiet)
+        loaded = weight_files.load(weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR))
+        purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
+        parameter = next(purifier.parameters())
+        if device == "auto":
+            notice(f"computing on {describe_device(parameter.device)} in {dtype_name(parameter.dtype)}, in strips", quiet=quiet)
+        began = time.perf_counter()
+        with _bar(picture, quiet) as advance:
+            error = large.purify(purifier, picture, target, strip=strip, overwrite=overwrite, progress=advance)
+        if as_json:
+            where = {"input": str(source), "output": str(target)}
+            console.print_json({**where, **_record(picture, purifier, loaded, time.perf_counter() - began, error)})
+
+
+def _bar(picture: LargePicture, quiet: bool) -> Any:
+    """A context that gives a function to be told of pixels done, or None where there is no terminal."""
+    if quiet or not err.is_terminal:
+        return nullcontext()
+    from contextlib import contextmanager
+
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (TextColumn("purifying"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task("purifying", total=picture.width * picture.height)
+            yield lambda pixels: bar.advance(task, pixels)
+
+    return shown()
+
+
+def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds: float, error: float) -> dict[str, Any]:
+    """As of `comdefend purify`; seconds include reading and writing, and SSIM is not measured."""
+    from comdefend_cli.device import describe_device, dtype_name
+
+    parameter, settings = next(purifier.parameters()), purifier.settings
+    return {
+        "width": picture.width,
+        "height": picture.height,
+        "channels": 1 if picture.gray else 3,
+        "alpha": picture.alpha,
+        "seconds": round(seconds, 4),
+        "megapixels_per_second": round(picture.width * picture.height / 1e6 / seconds, 4),
+        "device": describe_device(parameter.device),
+        "precision": dtype_name(parameter.dtype),
+        "tiling": settings.tiling,
+        "tile": settings.tile,
+        "noise_std": settings.noise_std,
+        "seed": settings.seed,
+        "weights": loaded.name,
+        "weights_sha256": loaded.sha256,
+        "psnr_db": round(10 * math.log10(255**2 / error), 4) if error else None,
+        "ssim": None,
+        "notices": picture.notices,
+    }
