@@ -75,18 +75,26 @@ class Networks:
 
     Args:
         weights: a name or a file for all pictures, or None for the defaults: one for colour, one for grey.
-        device, precision, settings: as of :class:`comdefend_cli.purifier.Purifier`.
+        device, precision, backend, settings: as of :class:`comdefend_cli.purifier.Purifier`.
 
     Raises:
         UsageError, WeightsError: as :meth:`Purifier.from_pretrained`; the default for grey is loaded
             with the first grey picture, so what is wrong with it fails those pictures.
     """
 
-    def __init__(self, weights: str | None, *, device: str = "auto", precision: str = "auto", settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        weights: str | None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        backend: str = "torch",
+        settings: Settings | None = None,
+    ) -> None:
         self.settings = settings or Settings()
         self._given = weights is not None
         self._color = weight_files.load(weights or weight_files.DEFAULT_COLOR)
-        self.purifier = Purifier.from_weights([self._color], device=device, precision=precision, settings=self.settings)
+        self.purifier = Purifier.from_weights([self._color], device=device, precision=precision, backend=backend, settings=self.settings)
         parameter = next(self.purifier.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
@@ -99,7 +107,9 @@ class Networks:
     @cached_property
     def _gray(self) -> tuple[Purifier, str]:
         loaded = weight_files.load(weight_files.DEFAULT_GRAY)
-        purifier = Purifier.from_weights([loaded], device=self.device, precision=dtype_name(self.dtype), settings=self.settings)
+        purifier = Purifier.from_weights(
+            [loaded], device=self.device, precision=dtype_name(self.dtype), backend=self.purifier.backend, settings=self.settings
+        )
         return purifier, loaded.sha256
 
     @property
@@ -113,9 +123,9 @@ class Networks:
         exact = self.settings.tiling == "exact"
         noise = self.settings.noise_std
         return [
-            dtype_name(self.dtype),
+            self.purifier.how,
             self.settings.tiling,
-            self.settings.tile if exact and self.dtype != torch.float32 else None,
+            self.settings.tile if exact and self.purifier.how != "float32" else None,
             noise,
             self.settings.seed if noise else 0,
         ]

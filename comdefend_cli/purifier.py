@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from comdefend_cli import bands
 from comdefend_cli import weights as weight_files
-from comdefend_cli.device import resolve_device, resolve_precision
+from comdefend_cli.backends import OpenVINONetworks, resolve_backend
+from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
 from comdefend_cli.tiles import Tile, exact_grid, mixed_seed, paper_grid, window_noise
@@ -31,8 +33,10 @@ Progress = Callable[[int], None]
 #: ITU-R BT.601 luma, as Pillow turns colour into grey.
 LUMA = (0.299, 0.587, 0.114)
 #: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
-#: at 512 a side 15 % more pixels than the picture has, at 128 64 %.
-DEFAULT_TILE = {"cpu": 512, "cuda": 1024, "mps": 512}
+#: at 512 a side 15 % more pixels than the picture has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
+#: memory is little more than its pixels; not so where gradients are wanted.
+DEFAULT_TILE = {"cpu": 2048, "cuda": 1024, "mps": 512}
+GRADIENT_TILE = 512
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
 SMALLEST_TILE = 32
 
@@ -93,6 +97,8 @@ class Purifier(nn.Module):
         self.color = color
         self.gray = gray
         self.settings = settings or Settings()
+        #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch.
+        self.engines: dict[int, OpenVINONetworks] = {}
         self._batch_pixels: int | None = None  # Less than the device's default once memory ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -103,6 +109,7 @@ class Purifier(nn.Module):
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        backend: str = "torch",
         settings: Settings | None = None,
     ) -> Purifier:
         """A purifier with weights that ship, or with a file's.
@@ -111,15 +118,18 @@ class Purifier(nn.Module):
             weights: a name that `comdefend weights list` prints, or a weight file; None takes
                 the default for colour together with the default for grey.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            precision: "auto", "float32", "bfloat16" or "float16".
+            precision: "auto", "float32", "bfloat16" or "float16"; with OpenVINO also "int8", where the weights hold such networks.
+            backend: "torch", "openvino" (extra [openvino]; CPU only, no gradient, no noise), or "auto" for the faster one that
+                is installed. :meth:`code` and gradients are PyTorch's alone.
             settings: tiling, noise and gradient.
 
         Raises:
-            UsageError: unknown weights, or a device or precision that is not there.
+            UsageError: unknown weights, or a device, precision or backend that is not there.
             WeightsError: the weights cannot be read or were changed.
         """
         names = (str(weights),) if weights else (weight_files.DEFAULT_COLOR, weight_files.DEFAULT_GRAY)
-        return cls.from_weights([weight_files.load(name) for name in names], device=device, precision=precision, settings=settings)
+        loaded = [weight_files.load(name) for name in names]
+        return cls.from_weights(loaded, device=device, precision=precision, backend=backend, settings=settings)
 
     @classmethod
     def from_weights(
@@ -128,14 +138,37 @@ class Purifier(nn.Module):
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        backend: str = "torch",
         settings: Settings | None = None,
     ) -> Purifier:
         """As :meth:`from_pretrained`, from weights that were loaded already."""
+        if device == "auto" and backend == "openvino":
+            device = "cpu"
         target = resolve_device(device) if isinstance(device, str) else device
-        dtype = resolve_precision(precision, target)
-        by_channels = {item.header.architecture.channels: item.model for item in loaded}
-        purifier = cls(by_channels.get(3), by_channels.get(1), settings)
+        noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
+        chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized)
+        dtype = resolve_precision("auto" if precision == "int8" else precision, target)
+        by_channels = {item.header.architecture.channels: item for item in loaded}
+        purifier = cls(*(by_channels[channels].model if channels in by_channels else None for channels in (3, 1)), settings)
+        if chosen == "openvino":
+            purifier.engines = {key: OpenVINONetworks(item.model, precision, item.quantized) for key, item in by_channels.items()}
         return purifier.to(target, dtype).eval()
+
+    @property
+    def backend(self) -> str:
+        """ "torch" or "openvino"."""
+        return "openvino" if self.engines else "torch"
+
+    @property
+    def precision(self) -> str:
+        """What is computed in: "float32", "bfloat16", "float16" or "int8"."""
+        names = {engine.precision for engine in self.engines.values()} or {dtype_name(next(self.parameters()).dtype)}
+        return "+".join(sorted(names))
+
+    @property
+    def how(self) -> str:
+        """ "bfloat16", or "int8 with openvino": for people, and for telling results apart."""
+        return f"{self.precision} with openvino" if self.engines else self.precision
 
     def forward(self, image: Picture) -> Picture:
         """Purify.
@@ -151,7 +184,7 @@ class Purifier(nn.Module):
 
         Raises:
             TypeError, ValueError: an input of another kind, shape or dtype.
-            UsageError: a colour picture and networks for grey ones only.
+            UsageError: a colour picture and networks for grey ones only, or a gradient or noise and another backend than PyTorch.
         """
         if isinstance(image, Tensor):
             return self.purify(image)
@@ -171,15 +204,23 @@ class Purifier(nn.Module):
         """
         route = self._route(x)
 
-        def network(windows: Tensor, noise: Tensor | None) -> Tensor:
-            gradient = self.settings.gradient if windows.requires_grad else "none"
-            result = route.restore(route.model(route.adapt(windows), noise, gradient))
+        def network(windows: Tensor, noise: Tensor | None) -> Iterator[Tensor]:
+            adapted = route.adapt(windows)
+            if route.engine:
+                parts = iter([route.engine(adapted)])
+            elif _large(windows) and not windows.requires_grad:
+                parts = bands.purify(route.model, adapted, noise)
+            else:
+                parts = iter([route.model(adapted, noise, self.settings.gradient if windows.requires_grad else "none")])
             # torch.round goes to the even neighbour; a level of exactly one half is as good either way.
-            return (result * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else result.to(x.dtype)
+            for part in map(route.restore, parts):
+                yield (part * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else part.to(x.dtype)
 
         wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
+        if route.engine and (wanted or self.settings.noise_std > 0):
+            raise UsageError("the openvino backend has neither gradients nor noise: use backend='torch'")
         with torch.set_grad_enabled(wanted):
-            return self._in_tiles(x, torch.empty_like, route.model, network, progress)
+            return self._in_tiles(x, torch.empty_like, route, network, progress)
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
@@ -197,11 +238,16 @@ class Purifier(nn.Module):
         def room(x: Tensor) -> Tensor:
             return torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
 
-        def network(windows: Tensor, noise: Tensor | None) -> Tensor:
-            logits = route.model.com(route.adapt(windows))
-            return binarize(logits if noise is None else logits + noise).to(torch.uint8)
+        def network(windows: Tensor, noise: Tensor | None) -> Iterator[Tensor]:
+            adapted = route.adapt(windows)
+            if _large(windows):
+                parts = bands.code(route.model, adapted, noise)
+            else:
+                logits = route.model.com(adapted)
+                parts = iter([binarize(logits if noise is None else logits + noise)])
+            return (part.to(torch.uint8) for part in parts)
 
-        return self._in_tiles(x, room, route.model, network, None)
+        return self._in_tiles(x, room, replace(route, engine=None), network, None)
 
     def _route(self, x: Tensor) -> _Route:
         """The networks for a batch, and what turns it into their channels and back."""
@@ -210,20 +256,20 @@ class Purifier(nn.Module):
         if x.dtype != torch.uint8 and not x.is_floating_point():
             raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
         if x.shape[1] == 1 and self.gray is not None:
-            return _Route(self.gray)
+            return _Route(self.gray, self.engines.get(1))
         if self.color is None:
             raise UsageError("these weights are for grey pictures: give weights for colour, or turn the picture grey")
-        return _Route(self.color) if x.shape[1] == 3 else _Route(self.color, _repeat, _luma)
+        engine = self.engines.get(3)
+        return _Route(self.color, engine) if x.shape[1] == 3 else _Route(self.color, engine, _repeat, _luma)
 
-    def _in_tiles(
-        self, x: Tensor, room: Callable[[Tensor], Tensor], model: ComDefend, network: _Network, progress: Progress | None
-    ) -> Tensor:
+    def _in_tiles(self, x: Tensor, room: Callable[[Tensor], Tensor], route: _Route, network: _Network, progress: Progress | None) -> Tensor:
         """Run `network` over windows of x, and put each window's core into what `room` makes for x.
 
         When memory runs out, x is begun again in smaller tiles and batches.
         """
-        device = next(model.parameters()).device
-        tile = self.settings.tile or DEFAULT_TILE[device.type]
+        device = next(route.model.parameters()).device
+        usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
+        tile = self.settings.tile or (route.engine.tile if route.engine else usual)
         batch_pixels = self._batch_pixels or BATCH_PIXELS[device.type]
         done = 0
 
@@ -235,7 +281,7 @@ class Purifier(nn.Module):
 
         while True:
             try:
-                return self._stitched(x, room(x), model, network, tile, batch_pixels, count)
+                return self._stitched(x, room(x), route.model, network, tile, batch_pixels, count)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or (tile <= SMALLEST_TILE and batch_pixels <= SMALLEST_TILE**2):
                     raise
@@ -255,10 +301,10 @@ class Purifier(nn.Module):
             for batch in _batches(self._grid(x, tile), len(x), batch_pixels):
                 windows = _windows(x, batch, device)
                 noise = self._noise(batch, model.architecture.bits)
-                result = network(windows, None if noise is None else noise.to(device)).to(out.device)
+                parts = network(windows, None if noise is None else noise.to(device))
+                result = torch.cat(list(_counted(parts, windows.shape[2], sum(part.area for _, part in batch), count)), 2).to(out.device)
                 for (index, part), window in zip(batch, result, strict=True):
                     out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
-                count(sum(part.area for _, part in batch))
         return out
 
     def _grid(self, x: Tensor, tile: int) -> list[Tile]:
@@ -286,7 +332,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 _Batch = list[tuple[int, Tile]]
-_Network = Callable[[Tensor, Tensor | None], Tensor]
+#: Windows and their noise to the result, in one part or from top to bottom in several.
+_Network = Callable[[Tensor, Tensor | None], Iterator[Tensor]]
+
+
+def _large(windows: Tensor) -> bool:
+    """Whether windows go through the networks in bands."""
+    return windows.device.type == "cpu" and windows[:, 0].numel() > bands.band_pixels()
+
+
+def _counted(parts: Iterator[Tensor], height: int, area: int, count: Progress) -> Iterator[Tensor]:
+    """The parts of windows, of which `count` is told as they come: `area` pixels for `height` rows."""
+    rows = 0
+    for part in parts:
+        before, rows = area * rows // height, rows + part.shape[2]
+        count(area * rows // height - before)
+        yield part
 
 
 def _same(x: Tensor) -> Tensor:
@@ -306,6 +367,7 @@ class _Route:
     """Networks, and what turns a batch into their channels and their result back."""
 
     model: ComDefend
+    engine: OpenVINONetworks | None
     adapt: Callable[[Tensor], Tensor] = _same
     restore: Callable[[Tensor], Tensor] = _same
 

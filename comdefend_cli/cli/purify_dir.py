@@ -44,6 +44,7 @@ def purify_dir(
     weights: console.Weights = None,
     device: console.Device = "auto",
     precision: console.Precision = "auto",
+    backend: console.Backend = "auto",
     tiling: console.Tiling = "exact",
     tile: console.Tile = None,
     noise_std: console.NoiseStd = 0.0,
@@ -82,7 +83,7 @@ def purify_dir(
         summary = Summary(source, target, report)
         with _report(report, target, overwrite=overwrite) as write:
             try:
-                networks = folder.Networks(weights, device=device, precision=precision, settings=settings)
+                networks = folder.Networks(weights, device=device, precision=precision, backend=backend, settings=settings)
                 with folder.opened(source, target, networks, options) as work:
                     _tell_device(networks, device, quiet)
                     summary.planned(work, networks)
@@ -127,14 +128,15 @@ class Summary:
 
     def planned(self, work: Work, networks: Networks) -> None:
         """Take over what is known before the first picture; the clock starts here."""
-        from comdefend_cli.device import describe_device, dtype_name
+        from comdefend_cli.device import describe_device
 
         found = work.plan.found
         self.total = len(found.pictures) + len(found.unreadable)
         self.skipped, self.subfolders = found.skipped, found.subfolders
         self.about = {
             "device": describe_device(networks.device),
-            "precision": dtype_name(networks.dtype),
+            "precision": networks.purifier.precision,
+            "backend": networks.purifier.backend,
             "tiling": networks.settings.tiling,
             "tile": networks.settings.tile,
             "noise_std": networks.settings.noise_std,
@@ -225,10 +227,10 @@ def _printable(name: str) -> str:
 
 
 def _tell_device(networks: Networks, asked: str, quiet: bool) -> None:
-    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.device import describe_device
 
     if asked == "auto":
-        notice(f"computing on {describe_device(networks.device)} in {dtype_name(networks.dtype)}", quiet=quiet)
+        notice(f"computing on {describe_device(networks.device)} in {networks.purifier.how}", quiet=quiet)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from comdefend_cli import weights
-from comdefend_cli.device import dtype_name
 from comdefend_cli.evaluate.defences.base import Defence
+from comdefend_cli.extras import require
 from comdefend_cli.purifier import Purifier, Settings, Tiling
 
 
@@ -23,6 +23,7 @@ class ComDefendDefence(Defence):
             and every picture of a batch has noise of its own.
         votes: predictions averaged, each with noise of its own.
         tiling: "exact" or "paper", see :class:`comdefend_cli.Settings`.
+        backend: "torch", or "openvino", which has no gradient: attacks that know it take it for the identity.
         device, precision: as for :meth:`comdefend_cli.Purifier.from_pretrained`.
 
     Raises:
@@ -33,12 +34,21 @@ class ComDefendDefence(Defence):
     gradients: ClassVar[tuple[str, ...]] = ("identity", "straight-through", "soft")
 
     def __init__(
-        self, name: str, weights_name: str, *, noise: float = 0.0, votes: int = 1, tiling: str = "exact", device: str, precision: str
+        self,
+        name: str,
+        weights_name: str,
+        *,
+        noise: float = 0.0,
+        votes: int = 1,
+        tiling: str = "exact",
+        backend: str = "torch",
+        device: str,
+        precision: str,
     ) -> None:
         loaded = weights.load(weights_name)
         # Noise that pictures shared would make their errors depend on each other, and an accuracy's interval too narrow.
         settings = Settings(cast(Tiling, tiling), noise_std=noise, noise_per_picture=True)
-        purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
+        purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
         record: dict[str, Any] = {
             "defence": "comdefend",
             "weights": loaded.name,
@@ -47,9 +57,12 @@ class ComDefendDefence(Defence):
             "bits": loaded.header.architecture.bits,
             "noise": noise,
             "tiling": tiling,
-            "precision": dtype_name(next(purifier.parameters()).dtype),
+            "precision": purifier.precision,
+            **({"backend": backend, "openvino": require("openvino", extra="openvino").__version__} if purifier.engines else {}),
         }
         super().__init__(name, record, stochastic=noise > 0, votes=votes)
+        if purifier.engines:
+            self.gradients = ("identity",)  # type: ignore[misc]  # Of this one; OpenVINO has none.
         self.purifier = purifier
 
     def purify(self, x: Tensor) -> Tensor:
