@@ -148,10 +148,10 @@ class Purifier(nn.Module):
         noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
         chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized)
         dtype = resolve_precision("auto" if precision == "int8" else precision, target)
-        by_channels = {item.header.architecture.channels: item for item in loaded}
-        purifier = cls(*(by_channels[channels].model if channels in by_channels else None for channels in (3, 1)), settings)
-        if chosen == "openvino":
-            purifier.engines = {key: OpenVINONetworks(item.model, precision, item.quantized) for key, item in by_channels.items()}
+        models = {item.header.architecture.channels: item.model for item in loaded}
+        purifier = cls(models.get(3), models.get(1), settings)
+        for item in loaded if chosen == "openvino" else ():
+            purifier.engines[item.header.architecture.channels] = OpenVINONetworks(item.model, precision, item.quantized)
         return purifier.to(target, dtype).eval()
 
     @property
