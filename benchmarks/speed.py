@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import speed_report
 import torch
+from memory import peak
 from PIL import Image
 from speed_rivals import Method, art_defences, authors_way, flops_a_pixel, limits, plain_pytorch
 from torch import Tensor
@@ -90,11 +91,14 @@ def whole_command(source: Path, target: Path, options: dict[str, str]) -> dict[s
     ]
     began = time.perf_counter()
     process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
+    most = 0
+    while process.poll() is None:  # Not by `wait4`: that counts what this process had when it forked.
+        most = max(most, peak(process))
+        time.sleep(0.01)
     seconds = time.perf_counter() - began
-    if status:
+    if process.returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return {"seconds": seconds, "peak_mb": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6}
+    return {"seconds": seconds, "peak_mb": most / 1e6}
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from comdefend_cli.weights import Quantized
 BACKENDS = ("auto", "torch", "openvino")
 #: OpenVINO's names of precisions; in the networks of 8-bit integers some steps are left to bfloat16 where there is some.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
-#: Sides of tiles: all a layer's activations are in memory at once, about half a gigabyte.
-_TILES = {"float32": 512, "bfloat16": 768, "int8": 1024}
+#: Sides of tiles: all activations of two layers are in memory at once, of 1024 pixels a side in bfloat16 0.8 GB.
+_TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
 
 
 def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: bool, quantized: bool) -> str:
