@@ -67,6 +67,6 @@ def _about(result: dict[str, Any]) -> str:
         rates = ", ".join(f"{value:g} GFLOP/s in {name}" for name, value in result["limit_gflops"].items())
         limit = f" The limit is a matrix product's rate, {rates}, over {result['flops_a_pixel']:,} operations a pixel."
     return (
-        f"Medians of n = {result['rounds']} on {result['cpu']}, {result['threads']} threads on {result['cores']} cores; load before {result['load_before']:g}; "
-        f"picture: {Path(result['picture']).name}; Python {result['python']}, {versions}.{limit}"
+        f"Medians of n = {result['rounds']} on {result['cpu']}, {result['threads']} threads on {result['cores']} cores; "
+        f"load before {result['load_before']:g}; picture: {Path(result['picture']).name}; Python {result['python']}, {versions}.{limit}"
     )
