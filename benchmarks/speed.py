@@ -3,7 +3,8 @@
 
     python benchmarks/speed.py [PICTURE] [--size 1024] [--int8 FILE] [--json] [--out FILE]
     python benchmarks/speed.py --curve [--out FILE]                  megapixels a second against the side of a tile
-    python benchmarks/speed.py --markdown RESULT.json [--into FILE]  the table of a result, or of a curve
+    python benchmarks/speed.py --growth 1 4 16 [--out FILE]          seconds and memory of the whole command against megapixels
+    python benchmarks/speed.py --markdown RESULT.json [--into FILE]  the table of a result of any of these
 
 Networks are timed within this process on a crop of --crop pixels a side, since their cost a pixel does not depend on the picture's size;
 the authors' way on --patches of its patches; `comdefend purify` as a process of its own, from start to written file, on --size pixels a
@@ -202,6 +203,34 @@ def curve(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"curve": rows, **about(arguments)}
 
 
+def growth(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak memory of the whole command against the picture's megapixels; once each, as the large ones take minutes."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.png", Path(folder) / "out.png"
+        for megapixels in arguments.growth:
+            side = round((megapixels * 1e6) ** 0.5)
+            Image.fromarray(picture(arguments.picture, side)).save(source, compress_level=1)
+            for name, options in variants(arguments.int8):
+                if options["precision"] == "float32":
+                    continue
+                run = whole_command(source, target, options)
+                tell(f"{side}x{side}, {name}: {run['seconds']:.1f} s, {run['peak_mb']:.0f} MB")
+                above = run["peak_mb"] - 2 * 3 * side**2 / 1e6
+                rows.append(
+                    {
+                        "name": name,
+                        "side": side,
+                        "megapixels": round(side**2 / 1e6, 3),
+                        "seconds": round(run["seconds"], 2),
+                        "seconds_a_megapixel": _short(run["seconds"] / (side**2 / 1e6)),
+                        "peak_mb": round(run["peak_mb"], 1),
+                        "peak_mb_above_decoded": round(above, 1),
+                    }
+                )
+    return {"growth": rows, **about(arguments), "rounds": 1}
+
+
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
     """Hardware, versions and settings."""
     found = {package: _version(package) for package in PACKAGES}
@@ -267,6 +296,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--int8", type=Path, help="weights that comdefend quantize made")
     parser.add_argument("--curve", action="store_true", help="megapixels a second against the side of a tile")
+    parser.add_argument("--growth", type=float, nargs="+", metavar="MEGAPIXELS", help="seconds and memory of the whole command")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
     parser.add_argument("--markdown", type=Path, help="measure nothing: print the table of this result")
@@ -277,7 +307,7 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # For the processes that are timed.
-    result = curve(arguments) if arguments.curve else measured(arguments)
+    result = (curve if arguments.curve else growth if arguments.growth else measured)(arguments)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if arguments.json else speed_report.table(result))

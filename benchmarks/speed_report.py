@@ -8,22 +8,27 @@ from typing import Any
 
 
 def table(result: dict[str, Any]) -> str:
-    """Tables of a result or of a curve, and below them what they were measured on."""
-    parts = _curve(result["curve"]) if "curve" in result else [*_commands(result), "", *_methods(result)]
+    """Tables of a result, and below them what they were measured on."""
+    kind = _kind(result)
+    parts = {"curve": _curve, "growth": _growth}[kind](result[kind]) if kind != "speed" else [*_commands(result), "", *_methods(result)]
     return "\n".join([*parts, "", _about(result)])
 
 
 def publish(result: dict[str, Any], into: Path | None) -> None:
-    """Print the tables, or put them between `<!-- speed -->` and `<!-- /speed -->` (of a curve: `curve`) in a file."""
+    """Print the tables, or put them into a file between `<!-- KIND -->` and `<!-- /KIND -->`: of speed, curve or growth."""
     if into is None:
         print(table(result))
         return
-    mark = "curve" if "curve" in result else "speed"
+    mark = _kind(result)
     text = into.read_text()
     pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     if not pattern.search(text):
         raise SystemExit(f"{into}: has no <!-- {mark} --> and <!-- /{mark} -->")
     into.write_text(pattern.sub(lambda found: f"{found[1]}\n{table(result)}\n\n{found[2]}", text))
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return next((kind for kind in ("curve", "growth") if kind in result), "speed")
 
 
 def _commands(result: dict[str, Any]) -> list[str]:
@@ -58,6 +63,15 @@ def _curve(rows: list[dict[str, Any]]) -> list[str]:
     names = [name for name in rows[0] if name != "tile"]
     lines = [f"| Tile, pixels a side | {' | '.join(names)} |", f"| --- {'| --- ' * len(names)}|"]
     return [*lines, *(f"| {row['tile']} | {' | '.join(f'{row[name]:.4g}' for name in names)} |" for row in rows)]
+
+
+def _growth(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| Megapixels | | seconds | seconds a megapixel | peak memory, MB | above decoded input and output, MB |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        numbers = f"{row['seconds']:.1f} | {row['seconds_a_megapixel']:.3g} | {row['peak_mb']:.0f} | {row['peak_mb_above_decoded']:.0f}"
+        lines.append(f"| {row['megapixels']:g} | {row['name']} | {numbers} |")
+    return lines
 
 
 def _about(result: dict[str, Any]) -> str:

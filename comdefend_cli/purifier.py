@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -20,6 +19,7 @@ from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
 from comdefend_cli.tiles import Tile, exact_grid, mixed_seed, paper_grid, window_noise
+from comdefend_cli.windows import Batch, batches, counted, stacked, true_float32
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -297,12 +297,13 @@ class Purifier(nn.Module):
     ) -> Tensor:
         """`out`, filled tile by tile in batches."""
         device = next(model.parameters()).device
-        with _true_float32():
-            for batch in _batches(self._grid(x, tile), len(x), batch_pixels):
-                windows = _windows(x, batch, device)
+        with true_float32():
+            for batch in batches(self._grid(x, tile), len(x), batch_pixels):
+                windows = stacked(x, batch, device)
                 noise = self._noise(batch, model.architecture.bits)
                 parts = network(windows, None if noise is None else noise.to(device))
-                result = torch.cat(list(_counted(parts, windows.shape[2], sum(part.area for _, part in batch), count)), 2).to(out.device)
+                area = sum(part.area for _, part in batch)
+                result = torch.cat(list(counted(parts, windows.shape[2], area, count)), 2).to(out.device)
                 for (index, part), window in zip(batch, result, strict=True):
                     out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
         return out
@@ -311,7 +312,7 @@ class Purifier(nn.Module):
         height, width = x.shape[2:]
         return paper_grid(height, width) if self.settings.tiling == "paper" else exact_grid(height, width, tile)
 
-    def _noise(self, batch: _Batch, bits: int) -> Tensor | None:
+    def _noise(self, batch: Batch, bits: int) -> Tensor | None:
         """Noise for a batch's windows, drawn once for each place where all pictures have the same."""
         if self.settings.noise_std == 0:
             return None
@@ -331,23 +332,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in known)
 
 
-_Batch = list[tuple[int, Tile]]
 #: Windows and their noise to the result, in one part or from top to bottom in several.
 _Network = Callable[[Tensor, Tensor | None], Iterator[Tensor]]
 
 
 def _large(windows: Tensor) -> bool:
-    """Whether windows go through the networks in bands."""
-    return windows.device.type == "cpu" and windows[:, 0].numel() > bands.band_pixels()
-
-
-def _counted(parts: Iterator[Tensor], height: int, area: int, count: Progress) -> Iterator[Tensor]:
-    """The parts of windows, of which `count` is told as they come: `area` pixels for `height` rows."""
-    rows = 0
-    for part in parts:
-        before, rows = area * rows // height, rows + part.shape[2]
-        count(area * rows // height - before)
-        yield part
+    """Whether each window is large enough to go through the networks in bands; batches of small ones are faster at once."""
+    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.band_pixels()
 
 
 def _same(x: Tensor) -> Tensor:
@@ -370,36 +361,6 @@ class _Route:
     engine: OpenVINONetworks | None
     adapt: Callable[[Tensor], Tensor] = _same
     restore: Callable[[Tensor], Tensor] = _same
-
-
-def _batches(grid: list[Tile], count: int, pixels: int) -> Iterator[_Batch]:
-    """Windows of one shape at a time over all pictures, at most `pixels` together but at least one."""
-    by_shape: dict[tuple[int, int], _Batch] = {}
-    for index in range(count):
-        for tile in grid:
-            batch = by_shape.setdefault(tile.shape, [])
-            batch.append((index, tile))
-            if (len(batch) + 1) * tile.shape[0] * tile.shape[1] > pixels:
-                yield by_shape.pop(tile.shape)
-    yield from by_shape.values()
-
-
-def _windows(x: Tensor, batch: _Batch, device: torch.device) -> Tensor:
-    """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
-    windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch]).to(device)
-    scaled = windows.float() / 255 if windows.dtype == torch.uint8 else windows.float()
-    return scaled.contiguous(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """Keep CUDA's convolutions from rounding float32 to TF32, which would make float32 results depend on the tiling."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _through_tensor(array: np.ndarray, purify: Callable[[Tensor], Tensor]) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+from contextlib import redirect_stdout
 
 import torch
 from torch import Tensor
@@ -35,7 +38,9 @@ def quantize(model: ComDefend, pictures: Tensor) -> Quantized:
     nncf = require("nncf", extra="int8")
     data = nncf.Dataset([picture[None].float().div(255).numpy() for picture in pictures])
     # Asymmetric for activations: an ELU's are mostly above -1 and well above 1.
-    made = nncf.quantize(graph, data, subset_size=len(pictures), preset=nncf.QuantizationPreset.MIXED)
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(io.StringIO()):  # Where NNCF shows its progress.
+        made = nncf.quantize(graph, data, subset_size=len(pictures), preset=nncf.QuantizationPreset.MIXED)
     return serialised(made)
 
 
