@@ -189,5 +189,6 @@ def test_the_quantize_command(run: Run, small_weights: Path, astronaut: np.ndarr
     assert done.returncode == 0, done.stderr
     assert weights.load(str(tmp_path / "q.safetensors")).header.training["quantized"]["pictures"] == 4
     assert run("quantize", *options).returncode == 2
-    record = run("purify", tmp_path / "clean" / "0.png", tmp_path / "out.png", "--weights", tmp_path / "q.safetensors", "--json")
+    options = ["--weights", tmp_path / "q.safetensors", "--backend", "auto", "--device", "cpu", "--json"]
+    record = run("purify", tmp_path / "clean" / "0.png", tmp_path / "out.png", *options)
     assert json.loads(record.stdout)["precision"] == "int8", record.stderr

@@ -139,6 +139,7 @@ Backend = Annotated[
     str,
     typer.Option(
         "--backend",
+        envvar="COMDEFEND_BACKEND",
         help="auto (the fastest that is installed), torch, or openvino (the extra of that name; CPU only).",
         metavar="NAME",
     ),
