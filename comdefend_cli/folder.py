@@ -79,7 +79,7 @@ class Networks:
 
     Args:
         weights: a name or a file for all pictures, or loaded ones, or None for the defaults: one for colour, one for grey.
-        device, precision, settings: as of :class:`comdefend_cli.purifier.Purifier`.
+        device, precision, backend, settings: as of :class:`comdefend_cli.purifier.Purifier`.
 
     Raises:
         UsageError, WeightsError: as :meth:`Purifier.from_pretrained`; the default for grey is loaded
@@ -92,6 +92,7 @@ class Networks:
         *,
         device: str = "auto",
         precision: str = "auto",
+        backend: str = "torch",
         settings: Settings | None = None,
     ) -> None:
         self.settings = settings or Settings()
@@ -99,9 +100,19 @@ class Networks:
         if not isinstance(weights, weight_files.Weights):
             weights = weight_files.load(weights or weight_files.DEFAULT_COLOR)
         self._color = weights
-        self.purifier = Purifier.from_weights([self._color], device=device, precision=precision, settings=self.settings)
+        self.purifier = Purifier.from_weights([self._color], device=device, precision=precision, backend=backend, settings=self.settings)
         parameter = next(self.purifier.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+
+    @property
+    def how(self) -> str:
+        """What is computed in, and by what where that is not PyTorch; a part of what tells results apart."""
+        return self.purifier.how
+
+    @property
+    def precision(self) -> str:
+        """What is computed in."""
+        return self.purifier.precision
 
     @property
     def where(self) -> str:
@@ -117,7 +128,9 @@ class Networks:
     @cached_property
     def _gray(self) -> tuple[Purifier, str]:
         loaded = weight_files.load(weight_files.DEFAULT_GRAY)
-        purifier = Purifier.from_weights([loaded], device=self.device, precision=dtype_name(self.dtype), settings=self.settings)
+        purifier = Purifier.from_weights(
+            [loaded], device=self.device, precision=dtype_name(self.dtype), backend=self.purifier.backend, settings=self.settings
+        )
         return purifier, loaded.sha256
 
     @property
@@ -131,9 +144,9 @@ class Networks:
         settings = self.settings
         exact = settings.tiling == "exact"
         described: list[object] = [
-            dtype_name(self.dtype),
+            self.how,
             settings.tiling,
-            settings.tile if exact and self.dtype != torch.float32 else None,
+            settings.tile if exact and self.how != "float32" else None,
             settings.noise_std,
             settings.seed if settings.random else 0,
         ]

@@ -177,8 +177,8 @@ def purify(
     format_name = images.format_of(target)
     if format_name not in WRITERS:
         raise UsageError(f"{target}: a picture in strips is written as .png or .tiff")
-    if purifier.settings.noise_std:
-        raise UsageError("noise and strips cannot be had together; leave --noise-std out, or use --no-strips")
+    if purifier.settings.random:
+        raise UsageError("noise and strips cannot be had together; leave the noise out, or use --no-strips")
     refuse_existing(target, overwrite=overwrite)
     error = 0.0
     with _rows_file(target, picture) as raw:

@@ -27,6 +27,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 CHANNELS = (1, 3)
 BITS = (4, 8, 10, 12, 14, 16)
@@ -77,11 +78,19 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, H, W)."""
+        return self._convolved(input, (1, 1))
+
+    def rows(self, input: Tensor) -> Tensor:
+        """As `forward` for a picture's rows without padding above and below: (N, inputs, H, W) to (N, outputs, H - 2, W)."""
+        return self._convolved(input, (0, 1))
+
+    def _convolved(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         one_dnn = input.device.type == "cpu" and input.dtype == torch.float32 and _ONE_DNN
         if one_dnn and not torch.is_autocast_enabled("cpu"):
-            return torch.mkldnn_convolution(input, weight, bias, (1, 1), (1, 1), (1, 1), 1)
-        return cast(Tensor, super()._conv_forward(input, weight, bias))
+            return torch.mkldnn_convolution(input, self.weight, self.bias, padding, (1, 1), (1, 1), 1)
+        return conv2d(input, self.weight, self.bias, padding=padding)
 
 
 class ConvELU(nn.Sequential):

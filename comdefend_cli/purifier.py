@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -13,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from comdefend_cli import bands
 from comdefend_cli import weights as weight_files
-from comdefend_cli.device import resolve_device, resolve_precision
+from comdefend_cli.backends import OpenVINONetworks, resolve_backend
+from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
 from comdefend_cli.tiles import Tile, exact_grid, mixed_seed, paper_grid, window_noise
+from comdefend_cli.windows import Batch, batches, counted, stacked, true_float32
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,8 +33,10 @@ Progress = Callable[[int], None]
 #: ITU-R BT.601 luma, as Pillow turns colour into grey.
 LUMA = (0.299, 0.587, 0.114)
 #: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
-#: at 512 a side 15 % more pixels than the picture has, at 128 64 %.
-DEFAULT_TILE = {"cpu": 512, "cuda": 1024, "mps": 512}
+#: at 512 a side 15 % more pixels than the picture has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
+#: memory is little more than its pixels; not so where gradients are wanted.
+DEFAULT_TILE = {"cpu": 2048, "cuda": 1024, "mps": 512}
+GRADIENT_TILE = 512
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
 SMALLEST_TILE = 32
 #: Streams of noise that one seed has; never 0, which `mixed_seed` does not tell from no number.
@@ -110,6 +114,8 @@ class Purifier(nn.Module):
         self.color = color
         self.gray = gray
         self.settings = settings or Settings()
+        #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch.
+        self.engines: dict[int, OpenVINONetworks] = {}
         self._batch_pixels: int | None = None  # Less than the device's default once memory ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -120,6 +126,7 @@ class Purifier(nn.Module):
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        backend: str = "torch",
         settings: Settings | None = None,
     ) -> Purifier:
         """A purifier with weights that ship, or with a file's.
@@ -128,15 +135,18 @@ class Purifier(nn.Module):
             weights: a name that `comdefend weights list` prints, or a weight file; None takes
                 the default for colour together with the default for grey.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            precision: "auto", "float32", "bfloat16" or "float16".
+            precision: "auto", "float32", "bfloat16" or "float16"; with OpenVINO also "int8", where the weights hold such networks.
+            backend: "torch", "openvino" (extra [openvino]; CPU only, no gradient, no noise on the code), or "auto" for the faster one that
+                is installed. :meth:`code` and gradients are PyTorch's alone.
             settings: tiling, noise and gradient.
 
         Raises:
-            UsageError: unknown weights, or a device or precision that is not there.
+            UsageError: unknown weights, or a device, precision or backend that is not there.
             WeightsError: the weights cannot be read or were changed.
         """
         names = (str(weights),) if weights else (weight_files.DEFAULT_COLOR, weight_files.DEFAULT_GRAY)
-        return cls.from_weights([weight_files.load(name) for name in names], device=device, precision=precision, settings=settings)
+        loaded = [weight_files.load(name) for name in names]
+        return cls.from_weights(loaded, device=device, precision=precision, backend=backend, settings=settings)
 
     @classmethod
     def from_weights(
@@ -145,14 +155,37 @@ class Purifier(nn.Module):
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        backend: str = "torch",
         settings: Settings | None = None,
     ) -> Purifier:
         """As :meth:`from_pretrained`, from weights that were loaded already."""
+        if device == "auto" and backend == "openvino":
+            device = "cpu"
         target = resolve_device(device) if isinstance(device, str) else device
-        dtype = resolve_precision(precision, target)
-        by_channels = {item.header.architecture.channels: item.model for item in loaded}
-        purifier = cls(by_channels.get(3), by_channels.get(1), settings)
+        noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
+        chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized)
+        dtype = resolve_precision("auto" if precision == "int8" else precision, target)
+        models = {item.header.architecture.channels: item.model for item in loaded}
+        purifier = cls(models.get(3), models.get(1), settings)
+        for item in loaded if chosen == "openvino" else ():
+            purifier.engines[item.header.architecture.channels] = OpenVINONetworks(item.model, precision, item.quantized)
         return purifier.to(target, dtype).eval()
+
+    @property
+    def backend(self) -> str:
+        """ "torch" or "openvino"."""
+        return "openvino" if self.engines else "torch"
+
+    @property
+    def precision(self) -> str:
+        """What is computed in: "float32", "bfloat16", "float16" or "int8"."""
+        names = {engine.precision for engine in self.engines.values()} or {dtype_name(next(self.parameters()).dtype)}
+        return "+".join(sorted(names))
+
+    @property
+    def how(self) -> str:
+        """ "bfloat16", or "int8 with openvino": for people, and for telling results apart."""
+        return f"{self.precision} with openvino" if self.engines else self.precision
 
     def forward(self, image: Picture) -> Picture:
         """Purify.
@@ -168,7 +201,7 @@ class Purifier(nn.Module):
 
         Raises:
             TypeError, ValueError: an input of another kind, shape or dtype.
-            UsageError: a colour picture and networks for grey ones only.
+            UsageError: a colour picture and networks for grey ones only; a gradient, or noise on the code, without PyTorch's backend.
         """
         if isinstance(image, Tensor):
             return self.purify(image)
@@ -188,20 +221,30 @@ class Purifier(nn.Module):
         """
         route = self._route(x)
 
-        def network(windows: Tensor, batch: _Batch) -> Tensor:
-            gradient = self.settings.gradient if windows.requires_grad else "none"
+        def rebuilt(windows: Tensor, batch: Batch, sample: int) -> Iterator[Tensor]:
+            noise = self._logit_noise(batch, route.model, sample)
+            noisy = self._noisy(windows, batch, sample)
+            if route.engine:
+                return iter([route.engine(noisy)])
+            if _large(noisy) and not noisy.requires_grad:
+                return bands.purify(route.model, noisy, noise)
+            return iter([route.model(noisy, noise, self.settings.gradient if noisy.requires_grad else "none")])
+
+        def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
             adapted = route.adapt(windows)
-            rebuilt = [
-                route.model(self._noisy(adapted, batch, sample), self._logit_noise(batch, route.model, sample), gradient)
-                for sample in range(self.settings.samples)
-            ]
-            result = route.restore(rebuilt[0] if len(rebuilt) == 1 else torch.stack(rebuilt).mean(0))
+            parts = rebuilt(adapted, batch, 0)
+            if self.settings.samples > 1:
+                others = [torch.cat(list(rebuilt(adapted, batch, sample)), 2) for sample in range(1, self.settings.samples)]
+                parts = iter([torch.stack([torch.cat(list(parts), 2), *others]).mean(0)])
             # torch.round goes to the even neighbour; a level of exactly one half is as good either way.
-            return (result * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else result.to(x.dtype)
+            for part in map(route.restore, parts):
+                yield (part * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else part.to(x.dtype)
 
         wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
+        if route.engine and (wanted or self.settings.noise_std > 0):
+            raise UsageError("the openvino backend has neither gradients nor noise on the code: use backend='torch'")
         with torch.set_grad_enabled(wanted):
-            return self._in_tiles(x, torch.empty_like, route.model, network, progress)
+            return self._in_tiles(x, torch.empty_like, route, network, progress)
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
@@ -219,12 +262,16 @@ class Purifier(nn.Module):
         def room(x: Tensor) -> Tensor:
             return torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
 
-        def network(windows: Tensor, batch: _Batch) -> Tensor:
-            logits = route.model.com(self._noisy(route.adapt(windows), batch))
-            noise = self._logit_noise(batch, route.model)
-            return binarize(logits if noise is None else logits + noise).to(torch.uint8)
+        def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
+            noisy, noise = self._noisy(route.adapt(windows), batch), self._logit_noise(batch, route.model)
+            if _large(noisy):
+                parts = bands.code(route.model, noisy, noise)
+            else:
+                logits = route.model.com(noisy)
+                parts = iter([binarize(logits if noise is None else logits + noise)])
+            return (part.to(torch.uint8) for part in parts)
 
-        return self._in_tiles(x, room, route.model, network, None)
+        return self._in_tiles(x, room, replace(route, engine=None), network, None)
 
     def _route(self, x: Tensor) -> _Route:
         """The networks for a batch, and what turns it into their channels and back."""
@@ -233,20 +280,20 @@ class Purifier(nn.Module):
         if x.dtype != torch.uint8 and not x.is_floating_point():
             raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
         if x.shape[1] == 1 and self.gray is not None:
-            return _Route(self.gray)
+            return _Route(self.gray, self.engines.get(1))
         if self.color is None:
             raise UsageError("these weights are for grey pictures: give weights for colour, or turn the picture grey")
-        return _Route(self.color) if x.shape[1] == 3 else _Route(self.color, _repeat, _luma)
+        engine = self.engines.get(3)
+        return _Route(self.color, engine) if x.shape[1] == 3 else _Route(self.color, engine, _repeat, _luma)
 
-    def _in_tiles(
-        self, x: Tensor, room: Callable[[Tensor], Tensor], model: ComDefend, network: _Network, progress: Progress | None
-    ) -> Tensor:
+    def _in_tiles(self, x: Tensor, room: Callable[[Tensor], Tensor], route: _Route, network: _Network, progress: Progress | None) -> Tensor:
         """Run `network` over windows of x, and put each window's core into what `room` makes for x.
 
         When memory runs out, x is begun again in smaller tiles and batches.
         """
-        device = next(model.parameters()).device
-        tile = self.settings.tile or DEFAULT_TILE[device.type]
+        device = next(route.model.parameters()).device
+        usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
+        tile = self.settings.tile or (route.engine.tile if route.engine else usual)
         batch_pixels = self._batch_pixels or BATCH_PIXELS[device.type]
         done = 0
 
@@ -273,20 +320,20 @@ class Purifier(nn.Module):
         self, x: Tensor, out: Tensor, device: torch.device, network: _Network, tile: int, batch_pixels: int, count: Progress
     ) -> Tensor:
         """`out`, filled tile by tile in batches."""
-        with _true_float32():
-            for batch in _batches(self._grid(x, tile), len(x), batch_pixels):
-                windows = _windows(x, batch, device)
-                result = network(windows, batch).to(out.device)
+        with true_float32():
+            for batch in batches(self._grid(x, tile), len(x), batch_pixels):
+                windows = stacked(x, batch, device)
+                area = sum(part.area for _, part in batch)
+                result = torch.cat(list(counted(network(windows, batch), windows.shape[2], area, count)), 2).to(out.device)
                 for (index, part), window in zip(batch, result, strict=True):
                     out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
-                count(sum(part.area for _, part in batch))
         return out
 
     def _grid(self, x: Tensor, tile: int) -> list[Tile]:
         height, width = x.shape[2:]
         return paper_grid(height, width) if self.settings.tiling == "paper" else exact_grid(height, width, tile)
 
-    def _noisy(self, windows: Tensor, batch: _Batch, sample: int = 0) -> Tensor:
+    def _noisy(self, windows: Tensor, batch: Batch, sample: int = 0) -> Tensor:
         """The windows with noise of the picture's place on them, clipped to [0, 1] as in training."""
         if self.settings.input_noise == 0:
             return windows
@@ -294,14 +341,14 @@ class Purifier(nn.Module):
         noise = self._noise(batch, windows.shape[1], seed).to(windows.device)
         return (windows + noise * (self.settings.input_noise / 255)).clamp(0, 1)
 
-    def _logit_noise(self, batch: _Batch, model: ComDefend, sample: int = 0) -> Tensor | None:
+    def _logit_noise(self, batch: Batch, model: ComDefend, sample: int = 0) -> Tensor | None:
         if self.settings.noise_std == 0:
             return None
         seed = mixed_seed(self.settings.seed, sample, _LOGITS) if sample else self.settings.seed
         noise = self._noise(batch, model.architecture.bits, seed) * self.settings.noise_std
         return noise.to(next(model.parameters()).device)
 
-    def _noise(self, batch: _Batch, channels: int, seed: int) -> Tensor:
+    def _noise(self, batch: Batch, channels: int, seed: int) -> Tensor:
         """Standard normal noise for a batch's windows, drawn once for each place where all pictures have the same."""
         drawn: dict[tuple[int, int, int], Tensor] = {}
         places = []
@@ -319,8 +366,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in known)
 
 
-_Batch = list[tuple[int, Tile]]
-_Network = Callable[[Tensor, _Batch], Tensor]
+#: Windows of a batch to the result, in one part or from top to bottom in several.
+_Network = Callable[[Tensor, Batch], Iterator[Tensor]]
+
+
+def _large(windows: Tensor) -> bool:
+    """Whether each window is large enough to go through the networks in bands; batches of small ones are faster at once."""
+    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.band_pixels()
 
 
 def _same(x: Tensor) -> Tensor:
@@ -340,38 +392,9 @@ class _Route:
     """Networks, and what turns a batch into their channels and their result back."""
 
     model: ComDefend
+    engine: OpenVINONetworks | None
     adapt: Callable[[Tensor], Tensor] = _same
     restore: Callable[[Tensor], Tensor] = _same
-
-
-def _batches(grid: list[Tile], count: int, pixels: int) -> Iterator[_Batch]:
-    """Windows of one shape at a time over all pictures, at most `pixels` together but at least one."""
-    by_shape: dict[tuple[int, int], _Batch] = {}
-    for index in range(count):
-        for tile in grid:
-            batch = by_shape.setdefault(tile.shape, [])
-            batch.append((index, tile))
-            if (len(batch) + 1) * tile.shape[0] * tile.shape[1] > pixels:
-                yield by_shape.pop(tile.shape)
-    yield from by_shape.values()
-
-
-def _windows(x: Tensor, batch: _Batch, device: torch.device) -> Tensor:
-    """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
-    windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch]).to(device)
-    scaled = windows.float() / 255 if windows.dtype == torch.uint8 else windows.float()
-    return scaled.contiguous(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """Keep CUDA's convolutions from rounding float32 to TF32, which would make float32 results depend on the tiling."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _through_tensor(array: np.ndarray, purify: Callable[[Tensor], Tensor]) -> np.ndarray:

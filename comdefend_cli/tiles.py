@@ -66,7 +66,7 @@ def spans(length: int, tile: int, halo: int) -> list[Span]:
     """
     count = ceil(length / tile)
     core = ceil(length / count)
-    size = min(core + 2 * halo, length)
+    size = min(core + halo * min(count - 1, 2), length)  # Two windows reach beyond their cores on one side only.
     cut = []
     for start in range(0, length, core):
         origin = min(max(start - halo, 0), length - size)

@@ -1,7 +1,8 @@
 """Weight files: the registry of those that ship, and reading, writing and importing others.
 
 A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
-same for "rec", with N = 0, 2, ... 16, all float32; the header's metadata holds one JSON object under
+same for "rec", with N = 0, 2, ... 16, all float32, and where `comdefend quantize` put them the bytes of "int8.graph" and
+"int8.constants", the networks in 8-bit integers as OpenVINO's two files; the header's metadata holds one JSON object under
 "comdefend" with the architecture, how the weights came to be, and a SHA-256 of both and of all tensors, so that a byte that
 changed on the way is noticed. Nothing in it is executed.
 """
@@ -57,6 +58,19 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """The networks in 8-bit integers: OpenVINO's intermediate representation.
+
+    Attributes:
+        graph: its .xml file.
+        constants: its .bin file.
+    """
+
+    graph: bytes
+    constants: bytes
+
+
+@dataclass(frozen=True)
 class Weights:
     """Loaded weights.
 
@@ -65,12 +79,14 @@ class Weights:
         sha256: of the whole file, hexadecimal.
         header: what the file says of itself.
         model: the networks in evaluation mode on the CPU, float32, gradients off.
+        quantized: the same in 8-bit integers, or None.
     """
 
     name: str
     sha256: str
     header: Header
     model: ComDefend
+    quantized: Quantized | None = None
 
 
 def folder() -> Path:
@@ -127,10 +143,11 @@ def load(name_or_path: str) -> Weights:
     header = _parse_header(data, path)
     tensors = _parse_tensors(data, path)
     _refuse_changed(data, path)
+    quantized = _take_quantized(tensors, path)
     _check(header.architecture, tensors, path)
     model = ComDefend(header.architecture)
     model.load_state_dict(tensors)
-    return Weights(name, sha256, header, model.eval().requires_grad_(False))
+    return Weights(name, sha256, header, model.eval().requires_grad_(False), quantized)
 
 
 def read_header(name_or_path: str) -> tuple[Header, str, Path]:
@@ -143,7 +160,7 @@ def read_header(name_or_path: str) -> tuple[Header, str, Path]:
     return _parse_header(data, path), sha256, path
 
 
-def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: bool = False) -> str:
+def save(path: Path, model: ComDefend, training: dict[str, Any], *, quantized: Quantized | None = None, overwrite: bool = False) -> str:
     """Write a weight file atomically and return its SHA-256.
 
     Raises:
@@ -152,6 +169,8 @@ def save(path: Path, model: ComDefend, training: dict[str, Any], *, overwrite: b
     """
     header = Header(model.architecture, training)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for part, content in asdict(quantized).items() if quantized else ():
+        tensors[f"int8.{part}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     fields = json.loads(header.to_json())
     fields["sha256"] = _digest(fields, serialize_tensors(tensors))
     data = serialize_tensors(tensors, {KEY: json.dumps(fields, sort_keys=True)})
@@ -246,6 +265,16 @@ def _parse_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
         return parse_tensors(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{path}: damaged or truncated weight file: {reason(error)}; copy or make it again") from error
+
+
+def _take_quantized(tensors: dict[str, torch.Tensor], path: Path) -> Quantized | None:
+    """Take the networks in 8-bit integers, where there are some, out of a file's tensors."""
+    parts = [tensors.pop(f"int8.{part}", None) for part in ("graph", "constants")]
+    if all(part is None for part in parts):
+        return None
+    if any(part is None or part.dtype != torch.uint8 or part.ndim != 1 for part in parts):
+        raise WeightsError(f"{path}: its int8 networks are damaged; make them again with comdefend quantize")
+    return Quantized(*(cast(torch.Tensor, part).numpy().tobytes() for part in parts))
 
 
 def _shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:

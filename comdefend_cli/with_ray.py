@@ -130,6 +130,13 @@ class ClusterNetworks(Networks):
         self._where = f"{cluster.workers} Ray workers, {place}"
 
     @property
+    def how(self) -> str:
+        """The workers' precision; the networks here only stand for theirs."""
+        return dtype_name(self.dtype)
+
+    precision = how
+
+    @property
     def where(self) -> str:
         """How many workers, and the device of one."""
         return self._where

@@ -20,6 +20,9 @@ from comdefend_cli.model import Architecture, ComDefend
 #: Wide enough for codes that differ from pixel to pixel, small enough for hundreds of runs.
 SMALL = (8,) * 8
 
+#: Most tests compare with PyTorch's pixels; `auto` would take OpenVINO where it is installed.
+os.environ["COMDEFEND_BACKEND"] = "torch"
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 

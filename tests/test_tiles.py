@@ -27,6 +27,12 @@ def test_spans_cover_once_with_their_halo(length: int, tile: int, halo: int) -> 
         assert np.array_equal(window[span.inner], np.arange(length)[span.core])
 
 
+def test_two_windows_reach_beyond_their_cores_on_one_side_only() -> None:
+    """What no core needs is not computed: 2048 pixels in two tiles are two windows of 1024 + 18, in three of a third + 2 x 18."""
+    for tile, size in ((1024, 1024 + 18), (2048, 2048), (700, 683 + 36)):
+        assert {span.window.stop - span.window.start for span in spans(2048, tile, RADIUS)} == {size}
+
+
 @given(st.integers(1, 150), st.integers(1, 150))
 def test_paper_grid_is_patches_without_overlap(height: int, width: int) -> None:
     """Every pixel lies in one patch of at most 32x32 that sees nothing outside itself."""

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from comdefend_cli.cli import evaluate, purify, purify_dir, train, train_baseline, train_classifier, weights
+from comdefend_cli.cli import evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
 
 app = typer.Typer(
     name="comdefend",
@@ -20,6 +20,8 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("train-classifier")(train_classifier.train_classifier)
 app.command("train-baseline")(train_baseline.train_baseline)
+app.command("export")(export.export)
+app.command("quantize")(export.quantize)
 app.add_typer(weights.app, name="weights")
 
 

@@ -132,7 +132,17 @@ Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. A device that is absent is an error.", metavar="DEVICE")
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", help="auto (the fastest the device does natively), float32, bfloat16 or float16.", metavar="NAME")
+    str,
+    typer.Option("--precision", help="auto (the fastest the device does natively), float32, bfloat16, float16, int8.", metavar="NAME"),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        envvar="COMDEFEND_BACKEND",
+        help="auto (the fastest that is installed), torch, or openvino (the extra of that name; CPU only).",
+        metavar="NAME",
+    ),
 ]
 Weights = Annotated[
     str | None,

@@ -41,16 +41,19 @@ class Asked:
     weights: str | None
     device: str
     precision: str
+    backend: str
     settings: Settings
     options: Options
 
 
-def refuse(engine: str, source: str, out: str, cluster: RayOptions) -> None:
+def refuse(engine: str, source: str, out: str, cluster: RayOptions, backend: str) -> None:
     """Raise :class:`UsageError` for an unknown engine, or for what only the other one can do."""
     from comdefend_cli import places
 
     if engine not in ("local", "ray"):
         raise UsageError(f"unknown engine {engine!r}: use local or ray")
+    if engine == "ray" and backend not in ("torch", "auto"):
+        raise UsageError(f"--engine ray computes with PyTorch, not with {backend}: leave --backend out, or use --engine local")
     if engine == "local" and (places.is_url(source) or places.is_url(out)):
         raise UsageError("URLs are for --engine ray; give paths of this machine, or add it")
     if engine == "local" and cluster.given:
@@ -69,7 +72,9 @@ def _here(asked: Asked) -> Iterator[tuple[Work, Networks]]:
     from comdefend_cli import folder, machine
 
     machine.limit_threads()
-    networks = folder.Networks(asked.weights, device=asked.device, precision=asked.precision, settings=asked.settings)
+    networks = folder.Networks(
+        asked.weights, device=asked.device, precision=asked.precision, backend=asked.backend, settings=asked.settings
+    )
     with folder.opened(Path(asked.source), Path(asked.out), networks, asked.options) as work:
         yield work, networks
 

@@ -35,6 +35,7 @@ def purify(
     weights: console.Weights = None,
     device: console.Device = "auto",
     precision: console.Precision = "auto",
+    backend: console.Backend = "auto",
     tiling: console.Tiling = "exact",
     tile: console.Tile = None,
     noise_std: console.NoiseStd = 0.0,
@@ -83,6 +84,7 @@ def purify(
             weights=weights,
             device=device,
             precision=precision,
+            backend=backend,
             settings=Settings(tiling, tile),  # type: ignore[arg-type]  # Checked by Settings.
             strip=strip,
             overwrite=overwrite,
@@ -99,17 +101,16 @@ def purify(
     # PyTorch takes seconds to import: what can be said without it has been said.
     from comdefend_cli import machine
     from comdefend_cli import weights as weight_files
-    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.device import describe_device
     from comdefend_cli.purifier import Purifier, Settings
 
     machine.limit_threads()
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)
-    purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
-    parameter = next(purifier.parameters())
+    purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
     if device == "auto":
-        notice(f"computing on {describe_device(parameter.device)} in {dtype_name(parameter.dtype)}", quiet=quiet)
+        notice(f"computing on {describe_device(next(purifier.parameters()).device)} in {purifier.how}", quiet=quiet)
 
     began = time.perf_counter()
     cleaned = _run(purifier, picture, quiet)
@@ -128,10 +129,10 @@ def purify(
 
 def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weights, seconds: float) -> dict[str, Any]:
     """What was done, for scripts; times in seconds, PSNR in dB."""
-    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.device import describe_device
 
     height, width, channels = picture.pixels.shape
-    parameter, settings = next(purifier.parameters()), purifier.settings
+    settings = purifier.settings
     return {
         "width": width,
         "height": height,
@@ -139,8 +140,9 @@ def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weig
         "alpha": picture.alpha is not None,
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(picture.megapixels / seconds, 4),
-        "device": describe_device(parameter.device),
-        "precision": dtype_name(parameter.dtype),
+        "device": describe_device(next(purifier.parameters()).device),
+        "precision": purifier.precision,
+        "backend": purifier.backend,
         "tiling": settings.tiling,
         "tile": settings.tile,
         "noise_std": settings.noise_std,

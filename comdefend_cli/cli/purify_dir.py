@@ -43,6 +43,7 @@ def purify_dir(
     weights: console.Weights = None,
     device: console.Device = "auto",
     precision: console.Precision = "auto",
+    backend: console.Backend = "auto",
     tiling: console.Tiling = "exact",
     tile: console.Tile = None,
     noise_std: console.NoiseStd = 0.0,
@@ -86,7 +87,7 @@ def purify_dir(
         target = str(plan.default_output(source)) if out is None else out
         options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
         cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
-        engines.refuse(engine, source, target, cluster)
+        engines.refuse(engine, source, target, cluster, backend)
         if not places.is_url(source) and not places.is_url(target):
             plan.refuse_folders(Path(source), Path(target), recursive=recursive)
 
@@ -95,7 +96,7 @@ def purify_dir(
 
         settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
         summary = Summary(source, target, report)
-        asked = engines.Asked(source, target, weights, device, precision, settings, options)
+        asked = engines.Asked(source, target, weights, device, precision, backend, settings, options)
         with _report(report, Path(target), overwrite=overwrite) as write:
             try:
                 with engines.opened(engine, asked, cluster) as (work, networks):
@@ -142,14 +143,13 @@ class Summary:
 
     def planned(self, work: Work | Run, networks: Networks) -> None:
         """Take over what is known before the first picture; the clock starts here."""
-        from comdefend_cli.device import dtype_name
-
         found = work.plan.found
         self.total = len(found.pictures) + len(found.unreadable)
         self.skipped, self.subfolders = found.skipped, found.subfolders
         self.about = {
             "device": networks.where,
-            "precision": dtype_name(networks.dtype),
+            "precision": networks.precision,
+            "backend": networks.purifier.backend,
             "tiling": networks.settings.tiling,
             "tile": networks.settings.tile,
             "noise_std": networks.settings.noise_std,
@@ -242,10 +242,8 @@ def _printable(name: str) -> str:
 
 
 def _tell_device(networks: Networks, asked: str, quiet: bool) -> None:
-    from comdefend_cli.device import dtype_name
-
     if asked == "auto":
-        notice(f"computing on {networks.where} in {dtype_name(networks.dtype)}", quiet=quiet)
+        notice(f"computing on {networks.where} in {networks.how}", quiet=quiet)
 
 
 @contextmanager

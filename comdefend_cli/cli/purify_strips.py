@@ -68,6 +68,7 @@ def run(
     weights: str | None,
     device: str,
     precision: str,
+    backend: str,
     settings: Settings,
     strip: bool,
     overwrite: bool,
@@ -78,7 +79,7 @@ def run(
     """Purify from file to file, and print the record that was asked for."""
     from comdefend_cli import large, machine
     from comdefend_cli import weights as weight_files
-    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.device import describe_device
     from comdefend_cli.purifier import Purifier
 
     machine.limit_threads()
@@ -88,10 +89,10 @@ def run(
         for text in picture.notices:
             notice(text, quiet=quiet)
         loaded = weight_files.load(weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR))
-        purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
+        purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
         parameter = next(purifier.parameters())
         if device == "auto":
-            notice(f"computing on {describe_device(parameter.device)} in {dtype_name(parameter.dtype)}, in strips", quiet=quiet)
+            notice(f"computing on {describe_device(parameter.device)} in {purifier.how}, in strips", quiet=quiet)
         began = time.perf_counter()
         with _bar(picture, quiet) as advance:
             error = large.purify(purifier, picture, target, strip=strip, overwrite=overwrite, progress=advance)
@@ -120,7 +121,7 @@ def _bar(picture: LargePicture, quiet: bool) -> Any:
 
 def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds: float, error: float) -> dict[str, Any]:
     """As of `comdefend purify`; seconds include reading and writing, and SSIM is not measured."""
-    from comdefend_cli.device import describe_device, dtype_name
+    from comdefend_cli.device import describe_device
 
     parameter, settings = next(purifier.parameters()), purifier.settings
     return {
@@ -131,10 +132,13 @@ def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds:
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(picture.width * picture.height / 1e6 / seconds, 4),
         "device": describe_device(parameter.device),
-        "precision": dtype_name(parameter.dtype),
+        "precision": purifier.precision,
+        "backend": purifier.backend,
         "tiling": settings.tiling,
         "tile": settings.tile,
         "noise_std": settings.noise_std,
+        "input_noise": settings.input_noise,
+        "samples": settings.samples,
         "seed": settings.seed,
         "weights": loaded.name,
         "weights_sha256": loaded.sha256,

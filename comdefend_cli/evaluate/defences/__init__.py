@@ -1,8 +1,8 @@
 """Defences at test time, made from a spec: ComDefend and those that the paper compares with.
 
 none                                                      the pictures as they are
-NAME or PATH.safetensors[:noise=0,input-noise=0,          ComDefend, by weights that ship or by a file
-    samples=1,votes=1,tiling=exact]
+NAME or PATH.safetensors[:noise=0,input-noise=0,samples=1,votes=1,tiling=exact,backend=torch]
+                                                          ComDefend, by weights that ship or by a file
 bits[:depth=3], median[:size=3]                           feature squeezing (Xu et al., NDSS 2018)
 jpeg[:quality=75]                                         JPEG compression (Dziugaite et al., 2016)
 tv[:weight=0.1]                                           total variation (Rudin et al., 1992; Guo et al., ICLR 2018)
@@ -79,6 +79,7 @@ _COMDEFEND: dict[str, Option] = {
     "samples": whole(1, MOST_VOTES, 1),
     "votes": whole(1, MOST_VOTES, 1),
     "tiling": one_of("exact", "paper"),
+    "backend": one_of("torch", "openvino"),
 }
 
 #: What a spec may begin with, beside the names of weights that ship and the paths of weight files.

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from comdefend_cli import weights
-from comdefend_cli.device import dtype_name
 from comdefend_cli.evaluate.defences.base import Defence
+from comdefend_cli.extras import require
 from comdefend_cli.purifier import Purifier, Settings, Tiling
 
 
@@ -25,6 +25,7 @@ class ComDefendDefence(Defence):
         samples: pictures rebuilt from as many draws of the noise, whose mean the classifier sees.
         votes: predictions averaged, each with noise of its own.
         tiling: "exact" or "paper", see :class:`comdefend_cli.Settings`.
+        backend: "torch", or "openvino", which has no gradient: attacks that know it take it for the identity.
         device, precision: as for :meth:`comdefend_cli.Purifier.from_pretrained`.
 
     Raises:
@@ -44,13 +45,14 @@ class ComDefendDefence(Defence):
         samples: int = 1,
         votes: int = 1,
         tiling: str = "exact",
+        backend: str = "torch",
         device: str,
         precision: str,
     ) -> None:
         loaded = weights.load(weights_name)
         # Noise that pictures shared would make their errors depend on each other, and an accuracy's interval too narrow.
         settings = Settings(cast(Tiling, tiling), noise_std=noise, input_noise=input_noise, samples=samples, noise_per_picture=True)
-        purifier = Purifier.from_weights([loaded], device=device, precision=precision, settings=settings)
+        purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
         record: dict[str, Any] = {
             "defence": "comdefend",
             "weights": loaded.name,
@@ -61,9 +63,12 @@ class ComDefendDefence(Defence):
             "input-noise": input_noise,
             "samples": samples,
             "tiling": tiling,
-            "precision": dtype_name(next(purifier.parameters()).dtype),
+            "precision": purifier.precision,
+            **({"backend": backend, "openvino": require("openvino", extra="openvino").__version__} if purifier.engines else {}),
         }
         super().__init__(name, record, stochastic=settings.random, votes=votes)
+        if purifier.engines:
+            self.gradients = ("identity",)  # type: ignore[misc]  # Of this one; OpenVINO has none.
         self.purifier = purifier
 
     def purify(self, x: Tensor) -> Tensor:

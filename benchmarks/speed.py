@@ -1,0 +1,317 @@
+#!/usr/bin/env python3
+"""Speed of purifying one picture on the CPU, ours and others', measured in turns in one run.
+
+    python benchmarks/speed.py [PICTURE] [--size 1024] [--int8 FILE] [--json] [--out FILE]
+    python benchmarks/speed.py --curve [--out FILE]                  megapixels a second against the side of a tile
+    python benchmarks/speed.py --growth 1 4 16 [--out FILE]          seconds and memory of the whole command against megapixels
+    python benchmarks/speed.py --markdown RESULT.json [--into FILE]  the table of a result of any of these
+
+Networks are timed within this process on a crop of --crop pixels a side, since their cost a pixel does not depend on the picture's size;
+the authors' way on --patches of its patches; `comdefend purify` as a process of its own, from start to written file, on --size pixels a
+side. Every round measures all in turn, so that a disturbance meets all; the table has medians. A megapixel is 10^6 pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import speed_report
+import torch
+from memory import peak
+from PIL import Image
+from speed_rivals import Method, art_defences, authors_way, flops_a_pixel, limits, plain_pytorch
+from torch import Tensor
+
+from comdefend_cli import Purifier, Settings, images, weights
+from comdefend_cli.device import cpu_has_bfloat16
+from comdefend_cli.metrics import psnr
+
+PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-toolbox", "numpy", "pillow")
+TILES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
+
+
+def picture(path: Path | None, size: int) -> np.ndarray:
+    """A square of a picture, uint8 (size, size, 3); a smaller picture is mirrored until it is large enough."""
+    if path is None:
+        import skimage
+
+        path = Path(skimage.__file__).parent / "data" / "astronaut.png"
+    pixels = np.broadcast_to(images.read(path).pixels, (*images.read(path).pixels.shape[:2], 3))
+    missing = [(0, max(0, size - side)) for side in pixels.shape[:2]]
+    return np.ascontiguousarray(np.pad(pixels, (*missing, (0, 0)), "symmetric")[:size, :size])
+
+
+def variants(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
+    """Ours, the default installation's default first: a name, and what it is for `Purifier.from_pretrained` and the command."""
+    found = [("default installation", {"backend": "torch", "precision": "auto"})]
+    found.append(("PyTorch float32", {"backend": "torch", "precision": "float32"}))
+    if _version("openvino"):
+        found += [(f"OpenVINO {name}", {"backend": "openvino", "precision": name}) for name in ("float32", "bfloat16")]
+        if int8:
+            found.append(("OpenVINO int8", {"backend": "openvino", "precision": "int8", "weights": str(int8)}))
+    return found
+
+
+def networks(x: Tensor, kinds: list[tuple[str, dict[str, str]]]) -> list[Method]:
+    """Ours within this process, on uint8 (1, 3, H, W)."""
+    made = []
+    for name, options in kinds:
+        purifier = Purifier.from_pretrained(options.get("weights", weights.DEFAULT_COLOR), device="cpu", **_without(options, "weights"))
+        made.append(Method(f"ours, network: {name}", lambda purifier=purifier: purifier(x), x[0, 0].numel(), f"{x.shape[2]}x{x.shape[3]}"))
+    return made
+
+
+def whole_command(source: Path, target: Path, options: dict[str, str]) -> dict[str, float]:
+    """`comdefend purify` as a process: seconds from start to end, and its peak memory in MB."""
+    more = [word for key, value in options.items() for word in (f"--{key}", value)]
+    command = [
+        sys.executable,
+        "-m",
+        "comdefend_cli",
+        "purify",
+        str(source),
+        str(target),
+        "--device",
+        "cpu",
+        "--quiet",
+        "--overwrite",
+        *more,
+    ]
+    began = time.perf_counter()
+    process = subprocess.Popen(command)
+    most = 0
+    while process.poll() is None:  # Not by `wait4`: that counts what this process had when it forked.
+        most = max(most, peak(process))
+        time.sleep(0.01)
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return {"seconds": seconds, "peak_mb": most / 1e6}
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything in turns, `--rounds` times."""
+    pixels = picture(arguments.picture, arguments.size)
+    kinds = variants(arguments.int8)
+    x = torch.from_numpy(pixels[: arguments.crop, : arguments.crop].copy()).permute(2, 0, 1)[None]
+    model = weights.load(weights.DEFAULT_COLOR).model
+    scaled = x.float() / 255
+    methods = [
+        *limits(model),
+        authors_way(model, scaled, arguments.patches),
+        *plain_pytorch(model, scaled),
+        *art_defences(scaled, arguments.small),
+        *networks(x, kinds),
+    ]
+    times: dict[str, list[float]] = {method.name: [] for method in methods}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name, _ in kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.png"
+        Image.fromarray(pixels).save(source)
+        for round_ in range(arguments.rounds):
+            for method in methods:
+                if round_ == 0:
+                    method.call()  # The first call sets up.
+                began = time.perf_counter()
+                method.call()
+                times[method.name].append(time.perf_counter() - began)
+                tell(f"round {round_ + 1}: {method.name}: {times[method.name][-1]:.2f} s")
+            for name, options in kinds:
+                runs[name].append(whole_command(source, Path(folder) / f"{name}.png", options))
+                tell(f"round {round_ + 1}: comdefend purify, {name}: {runs[name][-1]['seconds']:.1f} s")
+        quality = {name: decibels(Path(folder) / f"{name}.png", Path(folder) / "PyTorch float32.png") for name, _ in kinds}
+    rows = [row(method, times[method.name]) for method in methods]
+    commands = [command_row(name, runs[name], pixels.shape[0] ** 2, quality[name]) for name, _ in kinds]
+    return {**summary(rows, commands, flops_a_pixel(model)), "methods": rows, "commands": commands, **about(arguments)}
+
+
+def row(method: Method, times: list[float]) -> dict[str, Any]:
+    """The median rate of a method in megapixels a second, with the lowest and the highest."""
+    rates = sorted(method.pixels / 1e6 / seconds for seconds in times)
+    return {
+        "name": method.name,
+        "megapixels_per_second": _short(statistics.median(rates)),
+        "lowest": _short(rates[0]),
+        "highest": _short(rates[-1]),
+        "measured_on": method.note,
+    }
+
+
+def command_row(name: str, runs: list[dict[str, float]], pixels: int, quality: float | None) -> dict[str, Any]:
+    """The median of whole commands."""
+    seconds = sorted(run["seconds"] for run in runs)
+    return {
+        "name": name,
+        "seconds": round(statistics.median(seconds), 2),
+        "fastest_seconds": round(seconds[0], 2),
+        "slowest_seconds": round(seconds[-1], 2),
+        "megapixels_per_second": _short(pixels / 1e6 / statistics.median(seconds)),
+        "peak_mb": round(max(run["peak_mb"] for run in runs), 1),
+        "psnr_db_to_float32": None if quality is None else round(quality, 2),
+    }
+
+
+def summary(rows: list[dict[str, Any]], commands: list[dict[str, Any]], flops: int) -> dict[str, Any]:
+    """Ratios to the authors' way and shares of the limit."""
+    rate = {line["name"]: line["megapixels_per_second"] for line in rows}
+    authors = next(value for name, value in rate.items() if name.startswith("authors"))
+    top = {name.split()[1]: value for name, value in rate.items() if name.startswith("limit")}
+    best = max(top.values())
+    for line in (*rows, *commands):
+        line["ratio_to_authors_way"] = round(line["megapixels_per_second"] / authors, 3)
+        line["share_of_limit"] = round(line["megapixels_per_second"] / best, 3)
+    return {
+        "ratio_to_authors_way": commands[0]["ratio_to_authors_way"],
+        "share_of_limit": round(rate["ours, network: default installation"] / best, 3),
+        "share_of_limit_float32": round(rate["ours, network: PyTorch float32"] / top["float32"], 3),
+        "flops_a_pixel": flops,
+        "limit_gflops": {name: round(value * flops / 1e3, 1) for name, value in top.items()},
+    }
+
+
+def curve(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Megapixels a second of the network against the side of a tile, up to the whole picture, in turns."""
+    pixels = picture(arguments.picture, arguments.size)
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    sides = [side for side in TILES if side < arguments.size] + [arguments.size]
+    kinds = [(name, options) for name, options in variants(arguments.int8) if "float32" not in options["precision"]]
+    rates: dict[str, dict[int, list[float]]] = {name: {side: [] for side in sides} for name, _ in kinds}
+    for _ in range(arguments.rounds):
+        for name, options in kinds:
+            for side in sides:
+                given = options.get("weights", weights.DEFAULT_COLOR)
+                purifier = Purifier.from_pretrained(given, device="cpu", settings=Settings(tile=side), **_without(options, "weights"))
+                purifier(x[:, :, :64, :64])
+                began = time.perf_counter()
+                purifier(x)
+                rates[name][side].append(x[0, 0].numel() / 1e6 / (time.perf_counter() - began))
+                tell(f"{name}: tile {side}: {rates[name][side][-1]:.4f}")
+    rows = [{"tile": side, **{name: _short(statistics.median(rates[name][side])) for name in rates}} for side in sides]
+    return {"curve": rows, **about(arguments)}
+
+
+def growth(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak memory of the whole command against the picture's megapixels; once each, as the large ones take minutes."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.png", Path(folder) / "out.png"
+        for megapixels in arguments.growth:
+            side = round((megapixels * 1e6) ** 0.5)
+            Image.fromarray(picture(arguments.picture, side)).save(source, compress_level=1)
+            for name, options in variants(arguments.int8):
+                if options["precision"] == "float32":
+                    continue
+                run = whole_command(source, target, options)
+                tell(f"{side}x{side}, {name}: {run['seconds']:.1f} s, {run['peak_mb']:.0f} MB")
+                above = run["peak_mb"] - 2 * 3 * side**2 / 1e6
+                rows.append(
+                    {
+                        "name": name,
+                        "side": side,
+                        "megapixels": round(side**2 / 1e6, 3),
+                        "seconds": round(run["seconds"], 2),
+                        "seconds_a_megapixel": _short(run["seconds"] / (side**2 / 1e6)),
+                        "peak_mb": round(run["peak_mb"], 1),
+                        "peak_mb_above_decoded": round(above, 1),
+                    }
+                )
+    return {"growth": rows, **about(arguments), "rounds": 1}
+
+
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Hardware, versions and settings."""
+    found = {package: _version(package) for package in PACKAGES}
+    return {
+        "picture": str(arguments.picture or "scikit-image's astronaut"),
+        "size": arguments.size,
+        "rounds": arguments.rounds,
+        "precision_of_default": "bfloat16" if cpu_has_bfloat16() else "float32",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {package: number for package, number in found.items() if number},
+    }
+
+
+def cpu_name() -> str:
+    """As Linux has it, or what Python knows."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def decibels(one: Path, other: Path) -> float | None:
+    """PSNR of two pictures' files; None where they are the same."""
+    a, b = (torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None] for path in (one, other))
+    value = float(psnr(a, b))
+    return value if value < float("inf") else None
+
+
+def tell(text: str) -> None:
+    """Progress goes to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _without(options: dict[str, str], key: str) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != key}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def main() -> None:
+    """Measure and print, or print what was measured as a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path, nargs="?", help="default: a photograph that scikit-image ships, mirrored to --size")
+    parser.add_argument("--size", type=int, default=1024, help="side of the picture for the whole command")
+    parser.add_argument("--crop", type=int, default=512, help="side of the crop for networks and other defences")
+    parser.add_argument("--patches", type=int, default=128, help="of the authors' way")
+    parser.add_argument("--small", type=int, default=64, help="side of the crop for ART's total variation")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--int8", type=Path, help="weights that comdefend quantize made")
+    parser.add_argument("--curve", action="store_true", help="megapixels a second against the side of a tile")
+    parser.add_argument("--growth", type=float, nargs="+", metavar="MEGAPIXELS", help="seconds and memory of the whole command")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
+    parser.add_argument("--markdown", type=Path, help="measure nothing: print the table of this result")
+    parser.add_argument("--into", type=Path, help="with --markdown: put the table between its marks in this file")
+    arguments = parser.parse_args()
+    if arguments.markdown:
+        speed_report.publish(json.loads(arguments.markdown.read_text()), arguments.into)
+        return
+    torch.set_num_threads(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # For the processes that are timed.
+    result = (curve if arguments.curve else growth if arguments.growth else measured)(arguments)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1) if arguments.json else speed_report.table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The results of `speed.py` as Markdown, so that no number in docs/performance.md is typed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+
+def table(result: dict[str, Any]) -> str:
+    """Tables of a result, and below them what they were measured on."""
+    kind = _kind(result)
+    parts = {"curve": _curve, "growth": _growth}[kind](result[kind]) if kind != "speed" else [*_commands(result), "", *_methods(result)]
+    return "\n".join([*parts, "", _about(result)])
+
+
+def publish(result: dict[str, Any], into: Path | None) -> None:
+    """Print the tables, or put them into a file between `<!-- KIND -->` and `<!-- /KIND -->`: of speed, curve or growth."""
+    if into is None:
+        print(table(result))
+        return
+    mark = _kind(result)
+    text = into.read_text()
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{into}: has no <!-- {mark} --> and <!-- /{mark} -->")
+    into.write_text(pattern.sub(lambda found: f"{found[1]}\n{table(result)}\n\n{found[2]}", text))
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return next((kind for kind in ("curve", "growth") if kind in result), "speed")
+
+
+def _commands(result: dict[str, Any]) -> list[str]:
+    lines = [
+        f"| `comdefend purify`, {result['size']}x{result['size']} | seconds, whole command | megapixels/s | times the authors' way | "
+        "PSNR to float32, dB | peak memory, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in result["commands"]:
+        quality = "" if line["psnr_db_to_float32"] is None else f"{line['psnr_db_to_float32']:.1f}"
+        seconds = f"{line['seconds']:.1f} ({line['fastest_seconds']:.1f}-{line['slowest_seconds']:.1f})"
+        lines.append(
+            f"| {line['name']} | {seconds} | {line['megapixels_per_second']:.4g} | {line['ratio_to_authors_way']:.2f} | {quality} | "
+            f"{line['peak_mb']:.0f} |"
+        )
+    return lines
+
+
+def _methods(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| Within one process | megapixels/s (lowest-highest) | times the authors' way | share of the limit | measured on |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for line in result["methods"]:
+        rates = f"{line['megapixels_per_second']:.4g} ({line['lowest']:.4g}-{line['highest']:.4g})"
+        share = "" if line["name"].startswith("ART") else f"{100 * line['share_of_limit']:.0f} %"
+        lines.append(f"| {line['name']} | {rates} | {line['ratio_to_authors_way']:.2f} | {share} | {line['measured_on']} |")
+    return lines
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[str]:
+    names = [name for name in rows[0] if name != "tile"]
+    lines = [f"| Tile, pixels a side | {' | '.join(names)} |", f"| --- {'| --- ' * len(names)}|"]
+    return [*lines, *(f"| {row['tile']} | {' | '.join(f'{row[name]:.4g}' for name in names)} |" for row in rows)]
+
+
+def _growth(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| Megapixels | | seconds | seconds a megapixel | peak memory, MB | above decoded input and output, MB |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        numbers = f"{row['seconds']:.1f} | {row['seconds_a_megapixel']:.3g} | {row['peak_mb']:.0f} | {row['peak_mb_above_decoded']:.0f}"
+        lines.append(f"| {row['megapixels']:g} | {row['name']} | {numbers} |")
+    return lines
+
+
+def _about(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    limit = ""
+    if "limit_gflops" in result:
+        rates = ", ".join(f"{value:g} GFLOP/s in {name}" for name, value in result["limit_gflops"].items())
+        limit = f" The limit is a matrix product's rate, {rates}, over {result['flops_a_pixel']:,} operations a pixel."
+    return (
+        f"Medians of n = {result['rounds']} on {result['cpu']}, {result['threads']} threads on {result['cores']} cores; "
+        f"load before {result['load_before']:g}; picture: {Path(result['picture']).name}; Python {result['python']}, {versions}.{limit}"
+    )

@@ -1,0 +1,111 @@
+"""What computes the networks: PyTorch, or on a CPU OpenVINO (extra [openvino]), with the layers fused and also in 8-bit integers."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comdefend_cli.device import cpu_has_bfloat16
+from comdefend_cli.errors import UsageError
+from comdefend_cli.extras import require
+from comdefend_cli.graphs import openvino_model
+from comdefend_cli.model import ComDefend
+from comdefend_cli.weights import Quantized
+
+BACKENDS = ("auto", "torch", "openvino")
+#: OpenVINO's names of precisions; in the networks of 8-bit integers some steps are left to bfloat16 where there is some.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
+#: Sides of tiles: all activations of two layers are in memory at once, of 1024 pixels a side in bfloat16 0.8 GB.
+_TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
+
+
+def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: bool, quantized: bool) -> str:
+    """ "torch" or "openvino" for a backend's name.
+
+    "auto" takes OpenVINO where it is installed and was measured to be faster (docs/performance.md): on a CPU, with networks of 8-bit
+    integers, or else in bfloat16 where the CPU multiplies it; float32 stays with PyTorch, where tiles equal the whole picture bit by bit.
+
+    Args:
+        name: "auto", "torch" or "openvino".
+        device: of PyTorch's networks.
+        precision: as asked for, "auto" included.
+        noisy: whether noise is added to the logits, which only PyTorch's networks do.
+        quantized: whether the weights hold networks of 8-bit integers.
+
+    Raises:
+        UsageError: unknown, not installed, or it cannot do what is asked.
+    """
+    if name not in BACKENDS:
+        raise UsageError(f"unknown backend {name!r}: use auto, torch or openvino")
+    if name == "openvino":
+        require("openvino", extra="openvino")
+        if device.type != "cpu":
+            raise UsageError(f"the openvino backend is for the CPU, not {device.type}: use --device cpu or --backend torch")
+        if noisy:
+            raise UsageError("the openvino backend adds no noise: use --backend torch")
+        return name
+    able = device.type == "cpu" and not noisy and find_spec("openvino") is not None
+    fast = precision == "int8" or (precision in ("auto", "bfloat16") and (quantized or cpu_has_bfloat16()))
+    if name == "auto" and able and fast:
+        return "openvino"
+    if precision == "int8":
+        raise UsageError("int8 needs the openvino backend: pip install 'comdefend-cli[openvino]', and --device cpu without noise")
+    return "torch"
+
+
+class OpenVINONetworks:
+    """Both networks, compiled by OpenVINO for this CPU when they are first called; safe to call from several threads.
+
+    Args:
+        model: the networks; they are read now, so that what happens to them later does not matter.
+        precision: "auto" (int8 where there is some, else bfloat16 where the CPU multiplies it), "float32", "bfloat16" or "int8".
+        quantized: the networks in 8-bit integers, or None.
+
+    Attributes:
+        precision: never "auto".
+        tile: side of a tile that suits it.
+
+    Raises:
+        UsageError: OpenVINO is not installed, or a precision that is not there.
+    """
+
+    def __init__(self, model: ComDefend, precision: str = "auto", quantized: Quantized | None = None) -> None:
+        if precision == "auto":
+            precision = "int8" if quantized else "bfloat16" if cpu_has_bfloat16() else "float32"
+        if precision not in _HINTS:
+            raise UsageError(f"the openvino backend computes in {', '.join(_HINTS)}, not {precision}")
+        if precision == "int8" and quantized is None:
+            raise UsageError("these weights hold no int8 networks: make some with comdefend quantize")
+        self.precision, self.tile = precision, _TILES[precision]
+        require("openvino", extra="openvino")
+        self._networks = quantized if quantized and precision == "int8" else copy.deepcopy(model)
+        self._lock = threading.Lock()
+        self._compiled: Any = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = _compiled(self._networks, self.precision)
+            result = self._compiled([x.detach().float().cpu().contiguous().numpy()])[0]
+        return torch.from_numpy(result)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_compiled": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+def _compiled(networks: ComDefend | Quantized, precision: str) -> Any:
+    """OpenVINO's compiled model, for as many threads as PyTorch would use."""
+    ov = require("openvino", extra="openvino")
+    core = ov.Core()
+    model = core.read_model(networks.graph, networks.constants) if isinstance(networks, Quantized) else openvino_model(networks)
+    hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    return core.compile_model(model, "CPU", hints)

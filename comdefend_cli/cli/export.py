@@ -1,0 +1,120 @@
+"""`comdefend export OUT` and `comdefend quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comdefend_cli.cli import console
+from comdefend_cli.cli.console import notice
+from comdefend_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="float32, or int8 with weights of `comdefend quantize`.")]
+
+
+@console.command
+def export(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file: .onnx, .xml or .pt2.", **console.UNCHECKED)],
+    format: Annotated[str, typer.Option("--format", metavar="onnx|openvino|torch-export", help="What to write.")],
+    weights: console.Weights = None,
+    precision: Precision = "float32",
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--check", metavar="PICTURE", help="Compare on this picture; may be given often. Default: made ones.", **console.UNCHECKED
+        ),
+    ] = None,
+    overwrite: console.Overwrite = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was written.")] = False,
+) -> None:
+    """Write weights for other software, after comparing its output with PyTorch's.
+
+    The file takes a picture, float32 (N, channels, H, W) in [0, 1] of any size, and returns the purified one likewise.
+    openvino writes two files, OUT.xml and OUT.bin.
+    """
+    from comdefend_cli import export as exports
+    from comdefend_cli import files
+    from comdefend_cli import weights as weight_files
+
+    if precision not in exports.LEAST:
+        raise UsageError(f"unknown precision {precision!r}: use {' or '.join(exports.LEAST)}")
+    files.refuse_existing(target, overwrite=overwrite)
+    files.refuse_unwritable_folder(target)
+    loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+    pictures = [_read(path, loaded.header.architecture.channels) for path in check or ()]
+    done = exports.export(loaded, format, target, pictures=pictures, int8=precision == "int8", overwrite=overwrite)
+    names = [str(path) for path in done.paths]
+    if as_json:
+        console.print_json({"written": names, "psnr_db": _finite(done.psnr_db), "pictures": done.pictures, "weights_sha256": loaded.sha256})
+    else:
+        near = "the same levels as" if _finite(done.psnr_db) is None else f"at least {done.psnr_db:.1f} dB to"
+        console.print_line(f"wrote {' and '.join(names)}: {near} PyTorch's float32 output on {done.pictures} pictures")
+
+
+@console.command
+def quantize(
+    data: Annotated[
+        str,
+        typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of clean pictures, larger is better."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The weight file to write, .safetensors.", **console.UNCHECKED)],
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
+    ] = Path("data"),
+    weights: console.Weights = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="Crops that the ranges of the activations are taken from.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of crops.")] = 0,
+    no_download: Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")] = False,
+    overwrite: console.Overwrite = False,
+    quiet: console.Quiet = False,
+) -> None:
+    """Add networks of 8-bit integers to weights, for --backend openvino: twice as fast as bfloat16, a little less exact.
+
+    The new file holds the old networks too, and serves everywhere the old one did.
+    """
+    from comdefend_cli import datasets, files
+    from comdefend_cli import quantize as quantizing
+    from comdefend_cli import weights as weight_files
+    from comdefend_cli.cli.train import download_bar
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: a weight file ends in .safetensors")
+    files.refuse_existing(out, overwrite=overwrite)
+    files.refuse_unwritable_folder(out)
+    loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+    with download_bar(quiet) as progress:
+        dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
+    chosen = quantizing.calibration(dataset, pictures, seed)
+    notice("quantising, which takes a minute or so", quiet=quiet)
+    made = quantizing.quantize(loaded.model, chosen)
+    about: dict[str, Any] = {
+        "data": dataset.name,
+        "pictures": pictures,
+        "side": chosen.shape[-1],
+        "seed": seed,
+        "from_sha256": loaded.sha256,
+    }
+    training = {**loaded.header.training, "quantized": about}
+    sha256 = weight_files.save(out, loaded.model, training, quantized=made, overwrite=overwrite)
+    console.print_line(f"wrote {out} (SHA-256 {sha256})")
+
+
+def _read(path: Path, channels: int) -> Tensor:
+    """A picture, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
+    import torch
+
+    from comdefend_cli import images
+
+    pixels = torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None]
+    if pixels.shape[1] > channels:
+        raise UsageError(f"{path}: is in colour, and the weights are for grey pictures: check on another")
+    return pixels.expand(-1, channels, -1, -1).contiguous()
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None

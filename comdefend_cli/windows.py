@@ -1,0 +1,53 @@
+"""Windows of pictures on their way to the networks and back: batches of one shape, stacked, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from comdefend_cli.tiles import Tile
+
+#: Windows of one shape, each with the index of its picture.
+Batch = list[tuple[int, Tile]]
+
+
+def batches(grid: list[Tile], count: int, pixels: int) -> Iterator[Batch]:
+    """Windows of one shape at a time over all pictures, at most `pixels` together but at least one."""
+    by_shape: dict[tuple[int, int], Batch] = {}
+    for index in range(count):
+        for tile in grid:
+            batch = by_shape.setdefault(tile.shape, [])
+            batch.append((index, tile))
+            if (len(batch) + 1) * tile.shape[0] * tile.shape[1] > pixels:
+                yield by_shape.pop(tile.shape)
+    yield from by_shape.values()
+
+
+def stacked(x: Tensor, batch: Batch, device: torch.device) -> Tensor:
+    """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
+    windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch]).to(device)
+    scaled = windows.float() / 255 if windows.dtype == torch.uint8 else windows.float()
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
+def counted(parts: Iterator[Tensor], height: int, area: int, count: Callable[[int], None]) -> Iterator[Tensor]:
+    """The parts of windows, of which `count` is told as they come: `area` pixels for `height` rows."""
+    rows = 0
+    for part in parts:
+        before, rows = area * rows // height, rows + part.shape[2]
+        count(area * rows // height - before)
+        yield part
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Keep CUDA's convolutions from rounding float32 to TF32, which would make float32 results depend on the tiling."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
