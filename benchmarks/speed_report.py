@@ -83,5 +83,6 @@ def _about(result: dict[str, Any]) -> str:
         limit = f" The limit is a matrix product's rate, {rates}, over {result['flops_a_pixel']:,} operations a pixel."
     return (
         f"Medians of n = {result['rounds']} on {result['cpu']}, {result['threads']} threads on {result['cores']} cores; "
-        f"load before {result['load_before']:g}; picture: {Path(result['picture']).name}; Python {result['python']}, {versions}.{limit}{skipped}"
+        f"load before {result['load_before']:g}; picture: {Path(result['picture']).name}; "
+        f"Python {result['python']}, {versions}.{limit}{skipped}"
     )
