@@ -242,10 +242,18 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "skipped": skipped(arguments.int8),
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "versions": {package: number for package, number in found.items() if number},
     }
+
+
+def skipped(int8: Path | None) -> list[str]:
+    """What was not measured for want of something, and what."""
+    wanted = {"adversarial-robustness-toolbox": "ART's defences: install the extra [evaluate]", "openvino": "OpenVINO: install the extra"}
+    missing = [text for package, text in wanted.items() if not _version(package)]
+    return missing + ["int8: give --int8 a file of comdefend quantize"] * (int8 is None)
 
 
 def cpu_name() -> str:

@@ -76,11 +76,13 @@ def _growth(rows: list[dict[str, Any]]) -> list[str]:
 
 def _about(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    skipped = f" Not measured: {'; '.join(result['skipped'])}." if result["skipped"] else ""
     limit = ""
     if "limit_gflops" in result:
         rates = ", ".join(f"{value:g} GFLOP/s in {name}" for name, value in result["limit_gflops"].items())
         limit = f" The limit is a matrix product's rate, {rates}, over {result['flops_a_pixel']:,} operations a pixel."
     return (
         f"Medians of n = {result['rounds']} on {result['cpu']}, {result['threads']} threads on {result['cores']} cores; "
-        f"load before {result['load_before']:g}; picture: {Path(result['picture']).name}; Python {result['python']}, {versions}.{limit}"
+        f"load before {result['load_before']:g}; picture: {Path(result['picture']).name}; "
+        f"Python {result['python']}, {versions}.{limit}{skipped}"
     )
