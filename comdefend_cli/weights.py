@@ -30,7 +30,7 @@ from comdefend_cli.files import write_atomically
 from comdefend_cli.model import Architecture, ComDefend
 
 #: What `purify` takes when nothing is said, for colour and for grey pictures.
-DEFAULT_COLOR = "comdefend-12bit"
+DEFAULT_COLOR = "comdefend-12bit-denoise"
 DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
 FORMAT_VERSION = 1
