@@ -95,7 +95,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     try:
         with _silent():
             ray.init(cluster.address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if local else {}))
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except Exception as error:  # Ray raises whatever, a bare `Exception` among it where its processes are slow to start.
         raise ComdefendError(f"cannot reach a Ray cluster at {cluster.address or 'this machine'}: {reason(error)}") from error
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
