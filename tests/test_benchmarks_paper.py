@@ -254,14 +254,14 @@ def test_measured_tables_are_put_into_documents(tmp_path: Path) -> None:
     ]
     systems = [{"classifier": "c", "defence": defence} for defence in ("none", "some/jpeg:quality=75")]
     (tmp_path / "results.json").write_text(json.dumps({"cells": cells, "systems": systems}))
-    (tmp_path / "table5.md").write_text("### Table 5\n\n| 1 |\n")
+    (tmp_path / "table5.md").write_text("### Table 5\n\n| /a/b/w.safetensors |\n")
     document = tmp_path / "doc.md"
     document.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nbetween\n<!-- b -->\n<!-- /b -->\nafter\n")
     paste.main([str(document), f"a={tmp_path / 'results.json'}", f"b={tmp_path / 'table5.md'}"])
     lines = document.read_text().splitlines()
     assert [lines[0], lines[-1]] == ["before", "after"] and "between" in lines and "old" not in lines
     assert "| none | 91.0 | 12.5 | - | - | - |" in lines and "| `jpeg:quality=75` | 84.2 | - | - | - | 1.0 |" in lines
-    assert lines[lines.index("<!-- b -->") + 2 :][:3] == ["### Table 5", "", "| 1 |"]
+    assert lines[lines.index("<!-- b -->") + 2 :][:3] == ["### Table 5", "", "| w.safetensors |"]
     again = document.read_text()
     paste.main([str(document), f"b={tmp_path / 'table5.md'}"])
     assert document.read_text() == again

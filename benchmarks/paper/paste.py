@@ -50,7 +50,8 @@ def content(file: Path) -> str:
     if not file.is_file():
         raise UsageError(f"{file}: no such file")
     text = file.read_text()
-    return headline(json.loads(text)) if file.suffix == ".json" else text.strip()
+    # Where weight files lie is of no interest to a reader.
+    return headline(json.loads(text)) if file.suffix == ".json" else re.sub(r"[^\s|=:,(]*/(?=[^/\s|]+\.safetensors)", "", text).strip()
 
 
 def pasted(document: str, name: str, text: str) -> str:
