@@ -226,7 +226,8 @@ def _file(chart: Chart, ending: str) -> bytes:
     abreast = 2 if columns > 1 else 1
     keyed = chart.kind == "curves" or any(len(style.label) > LONGEST for style in chart.styles)
     key = -(-len(chart.styles) // abreast) * LINE * 1.35 / 72 + 0.2 if keyed else 0.0
-    total = max(columns * wide, 6.0), HEAD + rows * high + key
+    said = max(_text_width(len(chart.title)) * (FONT + 3) / FONT, _text_width(len(chart.note)))
+    total = max(columns * wide, said + 0.2), HEAD + rows * high + key
     with matplotlib.rc_context(RC):
         figure = _figure(total)
         figure.text(0.1 / total[0], 1 - 0.1 / total[1], chart.title, va="top", fontsize=FONT + 3)
