@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
+
+import pages
 
 
 def table(result: dict[str, Any]) -> str:
@@ -18,13 +19,8 @@ def publish(result: dict[str, Any], into: Path | None) -> None:
     """Print the tables, or put them into a file between `<!-- KIND -->` and `<!-- /KIND -->`: of speed, curve or growth."""
     if into is None:
         print(table(result))
-        return
-    mark = _kind(result)
-    text = into.read_text()
-    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"{into}: has no <!-- {mark} --> and <!-- /{mark} -->")
-    into.write_text(pattern.sub(lambda found: f"{found[1]}\n{table(result)}\n\n{found[2]}", text))
+    else:
+        pages.put(into, _kind(result), table(result))
 
 
 def _kind(result: dict[str, Any]) -> str:
