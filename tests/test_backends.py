@@ -51,7 +51,7 @@ def test_openvino_in_float32_is_pytorch_within_a_few_roundings(photograph: torch
 
 def test_the_shipped_weights_in_bfloat16(photograph: torch.Tensor) -> None:
     """With the shipped weights, in bfloat16 where the CPU multiplies it, at least 35 dB to PyTorch's float32."""
-    ours = Purifier.from_pretrained("comdefend-12bit", device="cpu", precision="bfloat16", backend="openvino")
+    ours = Purifier.from_pretrained(device="cpu", precision="bfloat16", backend="openvino")
     assert mean_psnr(ours(photograph), Purifier.from_pretrained(device="cpu", precision="float32")(photograph)) >= 35
 
 
