@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """What a million and a billion photographs cost: hours, bytes, and which of them holds the others up.
 
-    python benchmarks/capacity.py --rate cpu=0.2 [--rate h100=150] [--speed speed.json] [--codec codec.json] [--into docs/capacity.md]
+    python benchmarks/capacity.py --codec codec.json [--speed speed.json] [--rate h100=150] [--out capacity.json]
     python benchmarks/capacity.py --measure-codec codec.json [--seconds 10]
 
-Rates are megapixels a second of one device inside the network: measured, and given by name, or taken from a JSON of
-benchmarks/speed.py (its key `ours_megapixels_per_second`, or the path that --speed-key names). A device without a rate has no numbers.
+Rates are megapixels a second of one device inside the network: measured, and given by name, or taken from the JSON of
+benchmarks/speed.py, of the networks that --kinds names. A device without a rate has no numbers.
 --measure-codec measures, on one core, how fast 12-megapixel photographs are decoded from JPEG and encoded as PNG and JPEG, and their bytes.
 Everything else is computed from --megapixels a photograph, --cores beside a device and --gigabits a second of network to the store.
 """
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import skimage
-from pages import put
 from PIL import Image
 
 SCALES = {"a million": 10**6, "a billion": 10**9}
@@ -132,35 +131,25 @@ def cost(name: str, network: float, codec: dict[str, Any], arguments: argparse.N
 
 
 def rates(arguments: argparse.Namespace) -> dict[str, float]:
-    """By device, as given."""
+    """By device, as given, and each of our networks on a CPU, as benchmarks/speed.py measured them."""
     found = {}
     for text in arguments.rate:
         name, _, value = text.partition("=")
         found[name] = float(value)
-    if arguments.speed:
-        value = json.loads(arguments.speed.read_text())
-        for key in arguments.speed_key.split("."):
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        found.setdefault("cpu", float(value))
+    methods = json.loads(arguments.speed.read_text())["methods"] if arguments.speed else []
+    for method in methods:
+        title, _, kind = method["name"].partition(": ")
+        if title == "ours, network" and kind in arguments.kinds:
+            found[f"cpu, {kind}"] = method["megapixels_per_second"]
     return found
-
-
-def table(rows: list[dict[str, Any]], missing: list[str]) -> str:
-    """As Markdown; devices without a rate are rows that say so."""
-    keys = ["device", "photographs", "output", "device_hours", "device_hours_at_bottleneck", "bottleneck", "devices_for_a_day"]
-    keys += ["terabytes_read", "terabytes_written", "journal_gigabytes", "first_process_gigabytes"]
-    lines = ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|" + "---|" * len(keys)]
-    lines += ["| " + " | ".join(f"{row[key]:,}" if isinstance(row[key], float) else str(row[key]) for key in keys) + " |" for row in rows]
-    lines += [f"| {name} | not measured |" + " |" * (len(keys) - 2) for name in missing]
-    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure the codec, or compute the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", action="append", default=[], metavar="NAME=MEGAPIXELS_A_SECOND")
-    parser.add_argument("--speed", type=Path, help="JSON of benchmarks/speed.py, for the rate of cpu")
-    parser.add_argument("--speed-key", default="ours_megapixels_per_second", help="where in it, with dots")
+    parser.add_argument("--speed", type=Path, help="JSON of benchmarks/speed.py, for the rates of a CPU")
+    parser.add_argument("--kinds", nargs="+", default=["default installation", "OpenVINO int8"], help="whose rates to take from it")
     parser.add_argument("--codec", type=Path, help="JSON of --measure-codec")
     parser.add_argument("--measure-codec", type=Path, metavar="FILE")
     parser.add_argument("--seconds", type=float, default=10)
@@ -168,8 +157,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="that decode and encode beside a device")
     parser.add_argument("--gigabits", type=float, default=10, help="a second, of each device's line to the store")
     parser.add_argument("--expect", nargs="*", default=["cpu", "gpu"], help="devices that have a row even without a rate")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--into", type=Path, metavar="PAGE", help="put the table there, where the page has a place for it")
+    parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
     arguments = parser.parse_args()
     if arguments.measure_codec:
         text = json.dumps(measure_codec(arguments.megapixels, arguments.seconds), indent=1)
@@ -183,13 +171,11 @@ def main() -> None:
     rows = [row for name, value in given.items() for row in cost(name, value, codec, arguments)]
     missing = [name for name in arguments.expect if not any(key.startswith(name) for key in given)]
     assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gigabits", "journal_bytes", "plan_bytes")}
-    if arguments.markdown or arguments.into:
-        text = f"{table(rows, missing)}\n\nMegapixels a second of each device: {given}. Of the codec: {codec}. Besides: {assumed}."
-        print(text)
-        if arguments.into:
-            put(arguments.into, "capacity", text)
-        return
-    print(json.dumps({"rates": given, "codec": codec, "assumed": assumed, "rows": rows, "not_measured": missing}, indent=1))
+    result = {"rows": rows, "megapixels_per_second": given, "codec": codec, "assumed": assumed, "not_measured": missing}
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

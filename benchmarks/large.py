@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Memory and seconds of `comdefend purify` against megapixels, in strips and whole.
 
-    python benchmarks/large.py [--megapixels 1 3 10 30 100] [--ways strips whole] [--weights narrow|NAME] [--json]
+    python benchmarks/large.py [--megapixels 1 3 10 30 100] [--ways strips whole] [--weights narrow|NAME] [--seconds 200] [--json]
 
 Makes pictures of those sizes, purifies each by the real command and watches the process (Linux). The default network is a narrow one
 (4 channels a layer), so that the whole curve takes minutes: it shows what reading, strips and writing cost. The shipped network's
-activations do not depend on the picture's size either; --weights comdefend-12bit measures them. A line is fitted to seconds against
-megapixels by least squares; r2 near 1 says that the time is linear.
+activations do not depend on the picture's size either: --weights comdefend-12bit measures them. That takes minutes to an hour for 100
+megapixels on two cores; --seconds ends a run earlier, and memory after half of that time, beside that at its end, shows whether it grows.
+A line is fitted to seconds and memory against megapixels by least squares; r2 near 1 says that the time is linear.
 """
 
 from __future__ import annotations
@@ -16,42 +17,17 @@ import json
 import math
 import os
 import platform
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pages import put
+from processes import Run, purify, watch
 
 from comdefend_cli import weights
 from comdefend_cli.extras import require
 from comdefend_cli.model import Architecture, ComDefend
-
-#: Seconds between two looks at the process.
-LOOK = 0.02
-
-
-def watch(command: list[str]) -> dict[str, Any]:
-    """Run a command to its end: its seconds and largest resident memory."""
-    began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    most = 0
-    while process.poll() is None:
-        try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except OSError:
-            break
-        most = max([most, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
-        time.sleep(LOOK)
-    output = process.communicate()[0]
-    if process.returncode:
-        raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}")
-    record = json.loads(output)
-    return {"seconds": round(time.monotonic() - began, 2), "purify_seconds": record["seconds"], "peak_mb": round(most / 1e6, 1)}
 
 
 def make(path: Path, side: int) -> None:
@@ -78,60 +54,40 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=("strips", "whole"), default=["strips", "whole"])
     parser.add_argument("--weights", default="narrow")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--seconds", type=float, default=0.0, help="end each run after so long; default: never")
     parser.add_argument("--format", choices=("png", "tiff"), default="png")
     parser.add_argument("--folder", type=Path, help="where to put the pictures; default: the system's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="write it into a file too")
-    parser.add_argument("--into", type=Path, metavar="PAGE", help="put a table there, where the page has a place for it")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        chosen = arguments.weights
-        if chosen == "narrow":
-            chosen = str(folder / "narrow.safetensors")
-            weights.save(Path(chosen), ComDefend(Architecture(3, 12, (4,) * 8)), {})
+        options = {"precision": arguments.precision, "weights": arguments.weights}
+        if arguments.weights == "narrow":
+            options["weights"] = str(folder / "narrow.safetensors")
+            weights.save(Path(options["weights"]), ComDefend(Architecture(3, 12, (4,) * 8)), {})
         for megapixels in arguments.megapixels:
-            side = round(math.sqrt(megapixels * 1e6))
+            side = math.ceil(math.sqrt(megapixels * 1e6))
             source = folder / f"in.{arguments.format}"
             make(source, side)
             for way in arguments.ways:
-                target = folder / f"{way}.{arguments.format}"
-                command = [
-                    sys.executable,
-                    "-m",
-                    "comdefend_cli",
-                    "purify",
-                    str(source),
-                    str(target),
-                    "--json",
-                    "--quiet",
-                    "--device",
-                    "cpu",
-                ]
-                more = [
-                    "--device",
-                    "cpu",
-                    "--precision",
-                    arguments.precision,
-                    "--weights",
-                    chosen,
-                    "--overwrite",
-                    "--max-megapixels",
-                    str(2 * megapixels),
-                ]
-                run = watch([*command, *more, "--strips" if way == "strips" else "--no-strips"])
-                rows.append({"megapixels": round(side * side / 1e6, 3), "way": way, **run})
+                flag = {"strips" if way == "strips" else "no_strips": True}
+                run = watch(
+                    purify(source, folder / f"{way}.{arguments.format}", **options, **flag, max_megapixels=2 * megapixels + 1),
+                    arguments.seconds,
+                )
+                rows.append(row(side, way, run))
                 if not arguments.json:
                     print(rows[-1], flush=True)
     lines = {}
     for way in arguments.ways:
-        points = [row for row in rows if row["way"] == way]
+        points = [row for row in rows if row["way"] == way and row["finished"]]
         if len(points) > 1:
             lines[way] = {key: line([(row["megapixels"], row[key]) for row in points]) for key in ("seconds", "peak_mb")}
     result = {
         "rows": rows,
-        "against_megapixels": lines,
+        "line_against_megapixels": lines,
         "weights": arguments.weights,
         "precision": arguments.precision,
         "format": arguments.format,
@@ -140,14 +96,23 @@ def main() -> None:
         "machine": platform.machine(),
     }
     text = json.dumps(result, indent=1)
-    if arguments.into:
-        heads = ["megapixels", "way", "seconds", "peak_mb"]
-        table = ["| " + " | ".join(heads) + " |", "|---|---|---|---|"]
-        table += ["| " + " | ".join(str(row[key]) for key in heads) + " |" for row in rows]
-        put(arguments.into, "large", "\n".join(table) + f"\n\nBest lines, against megapixels: {lines}.")
     if arguments.out:
         arguments.out.write_text(text + "\n")
     print(text if arguments.json else json.dumps(lines, indent=1))
+
+
+def row(side: int, way: str, run: Run) -> dict[str, Any]:
+    """What a run took; memory above the decoded picture and its output, which a picture that is taken whole needs."""
+    decoded = 2 * 3 * side**2 / 1e6
+    return {
+        "megapixels": round(side**2 / 1e6, 3),
+        "way": way,
+        "seconds": round(run.seconds, 2),
+        "peak_mb": round(run.peak_mb, 1),
+        "peak_mb_above_decoded": round(run.peak_mb - decoded, 1) if way == "whole" else None,
+        "finished": run.finished,
+        "peak_mb_at_half": run.peak_mb_at_half and round(run.peak_mb_at_half, 1),
+    }
 
 
 if __name__ == "__main__":

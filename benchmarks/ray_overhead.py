@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `purify-dir --engine ray` costs above the local engine: seconds to begin, and milliseconds a picture.
 
-    python benchmarks/ray_overhead.py [--pictures 400 4000] [--workers 2] [--json] [--into docs/cluster.md]
+    python benchmarks/ray_overhead.py [--pictures 400 4000] [--workers 2] [--json]
 
 A local cluster purifies folders of two sizes of 32x32 PNGs with a narrow network (4 channels a layer), so that almost all time is what the
 engine itself takes; the local engine does the same. Of each, the slope between the two sizes is its cost a picture, and what remains of the
@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from folder import make_thumbnails
-from pages import put
 
 from comdefend_cli import folder, machine, weights, with_ray
 from comdefend_cli.folder import Networks, Options
@@ -71,7 +70,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, nargs=2, default=[400, 4000])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--into", type=Path, metavar="PAGE", help="put it there as a table, where the page has a place for it")
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {"local": [], "ray": [], "driver": []}
     with tempfile.TemporaryDirectory() as name:
@@ -102,12 +100,6 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
     }
-    if arguments.into:
-        put(
-            arguments.into,
-            "ray_overhead",
-            "\n".join(["| | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value} |" for key, value in result.items())]),
-        )
     print(json.dumps(result, indent=None if arguments.json else 1))
 
 

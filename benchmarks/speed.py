@@ -4,7 +4,6 @@
     python benchmarks/speed.py [PICTURE] [--size 1024] [--int8 FILE] [--json] [--out FILE]
     python benchmarks/speed.py --curve [--out FILE]                  megapixels a second against the side of a tile
     python benchmarks/speed.py --growth 1 4 16 [--out FILE]          seconds and memory of the whole command against megapixels
-    python benchmarks/speed.py --markdown RESULT.json [--into FILE]  the table of a result of any of these
 
 Networks are timed within this process on a crop of --crop pixels a side, since their cost a pixel does not depend on the picture's size;
 the authors' way on --patches of its patches; `comdefend purify` as a process of its own, from start to written file, on --size pixels a
@@ -19,7 +18,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,8 +28,8 @@ from typing import Any
 import numpy as np
 import speed_report
 import torch
-from memory import peak
 from PIL import Image
+from processes import Run, purify, watch
 from speed_rivals import Method, art_defences, authors_way, flops_a_pixel, limits, plain_pytorch
 from torch import Tensor
 
@@ -74,34 +72,6 @@ def networks(x: Tensor, kinds: list[tuple[str, dict[str, str]]]) -> list[Method]
     return made
 
 
-def whole_command(source: Path, target: Path, options: dict[str, str]) -> dict[str, float]:
-    """`comdefend purify` as a process: seconds from start to end, and its peak memory in MB."""
-    more = [word for key, value in options.items() for word in (f"--{key}", value)]
-    command = [
-        sys.executable,
-        "-m",
-        "comdefend_cli",
-        "purify",
-        str(source),
-        str(target),
-        "--device",
-        "cpu",
-        "--quiet",
-        "--overwrite",
-        *more,
-    ]
-    began = time.perf_counter()
-    process = subprocess.Popen(command)
-    most = 0
-    while process.poll() is None:  # Not by `wait4`: that counts what this process had when it forked.
-        most = max(most, peak(process))
-        time.sleep(0.01)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return {"seconds": seconds, "peak_mb": most / 1e6}
-
-
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything in turns, `--rounds` times."""
     pixels = picture(arguments.picture, arguments.size)
@@ -117,7 +87,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         *networks(x, kinds),
     ]
     times: dict[str, list[float]] = {method.name: [] for method in methods}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name, _ in kinds}
+    runs: dict[str, list[Run]] = {name: [] for name, _ in kinds}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.png"
         Image.fromarray(pixels).save(source)
@@ -130,8 +100,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
                 times[method.name].append(time.perf_counter() - began)
                 tell(f"round {round_ + 1}: {method.name}: {times[method.name][-1]:.2f} s")
             for name, options in kinds:
-                runs[name].append(whole_command(source, Path(folder) / f"{name}.png", options))
-                tell(f"round {round_ + 1}: comdefend purify, {name}: {runs[name][-1]['seconds']:.1f} s")
+                runs[name].append(watch(purify(source, Path(folder) / f"{name}.png", **options)))
+                tell(f"round {round_ + 1}: comdefend purify, {name}: {runs[name][-1].seconds:.1f} s")
         quality = {name: decibels(Path(folder) / f"{name}.png", Path(folder) / "PyTorch float32.png") for name, _ in kinds}
     rows = [row(method, times[method.name]) for method in methods]
     commands = [command_row(name, runs[name], pixels.shape[0] ** 2, quality[name]) for name, _ in kinds]
@@ -150,16 +120,16 @@ def row(method: Method, times: list[float]) -> dict[str, Any]:
     }
 
 
-def command_row(name: str, runs: list[dict[str, float]], pixels: int, quality: float | None) -> dict[str, Any]:
+def command_row(name: str, runs: list[Run], pixels: int, quality: float | None) -> dict[str, Any]:
     """The median of whole commands."""
-    seconds = sorted(run["seconds"] for run in runs)
+    seconds = sorted(run.seconds for run in runs)
     return {
         "name": name,
         "seconds": round(statistics.median(seconds), 2),
         "fastest_seconds": round(seconds[0], 2),
         "slowest_seconds": round(seconds[-1], 2),
         "megapixels_per_second": _short(pixels / 1e6 / statistics.median(seconds)),
-        "peak_mb": round(max(run["peak_mb"] for run in runs), 1),
+        "peak_mb": round(max(run.peak_mb for run in runs), 1),
         "psnr_db_to_float32": None if quality is None else round(quality, 2),
     }
 
@@ -214,17 +184,17 @@ def growth(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, options in variants(arguments.int8):
                 if options["precision"] == "float32":
                     continue
-                run = whole_command(source, target, options)
-                tell(f"{side}x{side}, {name}: {run['seconds']:.1f} s, {run['peak_mb']:.0f} MB")
-                above = run["peak_mb"] - 2 * 3 * side**2 / 1e6
+                run = watch(purify(source, target, **options))
+                tell(f"{side}x{side}, {name}: {run.seconds:.1f} s, {run.peak_mb:.0f} MB")
+                above = run.peak_mb - 2 * 3 * side**2 / 1e6
                 rows.append(
                     {
                         "name": name,
                         "side": side,
                         "megapixels": round(side**2 / 1e6, 3),
-                        "seconds": round(run["seconds"], 2),
-                        "seconds_a_megapixel": _short(run["seconds"] / (side**2 / 1e6)),
-                        "peak_mb": round(run["peak_mb"], 1),
+                        "seconds": round(run.seconds, 2),
+                        "seconds_a_megapixel": _short(run.seconds / (side**2 / 1e6)),
+                        "peak_mb": round(run.peak_mb, 1),
                         "peak_mb_above_decoded": round(above, 1),
                     }
                 )
@@ -307,12 +277,7 @@ def main() -> None:
     parser.add_argument("--growth", type=float, nargs="+", metavar="MEGAPIXELS", help="seconds and memory of the whole command")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
-    parser.add_argument("--markdown", type=Path, help="measure nothing: print the table of this result")
-    parser.add_argument("--into", type=Path, help="with --markdown: put the table between its marks in this file")
     arguments = parser.parse_args()
-    if arguments.markdown:
-        speed_report.publish(json.loads(arguments.markdown.read_text()), arguments.into)
-        return
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # For the processes that are timed.
     result = (curve if arguments.curve else growth if arguments.growth else measured)(arguments)

@@ -5,26 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pages
+#: Keys that results have, one of them each.
+KINDS = {"methods", "curve", "growth"}
 
 
 def table(result: dict[str, Any]) -> str:
     """Tables of a result, and below them what they were measured on."""
-    kind = _kind(result)
-    parts = {"curve": _curve, "growth": _growth}[kind](result[kind]) if kind != "speed" else [*_commands(result), "", *_methods(result)]
-    return "\n".join([*parts, "", _about(result)])
-
-
-def publish(result: dict[str, Any], into: Path | None) -> None:
-    """Print the tables, or put them into a file between `<!-- KIND -->` and `<!-- /KIND -->`: of speed, curve or growth."""
-    if into is None:
-        print(table(result))
+    if "methods" in result:
+        parts = [*_commands(result), "", *_methods(result)]
     else:
-        pages.put(into, _kind(result), table(result))
-
-
-def _kind(result: dict[str, Any]) -> str:
-    return next((kind for kind in ("curve", "growth") if kind in result), "speed")
+        parts = _curve(result["curve"]) if "curve" in result else _growth(result["growth"])
+    return "\n".join([*parts, "", _about(result)])
 
 
 def _commands(result: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
-"""benchmarks/speed.py: it runs with tiny settings, its ratios are what it measured, and its table goes between the marks."""
+"""benchmarks/speed.py: it runs with tiny settings, its ratios and its table are what it measured."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -44,18 +45,11 @@ def test_the_ratios_are_those_of_what_was_measured(result: dict[str, Any]) -> No
 
 
 @pytest.mark.slow
-def test_the_table_is_put_between_its_marks(result: dict[str, Any], tmp_path: Path) -> None:
-    """Twice gives the same text; what is around it stays; a file without marks is refused."""
-    (tmp_path / "speed.json").write_text(json.dumps(result))
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n")
-    assert speed("--markdown", tmp_path / "speed.json", "--into", page).returncode == 0
-    once = page.read_text()
-    assert speed("--markdown", tmp_path / "speed.json", "--into", page).returncode == 0
-    assert page.read_text() == once
-    assert once.startswith("before\n")
-    assert once.endswith("after\n")
-    assert "| default installation |" in once
-    assert "old" not in once
-    page.write_text("nothing\n")
-    assert speed("--markdown", tmp_path / "speed.json", "--into", page).returncode != 0
+def test_the_table_says_what_was_measured(result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line a command and a method, with their rates."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table = importlib.import_module("speed_report").table(result)
+    default = result["commands"][0]
+    line = next(line for line in table.splitlines() if line.startswith("| default installation |"))
+    assert f"| {default['megapixels_per_second']:.4g} | {default['ratio_to_authors_way']:.2f} |" in line
+    assert all(f"| {method['name']} |" in table for method in result["methods"])

@@ -237,33 +237,3 @@ def test_table_4_trains_each_cell_once(tiny: Path, cifar: Path, tmp_path: Path, 
     monkeypatch.setattr(training, "Trainer", None)
     table4.main(arguments)
     assert (tmp_path / "out" / "table4.md").read_text() == text
-
-
-def test_measured_tables_are_put_into_documents(tmp_path: Path) -> None:
-    """Between the marks stands the file, or of results.json the lowest accuracy of each threat model; all else stays."""
-    paste = module("paste")
-    cells = [
-        {"classifier": "c", "defence": defence, "threat": threat, "epsilon": epsilon, "accuracy": accuracy}
-        for defence, threat, epsilon, accuracy in (
-            ("none", "clean", None, 91.0),
-            ("none", "grey-box", 2.0, 14.0),
-            ("none", "grey-box", 2.0, 12.5),
-            ("some/jpeg:quality=75", "clean", None, 84.2),
-            ("some/jpeg:quality=75", "adaptive", 8.0, 1.0),
-        )
-    ]
-    systems = [{"classifier": "c", "defence": defence} for defence in ("none", "some/jpeg:quality=75")]
-    (tmp_path / "results.json").write_text(json.dumps({"cells": cells, "systems": systems}))
-    (tmp_path / "table5.md").write_text("### Table 5\n\n| /a/b/w.safetensors |\n")
-    document = tmp_path / "doc.md"
-    document.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nbetween\n<!-- b -->\n<!-- /b -->\nafter\n")
-    paste.main([str(document), f"a={tmp_path / 'results.json'}", f"b={tmp_path / 'table5.md'}"])
-    lines = document.read_text().splitlines()
-    assert [lines[0], lines[-1]] == ["before", "after"] and "between" in lines and "old" not in lines
-    assert "| none | 91.0 | 12.5 | - | - | - |" in lines and "| `jpeg:quality=75` | 84.2 | - | - | - | 1.0 |" in lines
-    assert lines[lines.index("<!-- b -->") + 2 :][:3] == ["### Table 5", "", "| w.safetensors |"]
-    again = document.read_text()
-    paste.main([str(document), f"b={tmp_path / 'table5.md'}"])
-    assert document.read_text() == again
-    with pytest.raises(UsageError, match="no part between <!-- c -->"):
-        paste.main([str(document), f"c={tmp_path / 'table5.md'}"])

@@ -50,24 +50,40 @@ def test_capacity_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (billion["terabytes_written"], billion["first_process_gigabytes"]) == (12500.0, 1000.0)
 
 
-def test_capacity_says_what_was_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a GPU's rate its row has no numbers; the CPU's is taken from the speed benchmark; the table goes into its page's place."""
+def test_capacity_says_what_was_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a GPU's rate there are no numbers for it; the CPU's are those of the networks in the speed benchmark."""
     capacity = module(monkeypatch, "capacity")
     (tmp_path / "codec.json").write_text(json.dumps(CODEC))
-    (tmp_path / "speed.json").write_text(json.dumps({"ours": {"rates": [0.25]}}))
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- capacity -->\nold\n<!-- /capacity -->\nafter\n")
-    options = ["--codec", tmp_path / "codec.json", "--speed", tmp_path / "speed.json", "--speed-key", "ours.rates.0", "--into", page]
+    methods = [("ours, network: default installation", 0.25), ("ours, network: PyTorch float32", 0.1), ("authors' way", 0.01)]
+    speed = {"methods": [{"name": name, "megapixels_per_second": rate} for name, rate in methods]}
+    (tmp_path / "speed.json").write_text(json.dumps(speed))
+    options = ["--codec", tmp_path / "codec.json", "--speed", tmp_path / "speed.json", "--out", tmp_path / "out.json"]
     monkeypatch.setattr(sys, "argv", ["capacity.py", *map(str, options)])
     capacity.main()
-    assert "| gpu | not measured |" in capsys.readouterr().out
-    text = page.read_text()
-    assert text.startswith("before\n<!-- capacity -->\n")
-    assert text.endswith("<!-- /capacity -->\nafter\n")
-    assert "| cpu | a million | png |" in text
-    assert "old" not in text
-    with pytest.raises(SystemExit, match="no place"):
-        module(monkeypatch, "pages").put(page, "other", "text")
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["megapixels_per_second"] == {"cpu, default installation": 0.25}
+    assert result["not_measured"] == ["gpu"]
+    assert {row["device"] for row in result["rows"]} == {"cpu, default installation"}
+    hours = 1e6 * 12 * (1 / 0.25 + 0.11 / 2) / 3600
+    assert result["rows"][0]["device_hours"] == pytest.approx(hours, abs=0.1)
+
+
+def test_a_process_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory, output and end; one that takes too long is ended; one that fails says so."""
+    processes = module(monkeypatch, "processes")
+    run = processes.watch([sys.executable, "-c", "import time; held = b'1' * 10**8; time.sleep(0.2); print('done')"])
+    assert run.finished
+    assert run.output.strip() == b"done"
+    assert 100 < run.peak_mb < 300
+    assert run.seconds > 0.2
+    long = processes.watch([sys.executable, "-c", "import time; time.sleep(60)"], 0.6)
+    assert not long.finished
+    assert long.seconds < 30
+    assert 0 < long.peak_mb_at_half <= long.peak_mb
+    with pytest.raises(SystemExit, match="exit code 3"):
+        processes.watch([sys.executable, "-c", "raise SystemExit(3)"])
+    command = processes.purify(Path("a"), Path("b"), precision="float32", no_strips=True)
+    assert command[-3:] == ["--precision", "float32", "--no-strips"]
 
 
 def test_the_bytes_of_plan_and_journal_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

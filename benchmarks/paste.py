@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Put measured tables into a document, so that none of their numbers is typed.
+"""Put what was measured into a document, so that none of its numbers is typed.
 
-    python benchmarks/paper/paste.py DOCUMENT NAME=FILE [NAME=FILE ...]
+    python benchmarks/paste.py DOCUMENT NAME=FILE [NAME=FILE ...]
 
 What stands between the lines `<!-- NAME -->` and `<!-- /NAME -->` of the Markdown document is replaced: by the file as it is where it is
-Markdown (a table of this folder, or `tables.md` of `comdefend evaluate`), or where it is `results.json` of `comdefend evaluate`, by
-a short table of the accuracy on clean pictures and the lowest one of each threat model.
+Markdown (a table of paper/, or `tables.md` of `comdefend evaluate`); where it is `results.json` of `comdefend evaluate`, by a short
+table of the accuracy on clean pictures and the lowest one of each threat model; where it is JSON of a benchmark, by its tables.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from options import run
-from systems import short
+import speed_report
 
-from comdefend_cli.errors import UsageError
+from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.files import write_atomically
 
 #: Levels of the short table.
 SHOWN = (2.0, 8.0)
 THREATS = ("grey-box", "adaptive")
+#: Where weight files lie, which is of no interest to a reader.
+FOLDERS = re.compile(r"[^\s|=:,(`]*/(?=[^/\s|]+\.safetensors)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,8 +52,7 @@ def content(file: Path) -> str:
     if not file.is_file():
         raise UsageError(f"{file}: no such file")
     text = file.read_text()
-    # Where weight files lie is of no interest to a reader.
-    return headline(json.loads(text)) if file.suffix == ".json" else re.sub(r"[^\s|=:,(]*/(?=[^/\s|]+\.safetensors)", "", text).strip()
+    return FOLDERS.sub("", tables(json.loads(text)) if file.suffix == ".json" else text).strip()
 
 
 def pasted(document: str, name: str, text: str) -> str:
@@ -66,6 +67,25 @@ def pasted(document: str, name: str, text: str) -> str:
     return marked.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", document)
 
 
+def tables(result: dict[str, Any]) -> str:
+    """A result as Markdown."""
+    if "cells" in result:
+        return headline(result)
+    return speed_report.table(result) if speed_report.KINDS & result.keys() else plain(result)
+
+
+def plain(result: dict[str, Any]) -> str:
+    """Each list of rows as a table, then all else as a table of names and values."""
+    parts = []
+    for rows in (value for value in result.values() if _is_table(value)):
+        heads = list(rows[0])
+        parts.append(
+            "\n".join(map(_line, [map(_words, heads), ["---"] * len(heads), *([_shown(row[head]) for head in heads] for row in rows)]))
+        )
+    rest = list(_flat({key: value for key, value in result.items() if not _is_table(value)}))
+    return "\n\n".join([*parts, "\n".join(map(_line, [("", ""), ("---", "---"), *rest]))] if rest else parts)
+
+
 def headline(results: dict[str, Any]) -> str:
     """A line a system: clean, then the lowest accuracy of each threat model at `SHOWN`, in percent."""
     several = len({system["classifier"] for system in results["systems"]}) > 1
@@ -75,9 +95,9 @@ def headline(results: dict[str, Any]) -> str:
         names = system["classifier"], system["defence"]
         values = [lowest(results["cells"], names, "clean", None)]
         values += [lowest(results["cells"], names, threat, epsilon) for threat in THREATS for epsilon in SHOWN]
-        label = f"`{short(names[1])}`" if names[1] != "none" else "none"
+        label = f"`{names[1]}`" if names[1] != "none" else "none"
         lines.append([f"{names[0]}, {label}" if several else label, *values])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(_line, lines))
 
 
 def lowest(cells: list[dict[str, Any]], names: tuple[str, str], threat: str, epsilon: float | None) -> str:
@@ -90,5 +110,34 @@ def lowest(cells: list[dict[str, Any]], names: tuple[str, str], threat: str, eps
     return f"{min(found):.1f}" if found else "-"
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if not isinstance(value, dict):
+        yield _words(name), _shown(value)
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, f"{name}, {key}" if name else key)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else "" if value is None else str(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _line(cells: Sequence[str] | map[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 if __name__ == "__main__":
-    run(main)
+    try:
+        main()
+    except ComdefendError as error:
+        sys.exit(f"error: {error}")
