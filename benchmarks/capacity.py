@@ -5,7 +5,8 @@
     python benchmarks/capacity.py --measure-codec codec.json [--seconds 10]
 
 Rates are megapixels a second of one device inside the network: measured, and given by name, or taken from the JSON of
-benchmarks/speed.py, of the networks that --kinds names. A device without a rate has no numbers.
+benchmarks/speed.py, of the networks that --kinds names. A device whose name begins with cpu shares
+its cores with the codec; any other is a GPU.
 --measure-codec measures, on one core, how fast 12-megapixel photographs are decoded from JPEG and encoded as PNG and JPEG, and their bytes.
 Everything else is computed from --megapixels a photograph, --cores beside a device and --gigabits a second of network to the store.
 """
@@ -105,7 +106,7 @@ def cost(name: str, network: float, codec: dict[str, Any], arguments: argparse.N
         decode, encode = codec["decode_jpeg_megapixels_per_second"], codec[f"encode_{output}_megapixels_per_second"]
         moved = codec["jpeg_bytes_a_pixel"] + codec[f"{output}_bytes_a_pixel"]
         # On a CPU the codec's cores are the network's own, so their times add up; beside a GPU they work at once.
-        shared = name.startswith("cpu")
+        shared = _is_cpu(name)
         coding = arguments.cores / (1 / decode + 1 / encode)
         limits = {"codec": coding, "network line": arguments.gigabits * 125 / moved}
         limits["purification"] = 1 / (1 / network + 1 / coding) if shared else network
@@ -128,6 +129,10 @@ def cost(name: str, network: float, codec: dict[str, Any], arguments: argparse.N
                 }
             )
     return rows
+
+
+def _is_cpu(name: str) -> bool:
+    return name.startswith("cpu")
 
 
 def rates(arguments: argparse.Namespace) -> dict[str, float]:
@@ -156,7 +161,6 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=12)
     parser.add_argument("--cores", type=int, default=2, help="that decode and encode beside a device")
     parser.add_argument("--gigabits", type=float, default=10, help="a second, of each device's line to the store")
-    parser.add_argument("--expect", nargs="*", default=["cpu", "gpu"], help="devices that have a row even without a rate")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
     arguments = parser.parse_args()
     if arguments.measure_codec:
@@ -169,9 +173,15 @@ def main() -> None:
     arguments.journal_bytes, arguments.plan_bytes = journal_bytes(), plan_bytes()
     codec, given = json.loads(arguments.codec.read_text()), rates(arguments)
     rows = [row for name, value in given.items() for row in cost(name, value, codec, arguments)]
-    missing = [name for name in arguments.expect if not any(key.startswith(name) for key in given)]
+    missing = {"cpu", "gpu"} - {"cpu" if _is_cpu(name) else "gpu" for name in given}
     assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gigabits", "journal_bytes", "plan_bytes")}
-    result = {"rows": rows, "megapixels_per_second": given, "codec": codec, "assumed": assumed, "not_measured": missing}
+    result = {
+        "rows": rows,
+        "megapixels_per_second": given,
+        "codec": codec,
+        "assumed": assumed,
+        "not_measured": sorted(missing),
+    }
     text = json.dumps(result, indent=1)
     print(text)
     if arguments.out:

@@ -213,7 +213,7 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "skipped": skipped(arguments.int8),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": arguments.load_before,
         "python": platform.python_version(),
         "versions": {package: number for package, number in found.items() if number},
     }
@@ -278,6 +278,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
     arguments = parser.parse_args()
+    arguments.load_before = round(os.getloadavg()[0], 2)
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # For the processes that are timed.
     result = (curve if arguments.curve else growth if arguments.growth else measured)(arguments)

@@ -39,7 +39,8 @@ def hello(name: str = typer.Option("world", help="Whom to greet.")) -> None:
 
 app()
 """
-ENVIRONMENT = {**os.environ, "COLUMNS": "100"}
+#: The default installation's backend, whatever else is installed.
+ENVIRONMENT = {**os.environ, "COLUMNS": "100", "COMDEFEND_BACKEND": "torch"}
 
 
 def seconds(command: list[str]) -> float:

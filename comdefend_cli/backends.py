@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from comdefend_cli.device import cpu_has_bfloat16
-from comdefend_cli.errors import UsageError
+from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.graphs import openvino_model
 from comdefend_cli.model import ComDefend
@@ -22,6 +22,9 @@ BACKENDS = ("auto", "torch", "openvino")
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 #: Sides of tiles: all activations of two layers are in memory at once, of 1024 pixels a side in bfloat16 0.8 GB.
 _TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
+#: All that `comdefend quantize` writes. A weight file comes from outside: a graph with anything else, such as a loop, is refused.
+_OPERATIONS = {"Parameter", "Constant", "Convert", "Subtract", "Multiply", "Add", "Convolution", "Elu", "Greater", "Sigmoid", "Result"}
+_OPERATIONS |= {"FakeQuantize"}
 
 
 def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: bool, quantized: bool) -> str:
@@ -49,13 +52,19 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
         if noisy:
             raise UsageError("the openvino backend adds no noise: use --backend torch")
         return name
-    able = device.type == "cpu" and not noisy and find_spec("openvino") is not None
-    fast = precision == "int8" or (precision in ("auto", "bfloat16") and (quantized or cpu_has_bfloat16()))
+    able = device.type == "cpu" and not noisy and openvino_is_installed()
+    fast = precision == "int8" or (precision == "auto" and quantized) or (precision in ("auto", "bfloat16") and cpu_has_bfloat16())
     if name == "auto" and able and fast:
         return "openvino"
     if precision == "int8":
         raise UsageError("int8 needs the openvino backend: pip install 'comdefend-cli[openvino]', and --device cpu without noise")
     return "torch"
+
+
+def openvino_is_installed() -> bool:
+    """Whether OpenVINO is; a folder of that name, which Python would import as well, is not it."""
+    spec = find_spec("openvino")
+    return spec is not None and spec.origin is not None
 
 
 class OpenVINONetworks:
@@ -84,16 +93,23 @@ class OpenVINONetworks:
         self.precision, self.tile = precision, _TILES[precision]
         require("openvino", extra="openvino")
         self._networks = quantized if quantized and precision == "int8" else copy.deepcopy(model)
+        self._channels = model.architecture.channels
         self._lock = threading.Lock()
         self._compiled: Any = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
+        """The picture (N, C, H, W), float32 in [0, 1], of one likewise.
+
+        Raises:
+            WeightsError: the networks in 8-bit integers are damaged, or are not what `comdefend quantize` writes.
+        """
         with self._lock:
             if self._compiled is None:
-                self._compiled = _compiled(self._networks, self.precision)
-            result = self._compiled([x.detach().float().cpu().contiguous().numpy()])[0]
-        return torch.from_numpy(result)
+                self._compiled = _compiled(self._networks, self._channels, self.precision)
+            result = torch.from_numpy(self._compiled([x.detach().float().cpu().contiguous().numpy()])[0])
+        if result.shape != x.shape:
+            raise _damaged("their output is not of the picture's size")
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_compiled": None}
@@ -102,10 +118,42 @@ class OpenVINONetworks:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-def _compiled(networks: ComDefend | Quantized, precision: str) -> Any:
+def read_int8(networks: Quantized, channels: int) -> Any:
+    """The `openvino.Model` of networks in 8-bit integers for pictures of so many channels.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+        WeightsError: they cannot be read, or are not what `comdefend quantize` writes.
+    """
+    core = require("openvino", extra="openvino").Core()
+    # What is not its own XML, OpenVINO reads as a graph of another library, and these may name other files.
+    if not networks.graph.startswith(b"<?xml"):
+        raise _damaged("they are not OpenVINO's")
+    try:
+        model = core.read_model(networks.graph, networks.constants)
+        strange = {operation.get_type_name() for operation in model.get_ops()} - _OPERATIONS
+        ends = [_channels_and_dtype(end) for end in (*model.inputs, *model.outputs)]
+    except RuntimeError as error:
+        raise _damaged(reason(error)) from error
+    if strange:
+        raise _damaged(f"they hold {', '.join(sorted(strange))}")
+    if len(model.inputs) != 1 or ends != [(str(channels), "f32")] * 2:
+        raise _damaged("their input and output are not pictures of these weights")
+    return model
+
+
+def _channels_and_dtype(end: Any) -> tuple[str, str]:
+    shape = end.get_partial_shape()
+    ranked = shape.rank.is_static and len(shape) == 4
+    return str(shape[1]) if ranked else "", end.get_element_type().to_string()
+
+
+def _damaged(problem: str) -> WeightsError:
+    return WeightsError(f"the weights' int8 networks cannot be used: {problem}; make them again with comdefend quantize")
+
+
+def _compiled(networks: ComDefend | Quantized, channels: int, precision: str) -> Any:
     """OpenVINO's compiled model, for as many threads as PyTorch would use."""
-    ov = require("openvino", extra="openvino")
-    core = ov.Core()
-    model = core.read_model(networks.graph, networks.constants) if isinstance(networks, Quantized) else openvino_model(networks)
+    model = read_int8(networks, channels) if isinstance(networks, Quantized) else openvino_model(networks)
     hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    return core.compile_model(model, "CPU", hints)
+    return require("openvino", extra="openvino").Core().compile_model(model, "CPU", hints)

@@ -21,13 +21,15 @@ from torch.nn.functional import elu_
 
 from comdefend_cli.model import RADIUS, ComDefend, Conv3x3, ConvELU, binarize
 
-#: Pixels of a band for each thread: of its 256 channels in 2 bytes, 4 MB. See the curve in docs/performance.md.
+#: Pixels of a band for each thread: of its 256 channels in 2 bytes, 4 MB. See the table of bands in docs/performance.md.
 THREAD_PIXELS = 2**13
+#: Threads from which a band no longer grows, as its activations, some 5 kB a pixel in float32, would fill the memory.
+MOST_THREADS = 16
 
 
 def band_pixels() -> int:
     """Pixels of a band, over all pictures of a batch."""
-    return THREAD_PIXELS * torch.get_num_threads()
+    return THREAD_PIXELS * min(torch.get_num_threads(), MOST_THREADS)
 
 
 @torch.no_grad()

@@ -36,6 +36,11 @@ def amplified(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.clip(128 + AMPLIFY * difference, 0, 255).astype(np.uint8)
 
 
+def comparison_width(width: int) -> int:
+    """Pixels from left to right of the comparison of a picture that is so wide."""
+    return 4 * width + 3 * GAP
+
+
 def comparison(purifier: Purifier, before: np.ndarray, after: np.ndarray) -> Picture:
     """Input, code, output and amplified difference side by side; uint8 (H, W, C) each."""
     code = purifier.code(torch.from_numpy(before).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()

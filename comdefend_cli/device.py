@@ -22,7 +22,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"(cpu|mps)(:0)?|cuda(:\d+)?", name):
         raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     if device.type == "cuda":
@@ -32,7 +32,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device 'mps' is not there: use --device auto or cpu")
-    return device
+    return torch.device(device.type)
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from comdefend_cli import files, graphs
+from comdefend_cli.backends import read_int8
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.extras import require
 from comdefend_cli.metrics import psnr
@@ -58,6 +59,7 @@ def export(
 
     Raises:
         UsageError: an unknown format, another ending than the format's, a file that is there, or a library that is not.
+        WeightsError: the networks in 8-bit integers are damaged.
         ComdefendError: the output differs; nothing is written.
     """
     contents = _contents(loaded, format, path, int8)
@@ -69,8 +71,9 @@ def export(
     least = LEAST["int8" if int8 else "float32"]
     if not worst >= least:
         raise ComdefendError(f"{path}: its output is {worst:.1f} dB from PyTorch's, less than {least:g}; nothing was written")
-    for target, content in reversed([*zip(targets, contents.values(), strict=True)]):
-        files.write_atomically(target, content, overwrite=overwrite)
+    with ExitStack() as stack:  # None takes its place before all are written; the one that is named comes last.
+        for target, content in zip(targets, contents.values(), strict=True):
+            stack.enter_context(files.atomic(target, overwrite=overwrite)).write(content)
     return Exported(tuple(targets), worst, len(compared))
 
 
@@ -99,6 +102,8 @@ def _contents(loaded: Weights, format: str, path: Path, int8: bool) -> dict[str,
         raise UsageError("int8 needs --format openvino, and weights made by comdefend quantize")
     if format == "openvino":
         made = loaded.quantized if int8 and loaded.quantized else graphs.serialised(graphs.openvino_model(loaded.model))
+        if int8:
+            read_int8(made, loaded.model.architecture.channels)
         return {".xml": made.graph, ".bin": made.constants}
     return {FORMATS[format]: graphs.onnx_model(loaded.model) if format == "onnx" else graphs.torch_program(loaded.model)}
 
@@ -124,9 +129,5 @@ def _runner(format: str, contents: list[bytes]) -> Run:
         program = torch.export.load(io.BytesIO(contents[0])).module()
         return lambda x: np.asarray(program(torch.from_numpy(x)).detach())
     core = require("openvino", extra="openvino").Core()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.xml"
-        for ending, content in zip((".xml", ".bin"), contents, strict=True):
-            path.with_suffix(ending).write_bytes(content)
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(core.read_model(*contents), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda x: np.asarray(compiled([x])[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from comdefend_cli.errors import UsageError
+from comdefend_cli.errors import UsageError, reason
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -16,7 +16,7 @@ def require(module: str, *, extra: str) -> ModuleType:
         extra: of this package, that installs it.
 
     Raises:
-        UsageError: it is not installed; the message names the extra.
+        UsageError: it is not installed, or is broken; the message names the extra.
     """
     try:
         return importlib.import_module(module)
@@ -24,3 +24,6 @@ def require(module: str, *, extra: str) -> ModuleType:
         # A module that is there but lacks something of its own is not mended by naming it.
         missing = (error.name or module).split(".")[0]
         raise UsageError(f"{missing} is not installed: pip install 'comdefend-cli[{extra}]'") from error
+    except (ImportError, OSError) as error:
+        again = f"install it again: pip install --force-reinstall 'comdefend-cli[{extra}]'"
+        raise UsageError(f"{module} is installed but cannot be imported ({reason(error)}); {again}") from error

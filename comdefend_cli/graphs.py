@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from comdefend_cli.errors import ComdefendError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.model import ComDefend, Conv3x3, ConvELU
 from comdefend_cli.weights import Quantized
@@ -58,12 +59,19 @@ def openvino_model(model: ComDefend) -> Any:
 
 
 def serialised(model: Any) -> Quantized:
-    """An `openvino.Model` as the content of its two files."""
+    """An `openvino.Model` as the content of its two files.
+
+    Raises:
+        ComdefendError: the folder for temporary files takes none.
+    """
     ov = require("openvino", extra="openvino")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.xml"
-        ov.save_model(model, path, compress_to_fp16=False)
-        return Quantized(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.xml"
+            ov.save_model(model, path, compress_to_fp16=False)
+            return Quantized(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise ComdefendError(f"cannot write temporary files: {reason(error)}; free some space, or set TMPDIR to another folder") from error
 
 
 def onnx_model(model: ComDefend) -> bytes:

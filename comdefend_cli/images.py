@@ -101,6 +101,8 @@ def read(source: Path | bytes, *, name: str = "standard input", max_megapixels: 
     try:
         if isinstance(source, Path) and source.is_dir():
             raise ImageError(f"{name}: is a folder; name a picture in it, or use comdefend purify-dir")
+        if isinstance(source, Path) and (source.is_char_device() or source.is_block_device()):
+            raise ImageError(f"{name}: is a device, which may have no end; name a file, or - for standard input")
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise ImageError(f"{name}: cannot read: {reason(error)}; name a picture that is there and that you may read") from error
@@ -302,7 +304,11 @@ def refuse_misfit(picture: Picture, format_name: str) -> None:
     """Raise :class:`ImageError` when a format has no place for a picture's alpha or size."""
     if picture.alpha is not None and format_name not in ALPHA:
         raise ImageError(f"{format_name} has no transparency, which this picture has; write .png, .webp or .tiff")
-    height, width = picture.pixels.shape[:2]
+    refuse_size(format_name, *picture.pixels.shape[:2])
+
+
+def refuse_size(format_name: str, height: int, width: int) -> None:
+    """Raise :class:`ImageError` when a format has no place for so many pixels a side."""
     if max(height, width) > MAX_SIDE.get(format_name, 2**31 - 1):
         raise ImageError(f"{format_name} holds at most {MAX_SIDE[format_name]} pixels a side, not {width}x{height}; write .png or .tiff")
 

@@ -189,7 +189,7 @@ class ComDefend(nn.Module):
             gradient: see :func:`binarize`.
 
         Returns:
-            (N, channels, H, W) in [0, 1], of x's dtype.
+            (N, channels, H, W) in [0, 1], float32.
         """
         logits = self.com(x)
         if noise is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -114,10 +115,18 @@ class Purifier(nn.Module):
         self.color = color
         self.gray = gray
         self.settings = settings or Settings()
-        #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch.
+        #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch. They go
+        #: where the module leaves the CPU or is given other weights.
         self.engines: dict[int, OpenVINONetworks] = {}
+        self.register_load_state_dict_post_hook(_forget_engines)  # type: ignore[no-untyped-call]
         self._batch_pixels: int | None = None  # Less than the device's default once memory ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Purifier:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if next(self.parameters()).device.type != "cpu":
+            self.engines.clear()
+        return self
 
     @classmethod
     def from_pretrained(
@@ -161,11 +170,11 @@ class Purifier(nn.Module):
         """As :meth:`from_pretrained`, from weights that were loaded already."""
         if device == "auto" and backend == "openvino":
             device = "cpu"
-        target = resolve_device(device) if isinstance(device, str) else device
+        target = resolve_device(str(device))
         noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
         chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized)
         dtype = resolve_precision("auto" if precision == "int8" else precision, target)
-        models = {item.header.architecture.channels: item.model for item in loaded}
+        models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.
         purifier = cls(models.get(3), models.get(1), settings)
         for item in loaded if chosen == "openvino" else ():
             purifier.engines[item.header.architecture.channels] = OpenVINONetworks(item.model, precision, item.quantized)
@@ -217,7 +226,7 @@ class Purifier(nn.Module):
 
         Args:
             x: (N, C, H, W), float in [0, 1] or uint8.
-            progress: called after each batch with the number of pixels done.
+            progress: called after each batch, of a large picture after each band of rows, with the number of pixels done since.
         """
         route = self._route(x)
 
@@ -320,7 +329,7 @@ class Purifier(nn.Module):
         self, x: Tensor, out: Tensor, device: torch.device, network: _Network, tile: int, batch_pixels: int, count: Progress
     ) -> Tensor:
         """`out`, filled tile by tile in batches."""
-        with true_float32():
+        with true_float32(device):
             for batch in batches(self._grid(x, tile), len(x), batch_pixels):
                 windows = stacked(x, batch, device)
                 area = sum(part.area for _, part in batch)
@@ -358,6 +367,11 @@ class Purifier(nn.Module):
             if places[-1] not in drawn:
                 drawn[places[-1]] = window_noise(own, channels, part.rows.window, part.columns.window)
         return torch.stack([drawn[place] for place in places])
+
+
+def _forget_engines(purifier: Purifier, keys: object) -> None:
+    """After other weights were loaded into PyTorch's networks, which the engines do not have."""
+    purifier.engines.clear()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

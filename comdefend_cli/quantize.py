@@ -49,4 +49,4 @@ def calibration(dataset: Dataset, count: int, seed: int = 0) -> Tensor:
     images = dataset.train
     if isinstance(images, Crops):
         images = Crops(images.pictures, min(SIDE, *(min(picture.shape[1:]) for picture in images.pictures)))
-    return images.batch(count, torch.Generator().manual_seed(seed))
+    return images.batch(count, torch.Generator().manual_seed(seed % 2**63))

@@ -35,8 +35,8 @@ DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
 FORMAT_VERSION = 1
 REINSTALL = "install comdefend-cli again"
-#: The largest architecture that is allowed stays under this, so a bigger file is not ours.
-MAX_BYTES = 512 * 2**20
+#: The largest architecture that is allowed, in 8-bit integers too, stays under this, so a bigger file is not ours.
+MAX_BYTES = 768 * 2**20
 MAX_HEADER_BYTES = 2**20
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,8 +29,9 @@ def batches(grid: list[Tile], count: int, pixels: int) -> Iterator[Batch]:
 
 def stacked(x: Tensor, batch: Batch, device: torch.device) -> Tensor:
     """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
-    windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch]).to(device)
-    scaled = windows.float() / 255 if windows.dtype == torch.uint8 else windows.float()
+    windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch])
+    # Levels are moved as bytes; of the rest, a device may not know the dtype.
+    scaled = windows.to(device).float() / 255 if windows.dtype == torch.uint8 else windows.float().to(device)
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
@@ -42,12 +44,30 @@ def counted(parts: Iterator[Tensor], height: int, area: int, count: Callable[[in
         yield part
 
 
+_switch = threading.Lock()
+#: How many are within :func:`true_float32` now, and what the switch was before the first of them.
+_within, _before = 0, True
+
+
 @contextmanager
-def true_float32() -> Iterator[None]:
-    """Keep CUDA's convolutions from rounding float32 to TF32, which would make float32 results depend on the tiling."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+def true_float32(device: torch.device) -> Iterator[None]:
+    """Keep CUDA's convolutions from rounding float32 to TF32, which would make float32 results depend on the tiling.
+
+    The switch is the whole process's: the first of several threads sets it, the last one sets it back.
+    """
+    global _within, _before
+    if device.type != "cuda":
+        yield
+        return
+    with _switch:
+        if _within == 0:
+            _before = torch.backends.cudnn.allow_tf32
+            torch.backends.cudnn.allow_tf32 = False
+        _within += 1
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        with _switch:
+            _within -= 1
+            if _within == 0:
+                torch.backends.cudnn.allow_tf32 = _before

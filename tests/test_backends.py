@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from comdefend_cli.backends import OpenVINONetworks, resolve_backend
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences import make
 from comdefend_cli.export import made_pictures
+from comdefend_cli.graphs import serialised
 from comdefend_cli.metrics import mean_psnr
 from comdefend_cli.weights import Quantized, Weights
 
@@ -86,6 +88,17 @@ def test_copies_and_pickles_compute_the_same(photograph: torch.Tensor) -> None:
         assert torch.equal(twin(photograph), expected)
 
 
+def test_engines_go_where_the_module_gets_other_weights_or_another_place(photograph: torch.Tensor) -> None:
+    """Other weights and another device are PyTorch's; staying on the CPU changes nothing."""
+    ours = purifier("float32").cpu()
+    assert ours.backend == "openvino"
+    other = Purifier(small_model(seed=1))
+    ours.load_state_dict(other.state_dict())
+    assert ours.backend == "torch"
+    assert torch.equal(ours(photograph), other(photograph))
+    assert purifier("float32").to("meta").backend == "torch"
+
+
 def resolved(name: str = "auto", precision: str = "auto", device: str = "cpu", noisy: bool = False, quantized: bool = False) -> str:
     return resolve_backend(name, torch.device(device), precision, noisy=noisy, quantized=quantized)
 
@@ -96,9 +109,10 @@ def test_auto_takes_what_is_installed_and_faster(monkeypatch: pytest.MonkeyPatch
     assert resolved() == resolved(precision="bfloat16") == resolved(quantized=True) == "openvino"
     assert resolved(precision="float32") == resolved(noisy=True) == resolved(device="cuda") == resolved("torch") == "torch"
     monkeypatch.setattr(backends, "cpu_has_bfloat16", lambda: False)
-    assert (resolved(), resolved(quantized=True)) == ("torch", "openvino")
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    assert resolved(quantized=True) == "torch"
+    assert (resolved(), resolved(quantized=True), resolved(precision="bfloat16", quantized=True)) == ("torch", "openvino", "torch")
+    for absent in (None, ModuleSpec("openvino", None)):  # The second is what a folder of that name looks like.
+        monkeypatch.setattr(backends, "find_spec", lambda name, absent=absent: absent)
+        assert resolved(quantized=True) == "torch"
 
 
 def test_what_a_backend_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +170,12 @@ def test_int8_resembles_float32_and_is_not_it(quantized: Quantized, photograph: 
     """The random networks of the tests, whose codes flip easily, still give a similar picture, in integers."""
     ours = purifier("auto", quantized=quantized)
     assert ours.how == "int8 with openvino"
-    assert 12 < mean_psnr(ours(photograph), purifier("float32", "torch")(photograph)) < 50
+    x = photograph / 255
+    other = Purifier(small_model(seed=1))
+    near, far = (
+        mean_psnr((ours(x) * 255).round().byte(), (each(x) * 255).round().byte()) for each in (purifier("float32", "torch"), other)
+    )
+    assert far + 3 < near < 50
     assert b"FakeQuantize" in quantized.graph
 
 
@@ -175,6 +194,45 @@ def test_a_weight_file_keeps_int8_networks_beside_the_others(quantized: Quantize
     (tmp_path / "half.safetensors").write_bytes(save(halved, fields))
     with pytest.raises(WeightsError, match="int8"):
         weights.load(str(tmp_path / "half.safetensors"))
+
+
+def test_int8_networks_from_outside_are_refused_where_they_are_something_else(
+    quantized: Quantized, run: Run, photograph: torch.Tensor, tmp_path: Path
+) -> None:
+    """Damage, a graph of another library (which may name files), other operations and other shapes are one line each, and no picture."""
+    onnx = pytest.importorskip("onnx")
+    ov, op = pytest.importorskip("openvino"), pytest.importorskip("openvino.opset13")
+    (tmp_path / "secret.bin").write_bytes(bytes(12))
+    outside = onnx.TensorProto(name="c", data_type=onnx.TensorProto.FLOAT, dims=[1, 3, 1, 1], data_location=onnx.TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=str(tmp_path / "secret.bin"))
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, "H", "W"]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "c"], ["y"])], "g", ends[:1], ends[1:], [outside])
+    foreign = Quantized(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]).SerializeToString(), b"none")
+    x = op.parameter([-1, 3, -1, -1], np.float32)
+    spaced = serialised(ov.Model([op.result(op.interpolate(x, [4, 4], "nearest", "sizes", axes=[2, 3]))], [x], "other"))
+    x = op.parameter([-1, 1, -1, -1], np.float32)
+    narrow = serialised(ov.Model([op.result(op.sigmoid(x))], [x], "narrow"))
+    for bad in (
+        Quantized(b"garbage", b"none"),
+        Quantized(b"<?xml", b"none"),
+        foreign,
+        spaced,
+        narrow,
+        Quantized(quantized.graph, b"short"),
+    ):
+        with pytest.raises(WeightsError, match="int8 networks"):
+            purifier("auto", quantized=bad)(photograph)
+    weights.save(tmp_path / "bad.safetensors", small_model(), {}, quantized=foreign)
+    Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(tmp_path / "in.png")
+    for command in (
+        ["purify", tmp_path / "in.png", tmp_path / "out.png", "--device", "cpu", "--backend", "auto", "--weights"],
+        ["weights", "verify"],
+    ):
+        done = run(*command, tmp_path / "bad.safetensors")
+        assert done.returncode == 1
+        assert b"int8 networks" in done.stderr
+        assert b"Traceback" not in done.stderr
+    assert not (tmp_path / "out.png").exists()
 
 
 @pytest.mark.slow

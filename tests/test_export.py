@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -12,11 +16,12 @@ from conftest import Run, small_model
 from PIL import Image
 
 from comdefend_cli import export as exports
-from comdefend_cli import graphs, weights
-from comdefend_cli.errors import ComdefendError, UsageError
+from comdefend_cli import files, graphs, weights
+from comdefend_cli.cli.export import _read as read_picture
+from comdefend_cli.errors import ComdefendError, UsageError, WeightsError
 from comdefend_cli.export import FORMATS, export, made_pictures
 from comdefend_cli.metrics import mean_psnr
-from comdefend_cli.weights import Weights
+from comdefend_cli.weights import Quantized, Weights
 
 NEEDS = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}
 #: torch.export takes seconds.
@@ -88,3 +93,60 @@ def test_the_command_compares_on_the_users_pictures(run: Run, small_weights: Pat
     record = json.loads(done.stdout)
     assert (record["pictures"], record["written"]) == (1, [str(tmp_path / "out.onnx")])
     assert run(*options).returncode == 2
+
+
+def test_both_files_of_openvino_are_replaced_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there is refused, --overwrite replaces both, and where the second cannot be written the first stays."""
+    pytest.importorskip("openvino")
+    (tmp_path / "a.bin").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"a\.bin"):
+        export(loaded(), "openvino", tmp_path / "a.xml")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    export(loaded(), "openvino", tmp_path / "a.xml", overwrite=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"a.xml", "a.bin"}
+    atomic = files.atomic
+
+    @contextmanager
+    def full(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+        with atomic(path, overwrite=overwrite) as file:
+            if path.suffix == ".bin":
+                raise OSError(errno.ENOSPC, "full")
+            yield file
+
+    monkeypatch.setattr(files, "atomic", full)
+    with pytest.raises(ComdefendError):
+        export(Weights("other", "", loaded().header, small_model(seed=1)), "openvino", tmp_path / "a.xml", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_int8_networks_are_exported_as_they_are(tmp_path: Path) -> None:
+    """The files are those in the weights; networks in it that are none are refused."""
+    pytest.importorskip("nncf")
+    from comdefend_cli.quantize import quantize
+
+    quantized = quantize(small_model(), torch.cat([picture[:, :, :37, :37] for picture in made_pictures(3)]))
+    given = Weights("small", "", loaded().header, small_model(), quantized)
+    with pytest.raises(ComdefendError, match="dB"):  # The tests' random networks flip too many bits.
+        export(given, "openvino", tmp_path / "a.xml", int8=True)
+    exports_least = exports.LEAST["int8"]
+    exports.LEAST["int8"] = 5.0
+    try:
+        export(given, "openvino", tmp_path / "a.xml", int8=True)
+    finally:
+        exports.LEAST["int8"] = exports_least
+    assert ((tmp_path / "a.xml").read_bytes(), (tmp_path / "a.bin").read_bytes()) == (quantized.graph, quantized.constants)
+    with pytest.raises(WeightsError):
+        export(Weights("small", "", given.header, given.model, Quantized(b"no", b"")), "openvino", tmp_path / "b.xml", int8=True)
+
+
+@pytest.mark.parametrize("size", [(20, 700), (600, 30), (513, 40)])
+def test_the_middle_of_a_large_picture_is_compared(size: tuple[int, int], tmp_path: Path) -> None:
+    """At most 512 pixels a side, from the middle."""
+    height, width = size
+    pixels = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png", 3)
+    assert found.shape == (1, 3, min(height, 512), min(width, 512))
+    top, left = max(0, (height - 512) // 2), max(0, (width - 512) // 2)
+    assert found[0, :, 0, 0].tolist() == pixels[top, left].tolist()

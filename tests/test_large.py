@@ -156,6 +156,15 @@ def test_existing_files_stay(tmp_path: Path, astronaut: np.ndarray) -> None:
     assert in_strips(tmp_path / "in.png", tmp_path / "out.png", overwrite=True).shape == (40, 40, 3)
 
 
+def test_samples_without_noise_are_refused_in_strips_too(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """No option is passed over in silence."""
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "in.png")
+    for way in ("--strips", "--no-strips"):
+        done = run("purify", tmp_path / "in.png", tmp_path / "out.png", way, "--samples", 4)
+        assert done.returncode == 2
+        assert b"several samples need noise" in done.stderr
+
+
 def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unasked only for large pictures from file to PNG or TIFF where nothing needs the whole; asked, or an error says why not."""
     source, other = tmp_path / "in.png", tmp_path / "palette.png"

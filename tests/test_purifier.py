@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from comdefend_cli import Purifier, Settings, bands
+from comdefend_cli import Purifier, Settings, bands, weights
 from comdefend_cli.device import cpu_has_bfloat16, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.metrics import mean_psnr
 from comdefend_cli.model import ComDefend
+from comdefend_cli.windows import true_float32
 
 
 def untiled(model: ComDefend, x: Tensor) -> Tensor:
@@ -346,3 +347,25 @@ def test_exact_tiling_on_cuda(astronaut: np.ndarray, tile: int) -> None:
     # cuDNN picks algorithms by shape, so the last digits, and with them a few levels, may differ.
     assert (one != other).float().mean() < 1e-4
     assert (one.int() - Purifier.from_pretrained(device="cpu", precision="float32")(x).int()).abs().float().mean() < 0.5
+
+
+def test_two_purifiers_of_the_same_weights_keep_to_themselves(shipped: Purifier, astronaut: np.ndarray) -> None:
+    """Each has its own precision, and the weights that both were made from stay as they were."""
+    loaded = weights.load("comdefend-12bit")
+    one, two = (Purifier.from_weights([loaded], device="cpu", precision=name) for name in ("bfloat16", "float32"))
+    assert (one.precision, two.precision) == ("bfloat16", "float32")
+    x = torch.from_numpy(astronaut[:40, :40].copy()).permute(2, 0, 1)[None]
+    assert torch.equal(two(x), Purifier.from_pretrained("comdefend-12bit", device="cpu", precision="float32")(x))
+    assert next(loaded.model.parameters()).dtype == torch.float32
+
+
+def test_the_switch_of_cudas_convolutions_is_set_back_by_the_last_of_several_threads() -> None:
+    """One that ends while another still computes does not take true float32 from it."""
+    device, before = torch.device("cuda"), torch.backends.cudnn.allow_tf32
+    first, second = true_float32(device), true_float32(device)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_images import png_claiming
 from typer.testing import CliRunner
 
-from comdefend_cli import Purifier
-from comdefend_cli.cli import app
+from comdefend_cli import Purifier, weights
+from comdefend_cli.cli import app, console
 
 
 @pytest.fixture
@@ -201,7 +202,18 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Run, tmp_path: P
     one_line(run("purify", tmp_path / "long.png", tmp_path / "out.webp"), 1, "16383 pixels a side")
     over = ("--compare", tmp_path / "alpha.png", "--overwrite")
     one_line(run("purify", tmp_path / "alpha.png", tmp_path / "out.png", *over), 2, "is IN too")
-    assert sorted(os.listdir(tmp_path)) == ["alpha.png", "long.png"]
+    wide = ("--compare", tmp_path / "compare.webp")  # Four pictures beside each other.
+    Image.new("L", (5000, 1)).save(tmp_path / "wide.png")
+    one_line(run("purify", tmp_path / "wide.png", tmp_path / "out.png", *wide), 1, "16383 pixels a side")
+    one_line(run("purify", "/dev/zero", tmp_path / "out.png"), 1, "is a device")
+    assert sorted(os.listdir(tmp_path)) == ["alpha.png", "long.png", "wide.png"]
+
+
+def test_help_names_the_weights_that_are_taken() -> None:
+    """What the options say is the default is what is loaded."""
+    both, color = (get_args(option)[1] for option in (console.Weights, console.ColorWeights))
+    assert both.help.endswith(f"Default: {weights.DEFAULT_COLOR}, and for grey pictures {weights.DEFAULT_GRAY}.")
+    assert color.show_default == weights.DEFAULT_COLOR
 
 
 def unprivileged() -> None:

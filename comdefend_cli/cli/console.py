@@ -148,8 +148,18 @@ Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        help="A name that `comdefend weights list` prints, or a weight file. Default: comdefend-12bit, and comdefend-4bit-gray for grey.",
+        help="A name that `comdefend weights list` prints, or a weight file. "
+        "Default: comdefend-12bit-denoise, and for grey pictures comdefend-4bit-gray.",
         metavar="NAME|PATH",
+    ),
+]
+ColorWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="A name that `comdefend weights list` prints, or a weight file.",
+        metavar="NAME|PATH",
+        show_default="comdefend-12bit-denoise",
     ),
 ]
 Tile = Annotated[

@@ -10,9 +10,13 @@ import typer
 from comdefend_cli.cli import console
 from comdefend_cli.cli.console import notice
 from comdefend_cli.errors import UsageError
+from comdefend_cli.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: Pixels a side that are compared: the networks take them at once, of which more would fill the memory.
+SIDE = 512
 
 Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="float32, or int8 with weights of `comdefend quantize`.")]
 
@@ -21,12 +25,15 @@ Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="flo
 def export(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file: .onnx, .xml or .pt2.", **console.UNCHECKED)],
     format: Annotated[str, typer.Option("--format", metavar="onnx|openvino|torch-export", help="What to write.")],
-    weights: console.Weights = None,
+    weights: console.ColorWeights = None,
     precision: Precision = "float32",
     check: Annotated[
         list[Path] | None,
         typer.Option(
-            "--check", metavar="PICTURE", help="Compare on this picture; may be given often. Default: made ones.", **console.UNCHECKED
+            "--check",
+            metavar="PICTURE",
+            help=f"Compare on the middle {SIDE}x{SIDE} pixels of this picture; may be given often. Default: made ones.",
+            **console.UNCHECKED,
         ),
     ] = None,
     overwrite: console.Overwrite = False,
@@ -66,10 +73,10 @@ def quantize(
     data_dir: Annotated[
         Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
     ] = Path("data"),
-    weights: console.Weights = None,
+    weights: console.ColorWeights = None,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="Crops that the ranges of the activations are taken from.")] = 64,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of crops.")] = 0,
-    no_download: Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")] = False,
+    no_download: console.NoDownload = False,
     overwrite: console.Overwrite = False,
     quiet: console.Quiet = False,
 ) -> None:
@@ -77,18 +84,22 @@ def quantize(
 
     The new file holds the old networks too, and serves everywhere the old one did.
     """
-    from comdefend_cli import datasets, files
+    from comdefend_cli import datasets, files, images
     from comdefend_cli import quantize as quantizing
     from comdefend_cli import weights as weight_files
-    from comdefend_cli.cli.train import download_bar
+    from comdefend_cli.cli.train import download_bar, tell_skipped
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
     files.refuse_existing(out, overwrite=overwrite)
     files.refuse_unwritable_folder(out)
+    for module in ("openvino", "nncf"):  # Before the data, which may have to be downloaded.
+        require(module, extra="int8")
+    images.trust_own_limit()
     loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
     with download_bar(quiet) as progress:
         dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
+    tell_skipped(dataset, data, quiet)
     chosen = quantizing.calibration(dataset, pictures, seed)
     notice("quantising, which takes a minute or so", quiet=quiet)
     made = quantizing.quantize(loaded.model, chosen)
@@ -101,11 +112,11 @@ def quantize(
     }
     training = {**loaded.header.training, "quantized": about}
     sha256 = weight_files.save(out, loaded.model, training, quantized=made, overwrite=overwrite)
-    console.print_line(f"wrote {out} (SHA-256 {sha256})")
+    notice(f"wrote {out} (SHA-256 {sha256})", quiet=quiet)
 
 
 def _read(path: Path, channels: int) -> Tensor:
-    """A picture, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
+    """The middle of a picture, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
     import torch
 
     from comdefend_cli import images
@@ -113,7 +124,8 @@ def _read(path: Path, channels: int) -> Tensor:
     pixels = torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None]
     if pixels.shape[1] > channels:
         raise UsageError(f"{path}: is in colour, and the weights are for grey pictures: check on another")
-    return pixels.expand(-1, channels, -1, -1).contiguous()
+    top, left = (max(0, (side - SIDE) // 2) for side in pixels.shape[2:])
+    return pixels[:, :, top : top + SIDE, left : left + SIDE].expand(-1, channels, -1, -1).contiguous()
 
 
 def _finite(value: float) -> float | None:

@@ -85,7 +85,7 @@ def purify(
             device=device,
             precision=precision,
             backend=backend,
-            settings=Settings(tiling, tile),  # type: ignore[arg-type]  # Checked by Settings.
+            settings=Settings(tiling, tile, samples=samples),  # type: ignore[arg-type]  # Checked by Settings.
             strip=strip,
             overwrite=overwrite,
             max_megapixels=max_megapixels,
@@ -105,6 +105,11 @@ def purify(
     from comdefend_cli.purifier import Purifier, Settings
 
     machine.limit_threads()
+    if compare is not None:
+        from comdefend_cli.compare import comparison_width
+
+        height, width = picture.pixels.shape[:2]
+        images.refuse_size(images.format_of(compare), height, comparison_width(width))
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)

@@ -188,9 +188,14 @@ def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: boo
             if mine:
                 loaded = datasets.load(data, data_dir, download=download, progress=progress)
     assert loaded is not None  # One of the two turns was this process's.
-    if loaded.skipped:
-        notice(f"{loaded.skipped} files in {data} are no pictures of 32x32 pixels or more", quiet=quiet)
+    tell_skipped(loaded, data, quiet)
     return loaded
+
+
+def tell_skipped(dataset: Dataset, data: str, quiet: bool) -> None:
+    """Say how many files of a folder are left out."""
+    if dataset.skipped:
+        notice(f"{dataset.skipped} files in {data} are no pictures of 32x32 pixels or more", quiet=quiet)
 
 
 def resolve_training_precision(name: str, device: torch.device) -> str:

@@ -76,13 +76,16 @@ def show(which: Which) -> None:
 @app.command()
 @console.command
 def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", help="Default: all that ship.")] = None) -> None:
-    """Load weights completely: hash (of those that ship), header, shapes, finite values."""
-    from comdefend_cli import weights
+    """Load weights completely: hash (of those that ship), header, shapes, finite values, int8 networks where OpenVINO is installed."""
+    from comdefend_cli import backends, weights
 
     failed = 0
     for name in [which] if which is not None else list(weights.registry()):
         try:
-            console.print_line(f"ok {name} {weights.load(name).sha256}")
+            loaded = weights.load(name)
+            if loaded.quantized and backends.openvino_is_installed():
+                backends.read_int8(loaded.quantized, loaded.header.architecture.channels)
+            console.print_line(f"ok {name} {loaded.sha256}")
         except WeightsError as error:  # Go on: a person wants to know of all that are damaged.
             if which is not None:
                 raise
