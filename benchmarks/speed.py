@@ -2,7 +2,7 @@
 """Speed of purifying one picture on the CPU, ours and others', measured in turns in one run.
 
     python benchmarks/speed.py [PICTURE] [--size 1024] [--int8 FILE] [--json] [--out FILE]
-    python benchmarks/speed.py --curve [--out FILE]                  megapixels a second against the side of a tile
+    python benchmarks/speed.py --curve [--out FILE]                  megapixels a second against the side of a tile, and the size of a band
     python benchmarks/speed.py --growth 1 4 16 [--out FILE]          seconds and memory of the whole command against megapixels
 
 Networks are timed within this process on a crop of --crop pixels a side, since their cost a pixel does not depend on the picture's size;
@@ -33,12 +33,14 @@ from processes import Run, purify, watch
 from speed_rivals import Method, art_defences, authors_way, flops_a_pixel, limits, plain_pytorch
 from torch import Tensor
 
-from comdefend_cli import Purifier, Settings, images, weights
+from comdefend_cli import Purifier, Settings, bands, images, weights
 from comdefend_cli.device import cpu_has_bfloat16
 from comdefend_cli.metrics import psnr
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-toolbox", "numpy", "pillow")
 TILES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
+#: Pixels of a band a thread, see `comdefend_cli.bands`.
+BANDS = tuple(2**power for power in range(10, 18))
 
 
 def picture(path: Path | None, size: int) -> np.ndarray:
@@ -170,7 +172,25 @@ def curve(arguments: argparse.Namespace) -> dict[str, Any]:
                 rates[name][side].append(x[0, 0].numel() / 1e6 / (time.perf_counter() - began))
                 tell(f"{name}: tile {side}: {rates[name][side][-1]:.4f}")
     rows = [{"tile": side, **{name: _short(statistics.median(rates[name][side])) for name in rates}} for side in sides]
-    return {"curve": rows, **about(arguments)}
+    return {"curve": rows, "bands": band_curve(x, arguments.rounds), **about(arguments)}
+
+
+def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
+    """Megapixels a second of PyTorch's networks against the pixels of a band, in turns."""
+    kinds = [variant for variant in variants(None) if variant[1]["backend"] == "torch"]
+    purifiers = {name: Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cpu", **options) for name, options in kinds}
+    rates: dict[str, dict[int, list[float]]] = {name: {pixels: [] for pixels in BANDS} for name in purifiers}
+    usual = bands.THREAD_PIXELS
+    for _ in range(rounds):
+        for name, purifier in purifiers.items():
+            for pixels in BANDS:
+                bands.THREAD_PIXELS = pixels
+                began = time.perf_counter()
+                purifier(x)
+                rates[name][pixels].append(x[0, 0].numel() / 1e6 / (time.perf_counter() - began))
+                tell(f"{name}: bands of {pixels} pixels a thread: {rates[name][pixels][-1]:.4f}")
+    bands.THREAD_PIXELS = usual
+    return [{"band": pixels, **{name: _short(statistics.median(rates[name][pixels])) for name in rates}} for pixels in BANDS]
 
 
 def growth(arguments: argparse.Namespace) -> dict[str, Any]:

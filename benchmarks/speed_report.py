@@ -14,7 +14,7 @@ def table(result: dict[str, Any]) -> str:
     if "methods" in result:
         parts = [*_commands(result), "", *_methods(result)]
     else:
-        parts = _curve(result["curve"]) if "curve" in result else _growth(result["growth"])
+        parts = [*_curve(result["curve"]), "", *_curve(result["bands"])] if "curve" in result else _growth(result["growth"])
     return "\n".join([*parts, "", _about(result)])
 
 
@@ -47,9 +47,10 @@ def _methods(result: dict[str, Any]) -> list[str]:
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[str]:
-    names = [name for name in rows[0] if name != "tile"]
-    lines = [f"| Tile, pixels a side | {' | '.join(names)} |", f"| --- {'| --- ' * len(names)}|"]
-    return [*lines, *(f"| {row['tile']} | {' | '.join(f'{row[name]:.4g}' for name in names)} |" for row in rows)]
+    size, *names = rows[0]
+    head = {"tile": "Tile, pixels a side", "band": "Band, pixels a thread"}[size]
+    lines = [f"| {head} | {' | '.join(names)} |", f"| --- {'| --- ' * len(names)}|"]
+    return [*lines, *(f"| {row[size]:,} | {' | '.join(f'{row[name]:.4g}' for name in names)} |" for row in rows)]
 
 
 def _growth(rows: list[dict[str, Any]]) -> list[str]:

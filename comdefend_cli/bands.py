@@ -23,7 +23,7 @@ from comdefend_cli.model import RADIUS, ComDefend, Conv3x3, ConvELU, binarize
 
 #: Pixels of a band for each thread: of its 256 channels in 2 bytes, 4 MB. See the table of bands in docs/performance.md.
 THREAD_PIXELS = 2**13
-#: Threads from which a band no longer grows, as its activations, some 5 kB a pixel in float32, would fill the memory.
+#: Threads from which a band no longer grows, as its activations, some 3 kB a pixel in float32, would fill the memory.
 MOST_THREADS = 16
 
 

@@ -77,4 +77,6 @@ def test_a_benchmarks_result_becomes_tables(paste: ModuleType) -> None:
         "versions": {},
         "skipped": [],
     }
-    assert "| 64 | 0.5 |" in paste.tables({"curve": [{"tile": 64, "default installation": 0.5}], **curve})
+    assert "| 64 | 0.5 |" in paste.tables(
+        {"curve": [{"tile": 64, "default installation": 0.5}], "bands": [{"band": 8192, "float32": 0.25}], **curve}
+    )
