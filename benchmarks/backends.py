@@ -10,7 +10,6 @@ middle of each photograph of a folder.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 from fidelity import folder
+from json_out import emit
 from torch import Tensor
 
 from comdefend_cli import Purifier, datasets
@@ -82,10 +82,7 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    emit(result, arguments.out)
 
 
 if __name__ == "__main__":

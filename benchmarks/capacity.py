@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import skimage
+from json_out import emit
 from PIL import Image
 
 SCALES = {"a million": 10**6, "a billion": 10**9}
@@ -164,9 +165,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
     arguments = parser.parse_args()
     if arguments.measure_codec:
-        text = json.dumps(measure_codec(arguments.megapixels, arguments.seconds), indent=1)
-        arguments.measure_codec.write_text(text + "\n")
-        print(text)
+        emit(measure_codec(arguments.megapixels, arguments.seconds), arguments.measure_codec)
         return
     if not arguments.codec:
         parser.error("--codec FILE is needed; make it with --measure-codec FILE")
@@ -182,10 +181,7 @@ def main() -> None:
         "assumed": assumed,
         "not_measured": sorted(missing),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    emit(result, arguments.out)
 
 
 if __name__ == "__main__":
