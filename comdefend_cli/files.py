@@ -30,7 +30,7 @@ def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """
     refuse_existing(path, overwrite=overwrite)
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:100]}.{os.urandom(4).hex()}.part")
+    part = target.with_name(f".{beginning(target.name)}.{os.urandom(4).hex()}.part")
     try:
         try:
             with part.open("xb") as file:
@@ -45,6 +45,11 @@ def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         raise UsageError(f"{path}: already exists; use --overwrite to replace it") from error
     except OSError as error:
         raise unwritable(str(path), error) from error
+
+
+def beginning(name: str) -> str:
+    """The first 100 bytes of a file's name, so that what is added to it stays within a file system's 255."""
+    return os.fsencode(name)[:100].decode(errors="ignore")
 
 
 def unwritable(what: str, error: OSError, fault: str = "cannot write") -> ComdefendError:

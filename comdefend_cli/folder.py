@@ -282,7 +282,10 @@ class Work:
             item.data = self._source.read(name)
         pixels = 0  # Unless the header says more; if it says nothing, reading will say why.
         try:
-            with Image.open(io.BytesIO(item.data) if item.data else self._source.open(name), formats=images.readable()) as image:
+            with (
+                io.BytesIO(item.data) if item.data else self._source.open(name) as file,
+                Image.open(file, formats=images.readable()) as image,
+            ):
                 pixels = image.width * image.height
         except UnidentifiedImageError as error:
             if size > _LARGE_FILE:

@@ -27,7 +27,7 @@ from PIL import Image
 from comdefend_cli import images
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
 from comdefend_cli.extras import require
-from comdefend_cli.files import atomic, refuse_existing, unwritable
+from comdefend_cli.files import atomic, beginning, refuse_existing, unwritable
 from comdefend_cli.model import RADIUS
 from comdefend_cli.purifier import DEFAULT_TILE, Purifier
 from comdefend_cli.tiles import PATCH
@@ -211,7 +211,7 @@ def _rows_file(target: Path, picture: LargePicture) -> Iterator[Any]:
     try:
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with tempfile.NamedTemporaryFile(prefix=f".{target.name[:100]}.", suffix=".part", dir=folder) as raw:
+        with tempfile.NamedTemporaryFile(prefix=f".{beginning(target.name)}.", suffix=".part", dir=folder) as raw:
             yield raw
     except OSError as error:
         raise unwritable(str(target), error, f"cannot write {size / 1e9:.1f} GB of decoded rows beside it") from error
@@ -305,7 +305,7 @@ def _loader(path: Path, kind: str, *, turned: bool, notices: list[str]) -> Calla
         try:
             image = getattr(pyvips.Image, kind)(str(path), access="random" if turned else "sequential", fail_on="error")
             image = image.autorot() if turned else image
-            return _eight_bits(image)
+            return _eight_bits(path, image)
         except pyvips.Error as error:
             raise _damaged(path, error) from error
 
@@ -314,11 +314,11 @@ def _loader(path: Path, kind: str, *, turned: bool, notices: list[str]) -> Calla
     return load
 
 
-def _eight_bits(image: Any) -> Any:
+def _eight_bits(path: Path, image: Any) -> Any:
     """As :func:`comdefend_cli.images.read` does it: grey rounded to the nearest level, colour cut."""
     deep = image.format == "ushort"
     if image.format not in ("uchar", "ushort") or image.bands > 4:
-        raise ImageError(f"pictures of {image.bands} bands of {image.format} are not read in strips; use --no-strips")
+        raise ImageError(f"{path}: pictures of {image.bands} bands of {image.format} are not read in strips; use --no-strips")
     if deep and image.bands == 1:
         image = (image * (255 / 65535) + 0.5).floor().cast("uchar")
     elif deep:
@@ -329,7 +329,11 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _refuse_other_kinds(path: Path, image: Image.Image) -> None:
-    if image.format not in READERS or image.mode not in MODES or image.info.get("transparency") is not None:
+    # Of a TIFF's samples, Pillow leaves out what libvips would take for transparency, and takes no more than four.
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    samples, unspecified = tags.get(277, 1), 0 in tuple(np.atleast_1d(tags.get(338, ())))
+    other = image.format not in READERS or image.mode not in MODES or samples > 4 or unspecified
+    if other or image.info.get("transparency") is not None:
         raise ImageError(f"{path}: {image.format} pictures of mode {image.mode} are not read in strips; use --no-strips, or save it as RGB")
 
 

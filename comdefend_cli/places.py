@@ -6,17 +6,16 @@ Names are paths below the place, with forward slashes.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Any, BinaryIO, Protocol, cast
+from urllib.parse import unquote
 
 from comdefend_cli import files
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
@@ -24,6 +23,8 @@ from comdefend_cli.extras import require
 
 #: Stores in which a file appears whole or not at all, so that it needs no other name before it is finished.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
+#: What object stores call a file's time of change.
+_COARSE = ("LastModified", "last_modified", "updated")
 #: What `files.atomic` calls a file that is not whole yet.
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
@@ -96,7 +97,7 @@ class Folder:
         names: dict[str, set[str]] = {}
         for output in outputs:
             parent, _, name = output.rpartition("/")
-            names.setdefault(parent, set()).add(name[:100])
+            names.setdefault(parent, set()).add(files.beginning(name))
         root = Path(os.path.realpath(self.root))
         for parent, begun in names.items():
             place = root / parent
@@ -132,12 +133,16 @@ class Folder:
 
 
 class UrlStamp:
-    """A stamp made of what a store says of a file: its time of change, or else its ETag or the like."""
+    """A stamp made of what a store says of a file: its ETag or the like, or else its time of change.
+
+    An object store's times are taken to the second: some tell more of it in a listing than of a single file.
+    """
 
     def __init__(self, about: dict[str, Any]) -> None:
         self.st_size = int(about.get("size") or 0)
-        marks = (about.get(key) for key in ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash", "created"))
-        self.st_mtime_ns = _as_number(next((mark for mark in marks if mark is not None), 0))
+        told = {key: about[key] for key in ("ETag", "etag", "md5Hash", "mtime", *_COARSE, "created") if about.get(key) is not None}
+        key, mark = next(iter(told.items()), ("", 0))
+        self.st_mtime_ns = _as_number(mark.replace(microsecond=0) if key in _COARSE and isinstance(mark, datetime) else mark)
 
 
 class Url:
@@ -174,19 +179,24 @@ class Url:
             ComdefendError: the store does not answer.
         """
         if self._listing is None:
-            try:
-                there = self.fs.find(self._root, detail=True) if self.fs.exists(self._root) else {}
-            except OSError as error:
-                raise ComdefendError(f"{self.url}: cannot list: {reason(error)}") from error
+            there: dict[str, dict[str, Any]] = {}
+            # Not by `exists`, for which whatever goes wrong means no.
+            with suppress(FileNotFoundError), _answering(self.url, "cannot list", OSError):
+                there = self.fs.find(self._root, detail=True)
             cut = len(self._root) + 1
             self._listing = {path[cut:]: UrlStamp(about) for path, about in sorted(there.items()) if len(path) > cut}
         return self._listing
 
     def stamp(self, name: str) -> UrlStamp | None:
-        """Of a file as it is now; None if there is none."""
+        """Of a file; None if there is none.
+
+        Raises:
+            ComdefendError: the store does not answer.
+        """
         try:
-            return UrlStamp(self.fs.info(self._path(name)))
-        except OSError:
+            with _answering(self.show(name), "cannot look it up", OSError):
+                return UrlStamp(self.fs.info(self._path(name)))
+        except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
@@ -196,13 +206,18 @@ class Url:
             ImageError: it cannot be read.
         """
         try:
-            return bytes(self.fs.cat_file(self._path(name)))
+            with _answering(self.show(name), "cannot read"):
+                return bytes(self.fs.cat_file(self._path(name)))
         except OSError as error:
             raise _unreadable(self.show(name), error) from error
 
     def open(self, name: str) -> BinaryIO:
         """A file, to look at its beginning; errors as of :meth:`read`."""
-        return io.BytesIO(self.read(name))
+        try:
+            with _answering(self.show(name), "cannot read"):
+                return cast(BinaryIO, self.fs.open(self._path(name), "rb"))
+        except OSError as error:
+            raise _unreadable(self.show(name), error) from error
 
     def write(self, name: str, data: bytes, *, overwrite: bool) -> UrlStamp:
         """Put a file into its place whole; its stamp.
@@ -213,17 +228,19 @@ class Url:
         """
         path = self._path(name)
         try:
-            if not overwrite and self.fs.exists(path):
-                raise UsageError(f"{self.show(name)}: already exists; use --overwrite to replace it")
-            self._put(path, data)
-            return UrlStamp(self.fs.info(path))
+            with _answering(self.show(name), "cannot write"):
+                if not overwrite and self.stamp(name) is not None:
+                    raise UsageError(f"{self.show(name)}: already exists; use --overwrite to replace it")
+                self._put(path, data)
+                return UrlStamp(self.fs.info(path))
         except OSError as error:
             raise files.unwritable(self.show(name), error) from error
 
     def remove(self, name: str) -> None:
         """Delete a file that may have gone already."""
         try:
-            self.fs.rm_file(self._path(name))
+            with _answering(self.show(name), "cannot delete"):
+                self.fs.rm_file(self._path(name))
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -231,7 +248,21 @@ class Url:
 
     def beginning_with(self, prefix: str) -> list[str]:
         """Files directly in the place whose names begin so."""
-        return sorted(posixpath.basename(path) for path in self.fs.glob(self._path(f"{prefix}*")))
+        try:
+            with _answering(self.url, "cannot list", OSError):
+                self.fs.invalidate_cache(self._root)
+                paths = self.fs.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in map(posixpath.basename, paths) if name.startswith(prefix))
+
+    def below(self, other: Place) -> str | None:
+        """The name of this place below another: "" where it is the same place, None where it is elsewhere."""
+        if not isinstance(other, Url) or type(other.fs) is not type(self.fs):
+            return None
+        if self._root == other._root:
+            return ""
+        return self._root.removeprefix(f"{other._root}/") if self._root.startswith(f"{other._root}/") else None
 
     def sweep(self, outputs: Iterable[str]) -> None:
         """Nothing: stores show a file once it is whole."""
@@ -250,7 +281,7 @@ class Url:
             self.fs.pipe_file(path, data)
             return
         self.fs.makedirs(folder, exist_ok=True)
-        part = f"{folder}/.{name[:100]}.{os.urandom(4).hex()}.part"
+        part = f"{folder}/.{files.beginning(name)}.{os.urandom(4).hex()}.part"
         try:
             self.fs.pipe_file(part, data)
             self.fs.mv(part, path)
@@ -264,20 +295,42 @@ Place = Folder | Url
 
 
 def of(where: str | Path) -> Place:
-    """The place that a path or URL names; "file://" is a path.
+    """The place that a path or URL names; "file:///" and "local:///" are paths.
 
     Raises:
-        UsageError: as :class:`Url`.
+        UsageError: as :class:`Url`, or a path of another machine.
     """
     if not is_url(where):
         return Folder(Path(where))
-    parts = urlsplit(str(where))
-    return Folder(Path(unquote(parts.path))) if parts.scheme == "file" else Url(str(where))
+    protocol, _, rest = str(where).partition("://")
+    if protocol.lower() not in ("file", "local"):
+        return Url(str(where))
+    machine, _, path = rest.partition("/")
+    if machine not in ("", "localhost"):
+        raise UsageError(f"{where}: names a machine, {machine}; a path of this one begins {protocol}:///")
+    return Folder(Path(unquote(f"/{path}")))
 
 
 def is_url(where: str | Path) -> bool:
     """Whether it has a protocol in front, as "s3://bucket"."""
     return "://" in str(where)
+
+
+@contextmanager
+def _answering(what: str, fault: str, *faults: type[Exception]) -> Iterator[None]:
+    """Turn what a store's library raises into an error of ours, but for files that are not there and for `OSError`, unless it is named.
+
+    Raises:
+        ComdefendError: no credentials, no connection, no permission, whatever kind of error the library has for it.
+    """
+    try:
+        yield
+    except (ComdefendError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, faults):
+            raise
+        raise ComdefendError(f"{what}: {fault}: {reason(error)}; check the URL, your credentials and the connection") from error
 
 
 def _status(path: Path, *, follow: bool = True) -> os.stat_result | None:
@@ -306,4 +359,4 @@ def _as_number(mark: object) -> int:
         return int(mark.timestamp() * 1e9)
     if isinstance(mark, (int, float)):
         return int(mark * 1e9)
-    return int.from_bytes(hashlib.blake2b(str(mark).encode(), digest_size=7).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(str(mark).strip('"').encode(), digest_size=7).digest(), "big")

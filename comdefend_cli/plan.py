@@ -42,8 +42,8 @@ class Options:
     max_megapixels: float = images.MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        if self.ending is not None:
-            images.format_of(Path(f"picture{self.ending}"))
+        if self.ending is not None and self.ending not in images.suffixes(writable=True):
+            raise UsageError(f"cannot write pictures of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
 
     @property
     def ending(self) -> str | None:
@@ -94,9 +94,11 @@ def default_output(source: Path | str) -> Path | str:
     """`DIR-purified`, beside DIR; of a URL too.
 
     Raises:
-        UsageError: DIR has no name, as "/".
+        UsageError: DIR has no name, as "/"; a URL names no more than a bucket.
     """
     if is_url(source):
+        if not str(source).partition("://")[2].strip("/").partition("/")[2]:
+            raise UsageError(f"{source}: names no folder to make the output's name of; give --out")
         return f"{str(source).rstrip('/')}-purified"
     source = Path(source)
     named = source if source.name not in ("", "..") else source.resolve()
@@ -126,25 +128,28 @@ def scan(source: Place, out: Place, options: Options) -> Found:
 
 def _scan_url(source: Url, out: Place, options: Options) -> Found:
     """Of a store, which knows files only: all that lie under the URL."""
-    if isinstance(out, Url) and out.url == source.url:
+    below = out.below(source) if isinstance(out, Url) else None
+    if below == "":
         raise UsageError(f"{out}: is the place of the pictures itself; name another with --out")
-    own = f"{out.url.removeprefix(source.url + '/')}/" if isinstance(out, Url) and out.url.startswith(source.url + "/") else None
+    if options.recursive and source.below(out):
+        raise UsageError(f"{out}: holds the place of the pictures, so outputs could fall among them; name another with --out")
+    own = f"{below}/" if below else None
     found = Found([], 0, 0, [], set())
-    skipped, below = 0, set()
+    skipped, folders = 0, set()
     for name in source.listing:
         parts = name.split("/")
         # A name that leads upwards could become a file outside the output.
         if any(part in ("", "..") or part.startswith(".") for part in parts) or (own and name.startswith(own)):
             continue
         if len(parts) > 1 and not options.recursive:
-            below.add(parts[0])
+            folders.add(parts[0])
         elif PurePosixPath(name).suffix.lower() in images.suffixes(writable=False):
             found.pictures.append((name, _output(name, options.ending)))
         else:
             skipped += 1
     if not source.listing:
         raise UsageError(f"{source}: no such folder, or nothing in it")
-    return replace(found, skipped=skipped, subfolders=len(below))
+    return replace(found, skipped=skipped, subfolders=len(folders))
 
 
 def _scan_folder(source: Path, out: Place, options: Options) -> Found:

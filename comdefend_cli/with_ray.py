@@ -31,7 +31,7 @@ from comdefend_cli.device import describe_device, dtype_name, resolve_device, re
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.folder import BEGUN, Networks, Result, Work, adopt, known, prepared
-from comdefend_cli.journal import Journal
+from comdefend_cli.journal import STATE, Journal
 from comdefend_cli.places import Folder, Place, Stamp
 from comdefend_cli.plan import Found, Job, Options, Plan
 from comdefend_cli.purifier import Settings
@@ -43,6 +43,9 @@ BLOCK_BYTES = 32 * 2**20
 BLOCKS_A_WORKER = 4
 #: Attempts at a block whose worker dies each time: its pictures may be too large for the machine.
 ATTEMPTS = 4
+#: The address of a cluster that is started on this machine for the run, and the least share of a resource that Ray knows.
+LOCAL = "local"
+LEAST = 1e-4
 #: Seconds between two looks at whether to stop, and at least between two times that the journal is made durable.
 _LOOK = 0.1
 _SETTLE = 1.0
@@ -91,12 +94,12 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         yield ray
         return
     before = signal.getsignal(signal.SIGTERM)
-    local = cluster.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
+    address = _address(cluster)
     try:
         with _silent():
-            ray.init(cluster.address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if local else {}))
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == LOCAL else {}))
     except Exception as error:  # Ray raises whatever, a bare `Exception` among it where its processes are slow to start.
-        raise ComdefendError(f"cannot reach a Ray cluster at {cluster.address or 'this machine'}: {reason(error)}") from error
+        raise ComdefendError(f"cannot reach a Ray cluster at {'this machine' if address == LOCAL else address}: {reason(error)}") from error
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray sets its own.
@@ -104,6 +107,11 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _address(cluster: Cluster) -> str:
+    """Where the cluster is; not left to Ray, which would join whatever it finds on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 @contextmanager
@@ -221,6 +229,8 @@ class Run:
                 jobs = blocks.pop(int(row["number"]), [])  # A row comes again if Ray lost it.
                 for job, record in zip(jobs, json.loads(row["results"]) if jobs else [], strict=True):
                     yield self._result(job, record)
+                if left := json.loads(row["left"]):
+                    self._state.begin(left)  # The marker goes; what an attempt that died may have left stays ours.
                 self._ended.append(int(row["number"]))
                 self._settle()
             if not self._stop_asked:
@@ -304,15 +314,23 @@ class Worker:
         self._networks = Networks(weights, device=order.device, precision=order.precision, settings=order.settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Purify a block: {"number", "jobs"} to {"number", "results"}, the latter as JSON, one record a job in their order."""
+        """Purify a block: {"number", "jobs"} to {"number", "results", "left"}.
+
+        The latter two are JSON: one record a job in their order, and the outputs that an attempt which died may have left.
+        """
         number = int(row["number"])
         jobs = [Job(*fields) for fields in json.loads(row["jobs"])]
         notes = _Notes({})
         results: dict[str, Result] = {}
-        fault = ""
+        fault, left = "", []
         try:
-            begun = self._begun(number, jobs)
-            planned = Plan(begun, [], Found([], 0, 0, [], set()))
+            begun, attempts = self._begun(number, jobs)
+            left = begun if attempts else []
+            if attempts == ATTEMPTS:
+                advice = "perhaps for want of memory; try fewer --workers, or the local engine"
+                raise ComdefendError(f"its worker died {ATTEMPTS} times, {advice}")
+            ours = set(left)
+            planned = Plan([replace(job, replaces=job.replaces or job.output in ours) for job in jobs], [], Found([], 0, 0, [], set()))
             memory = min(1.0, self._task.cpus / machine.cores())  # Other workers are on this machine.
             work = Work(self._source, self._out, self._networks, self._task.options, planned, notes, memory=memory)
             results = {str(result.input): result for result in work.results()}
@@ -324,20 +342,28 @@ class Worker:
             record = asdict(results.get(str(source)) or Result(source, output, "failed", fault, job.size))
             del record["input"], record["output"]
             records.append({**record, "done": notes.ended.get(job.output)})
-        return {"number": number, "results": json.dumps(records)}
+        return {"number": number, "results": json.dumps(records), "left": json.dumps([name for name in left if name not in notes.ended])}
 
-    def _begun(self, number: int, jobs: list[Job]) -> list[Job]:
-        """The jobs, after it was said that they are begun; those of an earlier attempt replace what it left."""
-        marker, outputs = self._task.marker(number), [job.output for job in jobs]
-        again = self._out.stamp(marker) is not None
-        attempts = json.loads(self._out.read(marker))["attempts"] if again else 0
-        if attempts == ATTEMPTS:
-            raise ComdefendError(f"its worker died {ATTEMPTS} times, perhaps for want of memory; try fewer --workers, or the local engine")
-        self._out.write(marker, json.dumps({"outputs": outputs, "attempts": attempts + 1}).encode(), overwrite=again)
-        if not again:
-            return jobs
-        self._out.sweep(outputs)
-        return [replace(job, replaces=True) for job in jobs]
+    def _begun(self, number: int, jobs: list[Job]) -> tuple[list[str], int]:
+        """Say which outputs are begun: those that are ours or not there yet. Returns them, and how many attempts there were before.
+
+        What stands there at the first attempt is somebody's, and stays so.
+
+        Raises:
+            ComdefendError: this machine does not see the output folder, or it cannot be written to.
+        """
+        if isinstance(self._out, Folder) and self._out.stamp(STATE) is None:
+            raise ComdefendError(f"{self._out}: this machine does not see the output folder; use a path that all see, or a URL")
+        marker = self._task.marker(number)
+        before = json.loads(self._out.read(marker)) if self._out.stamp(marker) is not None else None
+        if before:
+            outputs, attempts = before["outputs"], before["attempts"]
+            self._out.sweep(outputs)
+        else:
+            outputs, attempts = [job.output for job in jobs if job.replaces or self._out.stamp(job.output) is None], 0
+        if attempts < ATTEMPTS:
+            self._out.write(marker, json.dumps({"outputs": outputs, "attempts": attempts + 1}).encode(), overwrite=before is not None)
+        return outputs, attempts
 
 
 @dataclass
@@ -397,8 +423,11 @@ def _sized(ray: Any, cluster: Cluster, device: str) -> Cluster:
         gpus = 1.0 if there.get("GPU", 0) and device != "cpu" else 0.0
     if gpus > 1 and gpus != int(gpus):
         raise UsageError(f"--gpus-per-worker is a fraction of one or a whole number, not {gpus:g}")
+    for need in (cluster.cpus, gpus):
+        if not (need == 0 or need >= LEAST):
+            raise UsageError(f"a worker takes 0, or {LEAST:g} or more, of a resource, not {need:g}")
     room = min((there.get(name, 0) / need for name, need in (("CPU", cluster.cpus), ("GPU", gpus)) if need > 0), default=1.0)
-    if cluster.workers is None and room < 1:
+    if room < 1 and (cluster.workers is None or _address(cluster) == LOCAL):  # Another cluster may grow.
         about = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         raise UsageError(f"the cluster has {about}, not enough for one worker of {cluster.cpus:g} and {gpus:g}; ask for less")
     return replace(cluster, workers=cluster.workers or int(room + 1e-9), gpus=gpus)

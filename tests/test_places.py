@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from comdefend_cli import Purifier, folder, places
-from comdefend_cli.errors import ImageError, UsageError
+from comdefend_cli.errors import ComdefendError, ImageError, UsageError
 from comdefend_cli.folder import Networks, Options, Result, Work
 from comdefend_cli.places import Folder, Place, Url
+from comdefend_cli.plan import default_output
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -121,12 +122,69 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     assert isinstance(made, Folder)
     assert made.root == tmp_path / "with space"
     assert isinstance(places.of(tmp_path), Folder)
+    assert places.of(f"local://{tmp_path}/run#1").root == tmp_path / "run#1"  # type: ignore[union-attr]
+    for other in ("file://images", "file://~/pictures"):
+        with pytest.raises(UsageError, match="names a machine"):
+            places.of(other)
+
+
+def test_the_same_place_by_another_url_is_the_same(store: Url, small_weights: Path) -> None:
+    """However it is written, inputs are not replaced, an output below them is no input, and one above them is refused."""
+    with pytest.raises(UsageError, match="itself"):
+        purified(store, Url("memory:///bucket/in"), small_weights, overwrite=True)
+    with pytest.raises(UsageError, match="holds the place"):
+        purified(store, Url("memory:///bucket"), small_weights)
+    for url in ("memory:///bucket/in/done", "memory://bucket/in/done"):
+        assert len(purified(Url(store.url), Url(url), small_weights)) == 3
+
+
+def test_a_library_that_fails_in_its_own_way_is_one_line(store: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credentials, say, is whatever its library raises; of each method it is an error of ours."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise KeyError("no credentials")
+
+    for name in ("find", "info", "cat_file", "open", "pipe_file", "rm_file", "ls"):
+        monkeypatch.setattr(store.fs, name, fail)
+    store = Url(store.url)
+    calls = (
+        lambda: store.listing,
+        lambda: store.stamp("a.png"),
+        lambda: store.read("a.png"),
+        lambda: store.open("a.png"),
+        lambda: store.write("a.png", b"", overwrite=True),
+        lambda: store.remove("a.png"),
+        lambda: store.beginning_with("."),
+    )
+    for call in calls:
+        with pytest.raises(ComdefendError, match="no credentials"):
+            call()
+
+
+def test_markers_are_found_whatever_the_url_is_called(store: Url) -> None:
+    """Characters that patterns are made of are nothing but characters in a name."""
+    place = Url("memory://bucket/run[1]*")
+    place.write(".begun-1", b"", overwrite=False)
+    place.write("deeper/.begun-2", b"", overwrite=False)
+    assert place.beginning_with(".begun-") == [".begun-1"]
+    assert Url("memory://bucket/nowhere").beginning_with(".begun-") == []
+
+
+def test_a_bucket_gets_no_other_bucket_for_its_output() -> None:
+    """Only a folder has a place beside it."""
+    assert default_output("s3://bucket/pictures/") == "s3://bucket/pictures-purified"
+    for url in ("s3://bucket", "s3://bucket/", "s3://"):
+        with pytest.raises(UsageError, match="--out"):
+            default_output(url)
 
 
 def test_stamps_tell_versions_apart_by_what_the_store_says() -> None:
     """Time of change, or else the ETag; none of them is taken for the other version's."""
     moment = datetime(2026, 1, 2, tzinfo=timezone.utc)
     assert places.UrlStamp({"size": 5, "LastModified": moment}).st_mtime_ns == int(moment.timestamp() * 1e9)
-    marks = {places.UrlStamp({"size": 5, "ETag": etag}).st_mtime_ns for etag in ("a", "b", "a")}
+    marks = {places.UrlStamp({"size": 5, "ETag": etag}).st_mtime_ns for etag in ("a", "b", '"a"')}
     assert len(marks) == 2
+    for more in ({}, {"ETag": "a"}):  # A listing may tell the time to the millisecond, a single file to the second.
+        one, other = (places.UrlStamp({"size": 5, "LastModified": moment.replace(microsecond=each), **more}) for each in (0, 821000))
+        assert one.st_mtime_ns == other.st_mtime_ns
     assert places.UrlStamp({"size": None}).st_size == 0

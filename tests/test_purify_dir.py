@@ -182,13 +182,35 @@ def test_the_command_from_start_to_report(pictures: Path, run: Run, small_weight
 
 
 def test_wrong_usage_is_exit_2(pictures: Path, run: Run, tmp_path: Path, small_weights: Path) -> None:
-    """A missing folder, a file, an unknown format or weights: one line, exit 2 or 1, no output folder."""
-    for arguments in ((tmp_path / "absent",), (pictures / "large.jpg",), (pictures, "--format", "xyz"), (pictures, "--weights", "nothing")):
-        result = run("purify-dir", *arguments, "--out", tmp_path / "out")
-        assert result.returncode in (1, 2), result.stderr
-        assert result.stderr.count(b"\n") <= 2
-        assert b"Traceback" not in result.stderr
+    """A missing folder, a file, an unknown format or weights, an option of the other engine: one line, no output folder."""
+    ray = ("--cpus-per-worker", 1)
+    for more in ((tmp_path / "absent",), (pictures / "large.jpg",), *((pictures, "--format", name) for name in ("xyz", "x.png", ""))):
+        one_line(run("purify-dir", *more, "--out", tmp_path / "out"))
+    for more in (("--weights", "nothing"), ray, ("--engine", "ray", "--precision", "int8"), ("--engine", "ray", "--backend", "openvino")):
+        one_line(run("purify-dir", pictures, *more, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def one_line(result: subprocess.CompletedProcess[bytes]) -> None:
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count(b"\n") == 1, result.stderr
+    assert result.stderr.startswith(b"error: ")
+
+
+def test_a_name_that_moves_the_cursor_is_shown_as_what_it_is(run: Run, tmp_path: Path) -> None:
+    """An error is text, whatever a file is called."""
+    result = run("purify", tmp_path / "\x1b[2Jgone.png", tmp_path / "out.png")
+    assert result.returncode == 1
+    assert b"\x1b" not in result.stderr
+    assert b"\\x1b[2Jgone.png" in result.stderr
+
+
+def test_long_names_in_any_script_are_written(run: Run, tmp_path: Path, astronaut: np.ndarray, small_weights: Path) -> None:
+    """255 bytes are what a file system takes, which are fewer letters than 255 in most scripts."""
+    name = "あ" * 82 + ".png"
+    Image.fromarray(astronaut[:8, :8]).save(tmp_path / "in.png")
+    assert run("purify", tmp_path / "in.png", tmp_path / name, "--weights", small_weights).returncode == 0
+    assert (tmp_path / name).stat().st_size > 50
 
 
 def many(folder: Path, astronaut: np.ndarray, count: int) -> None:

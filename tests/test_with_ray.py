@@ -19,6 +19,7 @@ from PIL import Image
 from comdefend_cli import folder, journal, weights, with_ray
 from comdefend_cli.errors import UsageError
 from comdefend_cli.folder import Networks, Options, Result
+from comdefend_cli.journal import STATE
 from comdefend_cli.places import Folder, Place, Url
 from comdefend_cli.plan import Job
 from comdefend_cli.with_ray import Cluster, Order, Task, Worker
@@ -47,6 +48,12 @@ def worker(source: Path, out: Path, path: Path) -> Worker:
     return Worker(Task(str(source), str(out), order(path), Options(recursive=True), 1.0, "run"), weights.load(str(path)))
 
 
+def begin(out: Path) -> None:
+    """An output folder as the run's first process makes it: with a journal."""
+    out.mkdir()
+    (out / STATE).touch()
+
+
 def row(*names: str) -> dict[str, Any]:
     """A block of jobs that replace nothing."""
     return {"number": 7, "jobs": json.dumps([[name, name, 1, False] for name in names])}
@@ -60,7 +67,7 @@ def statuses(answer: dict[str, Any]) -> list[str]:
 def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
     """The second attempt does the same again, removes half-written files of the first, and leaves those of others."""
     out = tmp_path / "out"
-    out.mkdir()
+    begin(out)
     attempt = worker(pictures, out, small_weights)
     assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
     assert json.loads((out / f"{folder.BEGUN}run-7").read_text()) == {"outputs": ["0.png", "broken.png", "1.png"], "attempts": 1}
@@ -76,18 +83,40 @@ def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(pictur
 def test_a_block_that_kills_its_workers_is_given_up(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
     """After so many attempts none of which came to its end, the pictures are failed with a reason, and nothing is tried again."""
     out = tmp_path / "out"
-    out.mkdir()
+    begin(out)
     (out / f"{folder.BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": with_ray.ATTEMPTS}))
     answer = worker(pictures, out, small_weights)(row("0.png"))
     assert statuses(answer) == ["failed"]
     assert "died" in json.loads(answer["results"])[0]["reason"]
     assert not (out / "0.png").exists()
+    assert json.loads(answer["left"]) == ["0.png"]  # For the journal, so that the next run may replace what they left.
+
+
+def test_a_second_attempt_replaces_nothing_but_what_the_first_may_have_made(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """A file that stood there before the first attempt stays; what that one left is told until it is done."""
+    out = tmp_path / "out"
+    begin(out)
+    (out / "0.png").write_bytes(b"mine")
+    attempt = worker(pictures, out, small_weights)
+    assert statuses(attempt(row("0.png", "1.png"))) == ["failed", "done"]
+    again = attempt(row("0.png", "1.png"))
+    assert statuses(again) == ["failed", "done"]
+    assert json.loads(again["left"]) == []
+    assert (out / "0.png").read_bytes() == b"mine"
+
+
+def test_a_machine_that_does_not_see_the_output_folder_makes_none(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """Without the journal that the first process made, it is another folder: nothing is written, and the reason says so."""
+    answer = worker(pictures, tmp_path / "out", small_weights)(row("0.png"))
+    assert statuses(answer) == ["failed"]
+    assert "does not see" in json.loads(answer["results"])[0]["reason"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_came_after_planning_is_not_replaced(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
     """What stands where an output should go, and was not begun by a worker, fails that picture alone and stays."""
     out = tmp_path / "out"
-    out.mkdir()
+    begin(out)
     (out / "0.png").write_bytes(b"mine")
     answer = worker(pictures, out, small_weights)(row("0.png", "1.png"))
     assert statuses(answer) == ["failed", "done"]
@@ -105,7 +134,7 @@ def test_a_worker_that_cannot_begin_fails_its_block_only(pictures: Path, tmp_pat
 def test_what_a_dead_run_had_begun_is_ours(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
     """After a run that ended before its journal knew of a block, the next takes its outputs for ours and does them again."""
     out = tmp_path / "out"
-    out.mkdir()
+    begin(out)
     worker(pictures, out, small_weights)(row("0.png", "1.png"))
     (pictures / "broken.png").unlink()
     networks = Networks(str(small_weights), device="cpu", precision="float32")
@@ -157,7 +186,12 @@ def test_workers_fill_the_cluster() -> None:
     assert (sized(FakeRay(CPU=8), Cluster(cpus=2), "auto").workers, sized(FakeRay(CPU=8, GPU=2), Cluster(), "auto").workers) == (4, 2)
     assert sized(FakeRay(CPU=8, GPU=2), Cluster(gpus=0.5), "auto").workers == 4
     assert sized(FakeRay(CPU=8, GPU=2), Cluster(), "cpu").gpus == 0
-    assert sized(FakeRay(CPU=1), Cluster(workers=3, cpus=4), "cpu").workers == 3
+    assert sized(FakeRay(CPU=1), Cluster("auto", workers=3, cpus=4), "cpu").workers == 3  # It may grow; one of this machine may not.
+    with pytest.raises(UsageError, match="ask for less"):
+        sized(FakeRay(CPU=1), Cluster(workers=3, cpus=4), "cpu")
+    for cpus in (0.00001, float("nan")):
+        with pytest.raises(UsageError, match=r"0\.0001"):
+            sized(FakeRay(CPU=1), Cluster(cpus=cpus), "cpu")
     with pytest.raises(UsageError, match="ask for less"):
         sized(FakeRay(CPU=8), Cluster(gpus=1), "auto")
     with pytest.raises(UsageError, match="fraction"):
@@ -287,9 +321,9 @@ def test_stores_by_url_on_a_cluster(ray: Any, pictures: Path, tmp_path: Path, sm
     with folder.opened(pictures, tmp_path / "local", networks, Options(recursive=True)) as work:
         list(work.results())
     out = tmp_path / "out"
-    assert counts(on_cluster(ray, Url(f"local://{pictures}"), Url(f"local://{out}"), small_weights)) == {"done": 12}
+    assert counts(on_cluster(ray, Url(f"blockcache::file://{pictures}"), Url(f"blockcache::file://{out}"), small_weights)) == {"done": 12}
     assert outputs(out) == outputs(tmp_path / "local")
-    assert counts(on_cluster(ray, Url(f"local://{pictures}"), Url(f"local://{out}"), small_weights)) == {"kept": 12}
+    assert counts(on_cluster(ray, Url(f"blockcache::file://{pictures}"), Url(f"blockcache::file://{out}"), small_weights)) == {"kept": 12}
 
 
 @pytest.mark.slow

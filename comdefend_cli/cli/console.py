@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +30,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def fail(error: ComdefendError) -> NoReturn:
     """Print an error on one line and exit with its code."""
-    err.print(f"error: {reason(error)}", style="red")
+    err.print(f"error: {printable(reason(error))}", style="red")
     raise typer.Exit(error.exit_code)
+
+
+def printable(text: str) -> str:
+    """A text that may hold a file's name, and so anything, without what could move a terminal's cursor."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def command(function: Function) -> Function:
@@ -39,7 +45,8 @@ def command(function: Function) -> Function:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with terminable():
+                return function(*args, **kwargs)
         except ComdefendError as error:
             fail(error)
         except KeyboardInterrupt:
@@ -89,6 +96,24 @@ def print_line(text: str) -> None:
 def print_json(value: object, *, indent: int | None = None) -> None:
     """Write a record to standard output, for scripts; errors as of :func:`write_out`."""
     print_line(json.dumps(value, indent=indent))
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it leaves nothing half-written."""
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()  # No other may say what a signal does.
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
+    # Who said that SIGHUP is to be ignored, as nohup does, meant it.
+    before = {number: signal.signal(number, interrupt) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

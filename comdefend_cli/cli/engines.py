@@ -23,13 +23,13 @@ class RayOptions:
 
     address: str | None
     workers: int | None
-    cpus: float
+    cpus: float | None
     gpus: float | None
 
     @property
     def given(self) -> bool:
         """Whether any was."""
-        return any(value is not None for value in (self.address, self.workers, self.gpus))
+        return any(value is not None for value in (self.address, self.workers, self.cpus, self.gpus))
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,22 @@ class Asked:
     options: Options
 
 
-def refuse(engine: str, source: str, out: str, cluster: RayOptions, backend: str) -> None:
+def refuse(engine: str, source: str, out: str, cluster: RayOptions, backend: str, precision: str) -> None:
     """Raise :class:`UsageError` for an unknown engine, or for what only the other one can do."""
     from comdefend_cli import places
 
     if engine not in ("local", "ray"):
         raise UsageError(f"unknown engine {engine!r}: use local or ray")
     if engine == "ray" and backend not in ("torch", "auto"):
-        raise UsageError(f"--engine ray computes with PyTorch, not with {backend}: leave --backend out, or use --engine local")
+        where = "leave --backend out, or unset COMDEFEND_BACKEND"
+        raise UsageError(f"--engine ray computes with PyTorch, not with {backend}: {where}; or use --engine local")
+    if engine == "ray" and precision == "int8":
+        raise UsageError("--engine ray computes with PyTorch, which has no int8: give another --precision, or use --engine local")
     if engine == "local" and (places.is_url(source) or places.is_url(out)):
         raise UsageError("URLs are for --engine ray; give paths of this machine, or add it")
     if engine == "local" and cluster.given:
-        raise UsageError("--workers, --gpus-per-worker and --ray-address are for --engine ray; add it, or leave them out")
+        names = "--workers, --cpus-per-worker, --gpus-per-worker and --ray-address"
+        raise UsageError(f"{names} are for --engine ray; add it, or leave them out")
 
 
 @contextmanager
@@ -83,7 +87,8 @@ def _here(asked: Asked) -> Iterator[tuple[Work, Networks]]:
 def _on_cluster(asked: Asked, options: RayOptions) -> Iterator[tuple[Run, Networks]]:
     from comdefend_cli import places, with_ray
 
-    cluster = with_ray.Cluster(options.address, options.workers, options.cpus, options.gpus)
+    cpus = 1.0 if options.cpus is None else options.cpus
+    cluster = with_ray.Cluster(options.address, options.workers, cpus, options.gpus)
     order = with_ray.Order(asked.weights, asked.device, asked.precision, asked.settings)
     source, out = places.of(asked.source), places.of(asked.out)
     with with_ray.connected(cluster) as ray, with_ray.opened(ray, source, out, order, asked.options, cluster) as both:

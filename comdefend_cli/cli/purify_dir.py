@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -12,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comdefend_cli.cli import console, engines
 from comdefend_cli.cli.console import err, notice
-from comdefend_cli.errors import UsageError
+from comdefend_cli.errors import ComdefendError, UsageError
 
 if TYPE_CHECKING:
     from comdefend_cli.folder import Networks, Result, Work
@@ -61,7 +60,9 @@ def purify_dir(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Ray: processes that hold the networks.", show_default="all that have room")
     ] = None,
-    cpus_per_worker: Annotated[float, typer.Option("--cpus-per-worker", min=0.0, help="Ray: CPUs of each.")] = 1.0,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option("--cpus-per-worker", min=0.0, help="Ray: CPUs of each.", show_default="1")
+    ] = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option("--gpus-per-worker", min=0.0, help="Ray: GPUs of each; 0.5: two share one.", show_default="1 where there are any"),
@@ -79,46 +80,52 @@ def purify_dir(
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
-    with _terminable():
-        from comdefend_cli import images, places, plan
+    from comdefend_cli import images, places, plan
 
-        console.show_warnings(quiet)
-        images.trust_own_limit()
-        target = str(plan.default_output(source)) if out is None else out
-        options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
-        cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
-        engines.refuse(engine, source, target, cluster, backend)
-        if not places.is_url(source) and not places.is_url(target):
-            plan.refuse_folders(Path(source), Path(target), recursive=recursive)
+    console.show_warnings(quiet)
+    images.trust_own_limit()
+    target = str(plan.default_output(source)) if out is None else out
+    options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
+    cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
+    engines.refuse(engine, source, target, cluster, backend, precision)
+    if not places.is_url(source) and not places.is_url(target):
+        plan.refuse_folders(Path(source), Path(target), recursive=recursive)
 
-        # PyTorch takes seconds to import: what can be said without it has been said.
-        from comdefend_cli.purifier import Settings
+    # PyTorch takes seconds to import: what can be said without it has been said.
+    from comdefend_cli.purifier import Settings
 
-        settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
-        summary = Summary(source, target, report)
-        asked = engines.Asked(source, target, weights, device, precision, backend, settings, options)
-        with _report(report, Path(target), overwrite=overwrite) as write:
-            try:
-                with engines.opened(engine, asked, cluster) as (work, networks):
-                    _tell_device(networks, device, quiet)
-                    summary.planned(work, networks)
+    settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
+    summary = Summary(source, target, report)
+    asked = engines.Asked(source, target, weights, device, precision, backend, settings, options)
+    fault: ComdefendError | None = None
+    with _report(report, Path(target), overwrite=overwrite) as write:
+        try:
+            with engines.opened(engine, asked, cluster) as (work, networks):
+                _tell_device(networks, device, quiet)
+                summary.planned(work, networks)
 
-                    def stop(number: int) -> None:
-                        summary.interrupted = True
-                        work.stop()
+                def stop(number: int) -> None:
+                    summary.interrupted = True
+                    work.stop()
 
-                    with console.interruptible(stop), _live(work, summary, quiet) as show:
-                        for result in work.results():
-                            summary.add(result)
-                            write(result)
-                            show(result)
-            except KeyboardInterrupt:
-                summary.interrupted = summary.at_once = True
-                if not summary.about:  # Before anything was planned: an earlier report stays.
-                    summary.say(quiet=quiet, as_json=as_json)
-                    raise
-            summary.say(quiet=quiet, as_json=as_json)
-        _leave(summary)
+                with console.interruptible(stop), _live(work, summary, quiet) as show:
+                    for result in work.results():
+                        summary.add(result)
+                        write(result)
+                        show(result)
+        except KeyboardInterrupt:
+            summary.interrupted = summary.at_once = True
+            if not summary.about:  # Before anything was planned: an earlier report stays.
+                summary.say(quiet=quiet, as_json=as_json)
+                raise
+        except ComdefendError as error:  # What was done until then is told too.
+            if not summary.about:
+                raise
+            fault, summary.interrupted = error, True
+        summary.say(quiet=quiet, as_json=as_json)
+    if fault:
+        raise fault
+    _leave(summary)
 
 
 @dataclass
@@ -206,13 +213,13 @@ class Summary:
         if self.subfolders:
             notice(f"{self.subfolders} subfolders were left out; --recursive goes through them too", quiet=quiet)
         for path, why in self.failures:
-            err.print(f"error: {_printable(path)}: {why}", style="red")
+            err.print(f"error: {console.printable(path)}: {why}", style="red")
         if not quiet:
             err.print(
                 f"{'interrupted: ' if self.interrupted else ''}{record['done']} purified, {record['kept']} kept from before, "
                 f"{record['failed']} failed, {f'{self.left} left, ' if self.interrupted else ''}"
                 f"{self.skipped} skipped (no pictures); {record['megapixels']:.2f} megapixels in {record['seconds']:.1f} s "
-                f"({record['megapixels_per_second']:.2f} a second); output in {_printable(str(self.out))}"
+                f"({record['megapixels_per_second']:.2f} a second); output in {console.printable(str(self.out))}"
             )
             if self.interrupted:
                 err.print("the same command goes on from here", style="yellow")
@@ -236,28 +243,9 @@ def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count} files"
 
 
-def _printable(name: str) -> str:
-    """A name that may hold anything, so that it cannot move a terminal's cursor."""
-    return name if name.isprintable() else ascii(name)
-
-
 def _tell_device(networks: Networks, asked: str, quiet: bool) -> None:
     if asked == "auto":
         notice(f"computing on {networks.where} in {networks.how}", quiet=quiet)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does."""
-
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
