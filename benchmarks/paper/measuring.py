@@ -139,9 +139,12 @@ class _Reports:
 
 
 def publish(table: Table, lines: list[Line], data: Labelled, arguments: argparse.Namespace, remarks: Sequence[str] = ()) -> None:
-    """Measure, print the table, and write OUT/tableN.md and OUT/tableN.json; remarks go below it, with --note last."""
+    """Measure, print what was asked for of the table, and write OUT/tableN.md and .json; remarks go below it, with --note last."""
     measured = measure(table.columns, lines, data, arguments)
-    text = markdown(table, table.columns, lines, measured, [about(lines, data, measured, arguments), *remarks, arguments.note])
+    shown = tuple(column for column in table.columns if column.attack in (CLEAN, *measured.attacks))
+    left = ", ".join(column.title for column in table.columns if column not in shown)
+    remarks = [f"Columns {LEFT_OUT}: {left}" if left else "", *remarks, arguments.note]
+    text = markdown(table, shown, lines, measured, [about(lines, data, measured, arguments), *remarks])
     print(text)
     record = {"table": table.number, "caption": table.caption, **as_json(table, table.columns, lines, measured, arguments)}
     write(arguments.out / f"table{table.number}", text, record)
