@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,26 @@ def test_samples_without_noise_are_refused_in_strips_too(run: Run, tmp_path: Pat
         done = run("purify", tmp_path / "in.png", tmp_path / "out.png", way, "--samples", 4)
         assert done.returncode == 2
         assert b"several samples need noise" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_leaves_nothing(number: int, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """SIGTERM, as of `timeout` or a container that stops, and a terminal that closes: the decoded rows beside the output go too."""
+    Image.fromarray(np.tile(astronaut, (3, 3, 1))).save(tmp_path / "in.png")
+    command = ["purify", tmp_path / "in.png", tmp_path / "out.png", "--strips", "--tile", "64", "--device", "cpu", "--precision", "float32"]
+    process = subprocess.Popen([sys.executable, "-m", "comdefend_cli", *map(str, command)], stderr=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob(".out.png.*.part")) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == b"interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
 def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

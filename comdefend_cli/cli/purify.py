@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comdefend_cli.cli import console, purify_strips
-from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.work import pixel_bar, settings_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -137,7 +137,6 @@ def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weig
     from comdefend_cli.device import describe_device
 
     height, width, channels = picture.pixels.shape
-    settings = purifier.settings
     return {
         "width": width,
         "height": height,
@@ -145,15 +144,7 @@ def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weig
         "alpha": picture.alpha is not None,
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(picture.megapixels / seconds, 4),
-        "device": describe_device(next(purifier.parameters()).device),
-        "precision": purifier.precision,
-        "backend": purifier.backend,
-        "tiling": settings.tiling,
-        "tile": settings.tile,
-        "noise_std": settings.noise_std,
-        "input_noise": settings.input_noise,
-        "samples": settings.samples,
-        "seed": settings.seed,
+        **settings_record(purifier.settings, describe_device(next(purifier.parameters()).device), purifier.precision, purifier.backend),
         "weights": loaded.name,
         "weights_sha256": loaded.sha256,
         **_fidelity(picture, cleaned),
@@ -191,17 +182,7 @@ def _run(purifier: Purifier, picture: Picture, quiet: bool) -> Picture:
     import torch
 
     x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]
-    if quiet or not err.is_terminal or picture.megapixels < LONG_WORK:
-        bar: Any = nullcontext()
-    else:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        bar = Progress(TextColumn("purifying"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=err, transient=True)
-    with bar:
-        update = None
-        if not isinstance(bar, nullcontext):
-            task = bar.add_task("purifying", total=x.shape[2] * x.shape[3])
-            update = lambda pixels: bar.advance(task, pixels)  # noqa: E731
+    with pixel_bar(x.shape[2] * x.shape[3], shown=not quiet and picture.megapixels >= LONG_WORK) as update:
         cleaned = purifier.purify(x, update)
     return replace(picture, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
 

@@ -17,6 +17,7 @@ import typer
 
 from comdefend_cli.cli import console, engines
 from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.work import settings_record
 from comdefend_cli.errors import ComdefendError, UsageError
 
 if TYPE_CHECKING:
@@ -154,15 +155,7 @@ class Summary:
         self.total = len(found.pictures) + len(found.unreadable)
         self.skipped, self.subfolders = found.skipped, found.subfolders
         self.about = {
-            "device": networks.where,
-            "precision": networks.precision,
-            "backend": networks.purifier.backend,
-            "tiling": networks.settings.tiling,
-            "tile": networks.settings.tile,
-            "noise_std": networks.settings.noise_std,
-            "input_noise": networks.settings.input_noise,
-            "samples": networks.settings.samples,
-            "seed": networks.settings.seed,
+            **settings_record(networks.settings, networks.where, networks.precision, networks.purifier.backend),
             "weights_sha256": networks.sha256s,
         }
         self.began = time.perf_counter()

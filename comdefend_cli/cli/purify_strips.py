@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.cli import console
-from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.work import pixel_bar, settings_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,36 +94,18 @@ def run(
         if device == "auto":
             notice(f"computing on {describe_device(parameter.device)} in {purifier.how}, in strips", quiet=quiet)
         began = time.perf_counter()
-        with _bar(picture, quiet) as advance:
+        with pixel_bar(picture.width * picture.height, shown=not quiet) as advance:
             error = large.purify(purifier, picture, target, strip=strip, overwrite=overwrite, progress=advance)
         if as_json:
             where = {"input": str(source), "output": str(target)}
             console.print_json({**where, **_record(picture, purifier, loaded, time.perf_counter() - began, error)})
 
 
-def _bar(picture: LargePicture, quiet: bool) -> Any:
-    """A context that gives a function to be told of pixels done, or None where there is no terminal."""
-    if quiet or not err.is_terminal:
-        return nullcontext()
-    from contextlib import contextmanager
-
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def shown() -> Any:
-        columns = (TextColumn("purifying"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task("purifying", total=picture.width * picture.height)
-            yield lambda pixels: bar.advance(task, pixels)
-
-    return shown()
-
-
 def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds: float, error: float) -> dict[str, Any]:
     """As of `comdefend purify`; seconds include reading and writing, and SSIM is not measured."""
     from comdefend_cli.device import describe_device
 
-    parameter, settings = next(purifier.parameters()), purifier.settings
+    parameter = next(purifier.parameters())
     return {
         "width": picture.width,
         "height": picture.height,
@@ -131,15 +113,7 @@ def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds:
         "alpha": picture.alpha,
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(picture.width * picture.height / 1e6 / seconds, 4),
-        "device": describe_device(parameter.device),
-        "precision": purifier.precision,
-        "backend": purifier.backend,
-        "tiling": settings.tiling,
-        "tile": settings.tile,
-        "noise_std": settings.noise_std,
-        "input_noise": settings.input_noise,
-        "samples": settings.samples,
-        "seed": settings.seed,
+        **settings_record(purifier.settings, describe_device(parameter.device), purifier.precision, purifier.backend),
         "weights": loaded.name,
         "weights_sha256": loaded.sha256,
         "psnr_db": round(10 * math.log10(255**2 / error), 4) if error else None,
