@@ -107,8 +107,9 @@ def terminable() -> Iterator[None]:
 
     main = threading.current_thread() is threading.main_thread()  # No other may say what a signal does.
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
-    # Who said that SIGHUP is to be ignored, as nohup does, meant it.
-    before = {number: signal.signal(number, interrupt) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    # Who said that SIGHUP is to be ignored, as nohup does, meant it; and a handler that is not Python's could not be set back.
+    kept = (signal.SIG_IGN, None)
+    before = {number: signal.signal(number, interrupt) for number in numbers if signal.getsignal(number) not in kept}
     try:
         yield
     finally:
