@@ -19,7 +19,9 @@ test: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile
+	@# OpenVINO crashed in a process in which all the other libraries had worked before: its tests have one of their own.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/test_backends.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile --ignore tests/test_backends.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
