@@ -194,6 +194,8 @@ def adopt(out: Place, state: Journal) -> None:
             state.begin(list(map(str, json.loads(out.read(name))["outputs"])))
         state.sync()
         out.remove(name)
+    for name in out.beginning_with(f".{BEGUN}"):  # Not whole yet when its writer died, before it had begun anything.
+        out.remove(name)
 
 
 def known(planned: Plan, source: Place, out: Place) -> Iterator[Result]:

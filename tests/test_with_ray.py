@@ -136,11 +136,12 @@ def test_what_a_dead_run_had_begun_is_ours(pictures: Path, tmp_path: Path, small
     out = tmp_path / "out"
     begin(out)
     worker(pictures, out, small_weights)(row("0.png", "1.png"))
+    (out / f".{folder.BEGUN}run-8.0123abcd.part").write_text('{"outputs": ["2.p')
     (pictures / "broken.png").unlink()
     networks = Networks(str(small_weights), device="cpu", precision="float32")
     with folder.opened(pictures, out, networks, Options(recursive=True)) as work:
         assert Counter(result.status for result in work.results()) == {"done": 12}
-    assert not list(out.glob(f"{folder.BEGUN}*"))
+    assert not list(out.glob(f"*{folder.BEGUN}*"))
 
 
 def test_blocks_end_where_they_have_enough() -> None:
