@@ -209,7 +209,8 @@ def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Pic
 def exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, bool]:
     """The EXIF block without orientation and what describes the file only, or None; and whether the picture must be turned."""
     try:
-        tags = image.getexif()  # The picture's own, which is left as it was.
+        # The picture's own, which is left as it was. A PNG's own method would decode it to look behind its pixels; read ones are decoded.
+        tags = Image.Image.getexif(image)
         orientation = tags.get(_ORIENTATION, 1)
         apart = {tag: tags[tag] for tag in (_STRUCTURE | {_ORIENTATION}) & tags.keys()}
         for tag in apart:

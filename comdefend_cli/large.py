@@ -44,10 +44,13 @@ WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
 MODES = {"1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 #: Bytes from which a TIFF file needs 64-bit offsets.
 _BIG_TIFF = 3 * 2**30
-#: Bytes of a strip in the file of decoded rows, which libvips reads one at a time.
+#: Bytes of a strip in the file of decoded rows, which libvips reads one at a time, and bytes that are read from it at once.
 _TIFF_STRIP = 2**20
-#: Most pixels of a strip, of which there are some copies: 100 MB of colour.
-STRIP_PIXELS = 2**25
+_READ = 2**20
+#: Pixels of a strip, of which there are two copies and its tiles in float32, and rows that it has all the same: with fewer, much of a wide
+#: picture would be computed twice.
+STRIP_PIXELS = 2**22
+STRIP_ROWS = 256
 
 
 @dataclass
@@ -88,21 +91,24 @@ class LargePicture:
         """Whether it has transparency."""
         return self.bands > self.channels
 
-    def read(self, rows: int) -> np.ndarray:
-        """The next rows, as uint8 (rows, width, bands).
+    def read(self, taken: np.ndarray) -> None:
+        """Put the next rows into an array, uint8 (rows, width, bands).
 
         Raises:
             ImageError: the file is damaged.
         """
         pyvips = require("pyvips", extra=EXTRA)
+        step = max(1, _READ // (self.width * self.bands))  # libvips holds several copies of what it is asked for at once.
         try:
             if self._region is None:
                 self._region = pyvips.Region.new(self._load())
-            data = self._region.fetch(0, self._next, self.width, rows)
+            for start in range(0, len(taken), step):
+                part = taken[start : start + step]
+                data = self._region.fetch(0, self._next + start, self.width, len(part))
+                part[:] = np.frombuffer(data, np.uint8).reshape(part.shape)
         except pyvips.Error as error:
             raise _damaged(self.path, error) from error
-        self._next += rows
-        return np.frombuffer(data, np.uint8).reshape(rows, self.width, self.bands)
+        self._next += len(taken)
 
 
 @contextmanager
@@ -188,6 +194,7 @@ def purify(
             error += _squares(before, after[..., : picture.channels])
             if progress:
                 progress(after.shape[0] * after.shape[1])
+            del before, after  # Else they stay while the next strip is computed.
         raw.flush()
         with atomic(target, overwrite=overwrite) as file:
             _save(picture, raw.name, file.name, format_name, strip=strip)
@@ -224,21 +231,27 @@ def strips(purifier: Purifier, picture: LargePicture) -> Iterator[tuple[np.ndarr
     window, top = np.empty((0, picture.width, picture.bands), np.uint8), 0
     for start in range(0, picture.height, rows):
         stop, bottom = min(start + rows, picture.height), min(start + rows + halo, picture.height)
-        kept = window[max(start - halo - top, 0) :]
+        kept = window[max(start - halo - top, 0) :].copy()
         top = max(start - halo, 0)
-        new = bottom - top - len(kept)
-        window = np.concatenate([kept, picture.read(new)]) if new else kept
-        before = window[..., : picture.channels]
+        window = np.empty((bottom - top, picture.width, picture.bands), np.uint8)
+        window[: len(kept)] = kept
+        picture.read(window[len(kept) :])
         core = slice(start - top, stop - top)
-        cleaned = purifier.purify(torch.from_numpy(before).permute(2, 0, 1)[None])[0, :, core].permute(1, 2, 0)
-        yield before[core], np.concatenate([cleaned.numpy(), window[core, :, picture.channels :]], 2)
+        yield window[core, :, : picture.channels], _purified(purifier, window, core, picture.channels)
+
+
+def _purified(purifier: Purifier, window: np.ndarray, core: slice, channels: int) -> np.ndarray:
+    """The rows `core` of a window, purified, with its alpha; uint8 (rows, width, bands), contiguous."""
+    cleaned = purifier.purify(torch.from_numpy(window[..., :channels]).permute(2, 0, 1)[None])[0, :, core].permute(1, 2, 0).numpy()
+    alpha = window[core, :, channels:]
+    return np.concatenate([cleaned, alpha], 2) if alpha.size else np.ascontiguousarray(cleaned)
 
 
 def _rows(purifier: Purifier, width: int, halo: int) -> int:
-    """Rows of a strip: with its halo as high as a tile, so that no row is computed more often than in the whole picture."""
+    """Rows of a strip: with its halo as high as a tile, so that no row is computed more often than in the whole picture, or what fits."""
     device = next(purifier.parameters()).device
     tile = purifier.settings.tile or DEFAULT_TILE[device.type]
-    rows = max(min(tile - 2 * halo, STRIP_PIXELS // width), 2 * RADIUS)
+    rows = max(min(tile - 2 * halo, max(STRIP_PIXELS // width, STRIP_ROWS)), 2 * RADIUS)
     return rows if halo else max(rows // PATCH, 1) * PATCH
 
 

@@ -235,7 +235,7 @@ def test_the_command_in_strips(tmp_path: Path, run: Run, small_weights: Path, as
 
 
 PEAK = """
-import resource, sys
+import re, sys
 from comdefend_cli import large, weights
 from comdefend_cli.purifier import Purifier
 from pathlib import Path
@@ -245,7 +245,7 @@ from PIL import Image
 Image.MAX_IMAGE_PIXELS = None
 with large.opened(Path(sys.argv[2])) as picture:
     large.purify(purifier, picture, Path(sys.argv[3]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 
