@@ -17,9 +17,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import elu_
 
-from comdefend_cli.model import RADIUS, ComDefend, Conv3x3, ConvELU, binarize
+from comdefend_cli.model import RADIUS, ComDefend, Conv3x3, ConvELU, binarize, elu_, to_picture
 
 #: Pixels of a band for each thread: of its 256 channels in 2 bytes, 4 MB. See the table of bands in docs/performance.md.
 THREAD_PIXELS = 2**13
@@ -47,7 +46,7 @@ def purify(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int
     """
     rec = _Layers(model.rec)
     for bits, last in _codes(model, x, noise, pixels):
-        yield torch.sigmoid(rec(bits, last).float())
+        yield to_picture(rec(bits, last))
 
 
 @torch.no_grad()

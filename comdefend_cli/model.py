@@ -28,6 +28,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+from torch.nn.functional import elu_ as torch_elu_
 
 CHANNELS = (1, 3)
 BITS = (4, 8, 10, 12, 14, 16)
@@ -93,13 +94,31 @@ class Conv3x3(nn.Conv2d):
         return conv2d(input, self.weight, self.bias, padding=padding)
 
 
+def elu_(x: Tensor) -> Tensor:
+    """exp(x) - 1 where x is negative, in place; in float32 on a CPU without gradient, wherever a value lies in memory.
+
+    PyTorch's own computes the last few values of a tensor, and of a thread's part of it, by another routine than the others.
+    """
+    if x.requires_grad or x.device.type != "cpu" or x.dtype != torch.float32:
+        return torch_elu_(x)
+    return torch.maximum(x, x.clamp(max=0).expm1_(), out=x)
+
+
+class ELU(nn.Module):
+    """:func:`elu_` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, overwritten."""
+        return elu_(x)
+
+
 class ConvELU(nn.Sequential):
     """Nine 3x3 convolutions with an ELU after each but the last: the body of both networks."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
-            layers += [Conv3x3(inputs, outputs), nn.ELU(inplace=True)]
+            layers += [Conv3x3(inputs, outputs), ELU()]
         super().__init__(*layers[:-1])
 
     def layers(self, x: Tensor) -> Tensor:
@@ -128,7 +147,12 @@ class RecCNN(ConvELU):
     def forward(self, code: Tensor) -> Tensor:
         """The picture (N, C, H, W), float32, of a code (N, bits, H, W)."""
         # Noise in float32 makes a code in float32 of bfloat16 logits.
-        return torch.sigmoid(self.layers(code.to(next(self.parameters()).dtype)).float())
+        return to_picture(self.layers(code.to(next(self.parameters()).dtype)))
+
+
+def to_picture(x: Tensor) -> Tensor:
+    """The sigmoid of RecCNN's last layer, float32; on a CPU in double precision between, for the reason of :func:`elu_`."""
+    return torch.sigmoid(x.double() if x.device.type == "cpu" else x.float()).float()
 
 
 class _Binarize(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 from conftest import small_model
 from torch import Tensor
 
-from comdefend_cli.model import BITS, RADIUS, Architecture, ComDefend, binarize
+from comdefend_cli.model import BITS, RADIUS, Architecture, ComDefend, binarize, elu_, to_picture
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -134,3 +134,21 @@ def test_gradients_pass_the_convolution() -> None:
     expected = torch.autograd.grad(torch.nn.functional.conv2d(*inputs, padding=1).square().sum(), inputs)
     for one, other in zip(seen, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_activations_do_not_depend_on_the_place_in_memory() -> None:
+    """Values a few at a time, where a routine for a tensor's last ones would show, equal those of one tensor; and ELU is right."""
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 4
+    for function in (lambda part: elu_(part.clone()), to_picture):
+        assert torch.equal(torch.cat([function(part) for part in x.split(5)]), function(x))
+    assert torch.allclose(elu_(x.clone()).double(), torch.where(x > 0, x.double(), torch.expm1(x.double())), rtol=1e-6, atol=0)
+    special = torch.tensor([0.0, float("inf"), -float("inf"), float("nan"), -200.0])
+    assert torch.equal(elu_(special.clone())[[0, 1, 2, 4]], torch.tensor([0.0, float("inf"), -1.0, -1.0]))
+    assert elu_(special).isnan().tolist() == [False, False, False, True, False]
+
+
+def test_elu_in_bfloat16_does_not_either() -> None:
+    """Every bfloat16 value there is."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    x = x[~x.isnan()]
+    assert torch.equal(torch.cat([elu_(part.clone()) for part in x.split(5)]), elu_(x.clone()))

@@ -59,6 +59,8 @@ def test_exact_tiling_holds_for_any_size(height: int, width: int, tile: int, cou
     x = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
     purifier = Purifier(*((model, None) if channels == 3 else (None, model)), Settings(tile=tile))
     assert torch.equal(purifier(x), untiled(model, x))
+    with torch.no_grad():
+        assert torch.equal(purifier(x / 255), model(x / 255))
 
 
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="needs a CPU that multiplies bfloat16")
