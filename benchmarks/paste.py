@@ -5,7 +5,7 @@
 
 What stands between the lines `<!-- NAME -->` and `<!-- /NAME -->` of the Markdown document is replaced: by the file as it is where it is
 Markdown (a table of paper/, or `tables.md` of `comdefend evaluate`); where it is `results.json` of `comdefend evaluate`, by a short
-table of the accuracy on clean pictures and the lowest one of each threat model; where it is JSON of a benchmark, by its tables.
+table of the accuracy on clean pictures and the lowest one of each threat model measured; where it is JSON of a benchmark, by its tables.
 """
 
 from __future__ import annotations
@@ -87,14 +87,16 @@ def plain(result: dict[str, Any]) -> str:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """A line a system: clean, then the lowest accuracy of each threat model at `SHOWN`, in percent."""
+    """A line a system: clean, then the lowest accuracy of each threat model that was measured, at `SHOWN`, in percent."""
     several = len({system["classifier"] for system in results["systems"]}) > 1
-    head = ["defence", "clean", *(f"{threat}, {epsilon:g}" for threat in THREATS for epsilon in SHOWN)]
+    measured = {cell["threat"] for cell in results["cells"]}
+    columns = [(threat, epsilon) for threat in THREATS if threat in measured for epsilon in SHOWN]
+    head = ["defence", "clean", *(f"{threat}, {epsilon:g}" for threat, epsilon in columns)]
     lines = [head, ["---"] * len(head)]
     for system in results["systems"]:
         names = system["classifier"], system["defence"]
         values = [lowest(results["cells"], names, "clean", None)]
-        values += [lowest(results["cells"], names, threat, epsilon) for threat in THREATS for epsilon in SHOWN]
+        values += [lowest(results["cells"], names, threat, epsilon) for threat, epsilon in columns]
         label = f"`{names[1]}`" if names[1] != "none" else "none"
         lines.append([f"{names[0]}, {label}" if several else label, *values])
     return "\n".join(map(_line, lines))

@@ -44,6 +44,9 @@ def test_measured_tables_are_put_into_documents(paste: ModuleType, tmp_path: Pat
     again = document.read_text()
     paste.main([str(document), f"b={tmp_path / 'table5.md'}"])
     assert document.read_text() == again
+    (tmp_path / "grey.json").write_text(json.dumps({"cells": cells[:3], "systems": systems[:1]}))
+    paste.main([str(document), f"a={tmp_path / 'grey.json'}"])
+    assert "| defence | clean | grey-box, 2 | grey-box, 8 |" in document.read_text().splitlines()
     with pytest.raises(UsageError, match="no part between <!-- c -->"):
         paste.main([str(document), f"c={tmp_path / 'table5.md'}"])
 
