@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
 from comdefend_cli.tiles import Tile, exact_grid, mixed_seed, paper_grid, window_noise
-from comdefend_cli.windows import Batch, batches, counted, stacked, true_float32
+from comdefend_cli.windows import IN_FLIGHT, Batch, batches, counted, fetched, stacked, true_float32
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -329,13 +330,23 @@ class Purifier(nn.Module):
         self, x: Tensor, out: Tensor, device: torch.device, network: _Network, tile: int, batch_pixels: int, count: Progress
     ) -> Tensor:
         """`out`, filled tile by tile in batches."""
+        computing: deque[tuple[Batch, Callable[[], Tensor]]] = deque()
+
+        def fill() -> None:
+            batch, result = computing.popleft()
+            for (index, part), window in zip(batch, result(), strict=True):
+                out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
+
         with true_float32(device):
             for batch in batches(self._grid(x, tile), len(x), batch_pixels):
                 windows = stacked(x, batch, device)
                 area = sum(part.area for _, part in batch)
-                result = torch.cat(list(counted(network(windows, batch), windows.shape[2], area, count)), 2).to(out.device)
-                for (index, part), window in zip(batch, result, strict=True):
-                    out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
+                result = torch.cat(list(counted(network(windows, batch), windows.shape[2], area, count)), 2)
+                computing.append((batch, fetched(result, out.device)))
+                if len(computing) > IN_FLIGHT[device.type]:
+                    fill()
+            while computing:
+                fill()
         return out
 
     def _grid(self, x: Tensor, tile: int) -> list[Tile]:

@@ -13,6 +13,8 @@ from comdefend_cli.tiles import Tile
 
 #: Windows of one shape, each with the index of its picture.
 Batch = list[tuple[int, Tile]]
+#: Batches that a device has still to compute when the next one is given to it.
+IN_FLIGHT = {"cpu": 0, "cuda": 1, "mps": 0}
 
 
 def batches(grid: list[Tile], count: int, pixels: int) -> Iterator[Batch]:
@@ -31,9 +33,31 @@ def stacked(x: Tensor, batch: Batch, device: torch.device) -> Tensor:
     """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
     windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch])
     if windows.dtype != torch.uint8:
-        return windows.float().to(device).contiguous(memory_format=torch.channels_last)  # A device may not know the dtype.
+        return _moved(windows.float(), device).contiguous(memory_format=torch.channels_last)  # A device may not know the dtype.
     # Levels are moved and turned as bytes, so that there is one copy in float32 and not three.
-    return windows.to(device).contiguous(memory_format=torch.channels_last).float().div_(255)
+    return _moved(windows, device).contiguous(memory_format=torch.channels_last).float().div_(255)
+
+
+def _moved(windows: Tensor, device: torch.device) -> Tensor:
+    """The windows on the device; a GPU fetches them from pinned memory by itself, while this process goes on."""
+    if device.type == "cuda" and windows.device.type == "cpu" and not windows.requires_grad:
+        windows = windows.pin_memory()
+    return windows.to(device, non_blocking=True)
+
+
+def fetched(result: Tensor, device: torch.device) -> Callable[[], Tensor]:
+    """Begin to move a result to the device; the function returned waits for it, so that a GPU computes on in the meantime."""
+    if result.device.type != "cuda" or device.type != "cpu" or result.requires_grad:
+        moved = result.to(device)
+        return lambda: moved
+    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result, non_blocking=True)
+    copied = torch.cuda.current_stream(result.device).record_event()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
 
 
 def counted(parts: Iterator[Tensor], height: int, area: int, count: Callable[[int], None]) -> Iterator[Tensor]:

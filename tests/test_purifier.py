@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from comdefend_cli import Purifier, Settings, bands, weights
+from comdefend_cli import Purifier, Settings, bands, weights, windows
+from comdefend_cli import purifier as purifier_module
 from comdefend_cli.device import cpu_has_bfloat16, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.metrics import mean_psnr
@@ -338,6 +339,26 @@ def test_settings_out_of_range_are_refused() -> None:
     for values in wrong:
         with pytest.raises(UsageError):
             Settings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("behind", [1, 3])
+def test_results_that_come_later_go_to_their_places(monkeypatch: pytest.MonkeyPatch, behind: int) -> None:
+    """Where a device is given the next batches before the first one's result is fetched, the picture is the same."""
+    model = small_model()
+    x = torch.randint(0, 256, (3, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setitem(windows.IN_FLIGHT, "cpu", behind)
+    assert torch.equal(Purifier(model, None, Settings(tile=16))(x), untiled(model, x))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_many_batches_from_the_host_through_cuda(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray) -> None:
+    """Copies that overlap with the network bring what copies one by one bring."""
+    x = tensor(astronaut[:256, :256])
+    purifier = Purifier.from_pretrained(device="cuda", precision="bfloat16", settings=Settings(tile=32))
+    monkeypatch.setitem(purifier_module.BATCH_PIXELS, "cuda", 2**15)
+    overlapped = [purifier(x) for _ in range(3)]
+    monkeypatch.setitem(windows.IN_FLIGHT, "cuda", 0)
+    assert all(torch.equal(result, purifier(x.cuda()).cpu()) for result in overlapped)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
