@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from comdefend_cli import checkpoint
 from comdefend_cli.datasets import Dataset
+from comdefend_cli.device import flushed_subnormals
 from comdefend_cli.distributed import peer_error
 from comdefend_cli.errors import TrainingError, UsageError, reason
 from comdefend_cli.metrics import mean_psnr, ssim
@@ -189,8 +190,6 @@ class Trainer:
             raise UsageError(f"a batch of {config.batch_size} images does not divide among {self.processes} processes")
         if dataset.train.channels != config.channels:
             raise UsageError(f"{config.data} has {dataset.train.channels} channels, not {config.channels}")
-        # Saturated sigmoids make subnormal numbers, which CPUs compute many times slower.
-        torch.set_flush_denormal(True)
         self.step_done = 0
         self.stop_asked = self.stopping = False
         self.model = ComDefend(Architecture(config.channels, config.bits))
@@ -213,6 +212,7 @@ class Trainer:
         # The CPU's generator takes 32 bits; a large odd factor keeps the seeds' streams apart.
         return torch.Generator().manual_seed((self.config.seed * 2_654_435_761 + step + 2) % 2**32)
 
+    @flushed_subnormals()
     def step(self) -> tuple[float, float]:
         """One optimiser step; returns the loss and the root mean square of the logits, over all processes.
 

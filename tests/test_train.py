@@ -52,6 +52,26 @@ def weights_of(trainer: Trainer) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
+def test_subnormals_are_zero_within_a_step_only(narrow: None, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step, which they would slow down, takes them as zero; a program that trains, or that asked for it, has what it had."""
+    seen = []
+
+    def flushed() -> bool:
+        return not torch.tensor(1e-39).mul(1)
+
+    run = Trainer(config(), dataset, CPU)
+    forward = run._forward_and_backward
+    monkeypatch.setattr(run, "_forward_and_backward", lambda: (seen.append(flushed()), forward())[1])
+    try:
+        for before in (False, True):
+            torch.set_flush_denormal(before)
+            run.step()
+            assert flushed() == before
+        assert seen == [True, True]
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_the_loss_is_equation_3_in_float64() -> None:
     """Mean squared error plus lambda times the code's mean square, computed apart from the logits on in NumPy."""
     model = small_model()

@@ -189,7 +189,8 @@ ColorWeights = Annotated[
     ),
 ]
 Tile = Annotated[
-    int | None, typer.Option("--tile", min=1, help="Side of a tile of exact tiling, in pixels; smaller takes less memory.", show_default="by device")
+    int | None,
+    typer.Option("--tile", min=1, help="Side of a tile of exact tiling, in pixels; smaller takes less memory.", show_default="by device"),
 ]
 Tiling = Annotated[
     str,

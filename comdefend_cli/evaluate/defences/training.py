@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.datasets import Dataset
+from comdefend_cli.device import flushed_subnormals
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.evaluate.defences import stored
 from comdefend_cli.optim import Muon
@@ -107,8 +108,6 @@ class BaselineTrainer:
     def __init__(
         self, model: nn.Module, kernels: list[nn.Parameter], config: BaselineConfig, dataset: Dataset, device: torch.device
     ) -> None:
-        # Saturated activations make subnormal numbers, which CPUs compute many times slower.
-        torch.set_flush_denormal(True)
         self.config, self.dataset, self.device = config, dataset, device
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         chosen = {id(kernel) for kernel in kernels}
@@ -133,6 +132,7 @@ class BaselineTrainer:
         """How good the network is on the first `count` test pictures, in `unit`."""
         raise NotImplementedError
 
+    @flushed_subnormals()
     def step(self) -> float:
         """One optimiser step; returns the loss.
 
