@@ -21,14 +21,12 @@ class Run:
         peak_mb: its largest resident memory, in 10^6 bytes.
         peak_mb_at_half: the same after half of the time that it was given, or None where it took less.
         finished: it came to its own end.
-        output: its standard output.
     """
 
     seconds: float
     peak_mb: float
     peak_mb_at_half: float | None
     finished: bool
-    output: bytes
 
 
 def purify(source: Path, target: Path, **options: object) -> list[str]:
@@ -39,13 +37,13 @@ def purify(source: Path, target: Path, **options: object) -> list[str]:
 
 
 def watch(command: list[str], seconds: float = 0.0) -> Run:
-    """Run a command to its end, or for so many seconds at most. Its output has to fit a pipe's buffer.
+    """Run a command to its end, or for so many seconds at most.
 
     Raises:
         SystemExit: it failed.
     """
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     most, half = 0, None
     while process.poll() is None and not (seconds and time.perf_counter() - began > seconds):
         most = max(most, _peak(process))  # Not by `wait4`: that counts what this process had when it forked.
@@ -54,10 +52,10 @@ def watch(command: list[str], seconds: float = 0.0) -> Run:
         time.sleep(LOOK)
     taken, finished = time.perf_counter() - began, process.poll() is not None
     process.kill()
-    output = process.communicate()[0]
+    process.wait()
     if finished and process.returncode:
         raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}")
-    return Run(taken, most / 1e6, half, finished, output)
+    return Run(taken, most / 1e6, half, finished)
 
 
 def _peak(process: subprocess.Popen[bytes]) -> int:

@@ -69,11 +69,10 @@ def test_capacity_says_what_was_not_measured(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_process_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its memory, output and end; one that takes too long is ended; one that fails says so."""
+    """Its memory and end; one that takes too long is ended; one that fails says so."""
     processes = module(monkeypatch, "processes")
-    run = processes.watch([sys.executable, "-c", "import time; held = b'1' * 10**8; time.sleep(0.2); print('done')"])
+    run = processes.watch([sys.executable, "-c", "import time; held = b'1' * 10**8; time.sleep(0.2)"])
     assert run.finished
-    assert run.output.strip() == b"done"
     assert 100 < run.peak_mb < 300
     assert run.seconds > 0.2
     long = processes.watch([sys.executable, "-c", "import time; time.sleep(60)"], 0.6)
