@@ -20,7 +20,8 @@ from side_by_side import Reasons, beside, grid, interval
 from systems import Line, lines_of_imagenet
 
 from comdefend_cli.device import describe_device, resolve_device
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.evaluate.attacks import canonical
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.cells import GREY_BOX, Cell
 from comdefend_cli.evaluate.data import Labelled, load
@@ -68,9 +69,9 @@ def chosen_attacks(columns: tuple[Column, ...], asked: str | None) -> tuple[str,
     there = tuple(dict.fromkeys(column.attack for column in columns if column.attack))
     if asked is None:
         return there
-    names = ["bim" if name == "ifgsm" else name for name in asked.replace(" ", "").split(",") if name]
+    names = [canonical(name) for name in asked.replace(" ", "").split(",") if name]
     if unknown := [name for name in names if name not in ATTACKS]:
-        raise UsageError(f"unknown attack {unknown[0]!r}: use some of {', '.join(ATTACKS)}")
+        raise UsageError(f"{unknown[0]}: in none of these tables; use some of {', '.join(ATTACKS)}")
     return tuple(name for name in there if name in names)
 
 

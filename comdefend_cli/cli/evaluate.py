@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -71,12 +70,15 @@ def evaluate(
     limit_adaptive: Annotated[int, typer.Option("--limit-adaptive", min=1, help="Of these, pictures for adaptive attacks.")] = 50,
     limit_black_box: Annotated[int, typer.Option("--limit-black-box", min=1, help="Of these, pictures for Square.")] = 20,
     slow_epsilons: Annotated[
-        str, typer.Option("--slow-epsilons", help="Those of --epsilons at which AutoAttack and Square are made.")
-    ] = "8",
+        str | None,
+        typer.Option(
+            "--slow-epsilons", help="Those of --epsilons at which AutoAttack and Square are made.", show_default="8, or the middle one"
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of PGD.")] = 20,
     restarts: Annotated[int, typer.Option("--restarts", min=1, help="Of PGD; from the second on, for the pictures that still stand.")] = 2,
     eot: Annotated[int, typer.Option("--eot", min=1, help="Samples of a random defence that a gradient is averaged over.")] = 20,
-    queries: Annotated[int, typer.Option("--queries", min=1, help="Of Square.")] = 5000,
+    queries: Annotated[int, typer.Option("--queries", min=1, help="Of Square, also of AutoAttack's.")] = 5000,
     float_pixels: Annotated[
         bool, typer.Option("--float", help="Do not round adversarial pictures to 8 bits, as saved files are; for comparison.")
     ] = False,
@@ -101,7 +103,7 @@ def evaluate(
     Needs the extra: pip install 'comdefend-cli[evaluate]'. Finished cells are kept in DIR/cache, so that the same command goes on
     where it was interrupted.
     """
-    from comdefend_cli import files
+    from comdefend_cli import files, machine
     from comdefend_cli.device import describe_device, resolve_device
     from comdefend_cli.evaluate import data as pictures
     from comdefend_cli.evaluate.cells import THREATS
@@ -110,11 +112,12 @@ def evaluate(
 
     for module in ("foolbox", "art", "matplotlib"):
         require(module, extra="evaluate")
+    machine.limit_threads()
     began = time.perf_counter()
     protocol = Protocol(
         attacks=tuple(_names(attacks, DEFAULT_ATTACKS)),
         epsilons=_numbers("--epsilons", epsilons),
-        slow_epsilons=_numbers("--slow-epsilons", slow_epsilons),
+        slow_epsilons=None if slow_epsilons is None else _numbers("--slow-epsilons", slow_epsilons),
         threats=tuple(_names(threat_models, THREATS)),
         limit_adaptive=limit_adaptive,
         limit_black_box=limit_black_box,
@@ -141,7 +144,7 @@ def evaluate(
     results = {
         **evaluation.results(),
         "device": describe_device(where),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "hardware": f"{platform.processor() or platform.machine()}, {machine.cores()} cores",
         "platform": platform.platform(),
         "precision": precision,
         "command": shlex.join(["comdefend", *sys.argv[1:]]),

@@ -45,13 +45,14 @@ def export(
     openvino writes two files, OUT.xml and OUT.bin.
     """
     from comdefend_cli import export as exports
-    from comdefend_cli import files
+    from comdefend_cli import files, machine
     from comdefend_cli import weights as weight_files
 
     if precision not in exports.LEAST:
         raise UsageError(f"unknown precision {precision!r}: use {' or '.join(exports.LEAST)}")
     files.refuse_existing(target, overwrite=overwrite)
     files.refuse_unwritable_folder(target)
+    machine.limit_threads()
     loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
     pictures = [_read(path, loaded.header.architecture.channels) for path in check or ()]
     done = exports.export(loaded, format, target, pictures=pictures, int8=precision == "int8", overwrite=overwrite)
@@ -60,7 +61,9 @@ def export(
         console.print_json({"written": names, "psnr_db": _finite(done.psnr_db), "pictures": done.pictures, "weights_sha256": loaded.sha256})
     else:
         near = "the same levels as" if _finite(done.psnr_db) is None else f"at least {done.psnr_db:.1f} dB to"
-        console.print_line(f"wrote {' and '.join(names)}: {near} PyTorch's float32 output on {done.pictures} pictures")
+        console.print_line(
+            f"wrote {' and '.join(names)}: {near} PyTorch's float32 output on {done.pictures} {'pictures' if check else 'made pictures'}"
+        )
 
 
 @console.command
@@ -80,11 +83,11 @@ def quantize(
     overwrite: console.Overwrite = False,
     quiet: console.Quiet = False,
 ) -> None:
-    """Add networks of 8-bit integers to weights, for --backend openvino: twice as fast as bfloat16, a little less exact.
+    """Add networks of 8-bit integers to weights, for --backend openvino: nearly twice as fast as bfloat16, a little less exact.
 
     The new file holds the old networks too, and serves everywhere the old one did.
     """
-    from comdefend_cli import datasets, files, images
+    from comdefend_cli import datasets, files, images, machine
     from comdefend_cli import quantize as quantizing
     from comdefend_cli import weights as weight_files
     from comdefend_cli.cli.train import download_bar, tell_skipped
@@ -96,6 +99,7 @@ def quantize(
     for module in ("openvino", "nncf"):  # Before the data, which may have to be downloaded.
         require(module, extra="int8")
     images.trust_own_limit()
+    machine.limit_threads()
     loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
     with download_bar(quiet) as progress:
         dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)

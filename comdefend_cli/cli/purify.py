@@ -58,7 +58,7 @@ def purify(
     max_megapixels: console.MaxMegapixels = 512,
     strips: Annotated[
         bool | None,
-        typer.Option("--strips/--no-strips", help="In strips, from file to file, in little memory.", show_default="over 100 megapixels"),
+        typer.Option("--strips/--no-strips", help="In strips, from file to file, in little memory.", show_default="over 50 megapixels"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was done.")] = False,
     quiet: console.Quiet = False,

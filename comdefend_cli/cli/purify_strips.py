@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from comdefend_cli.weights import Weights
 
 #: Megapixels from which a picture goes through in strips unasked, where all that is wanted can be had so.
-LARGE = 100.0
+LARGE = 50.0
 
 
 def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet: bool) -> bool:

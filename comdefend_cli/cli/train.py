@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,7 +77,7 @@ def train(
     Beside --out OUT.safetensors it writes OUT.json (the log), OUT-curves.png, OUT-pictures.png, and OUT.checkpoint while it runs.
     Under torchrun, the processes share each batch.
     """
-    from comdefend_cli import images, weights
+    from comdefend_cli import images, machine, weights
     from comdefend_cli.classifiers import load_classifier
     from comdefend_cli.device import describe_device, resolve_device
     from comdefend_cli.distributed import process_group, together
@@ -86,6 +85,7 @@ def train(
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
+    machine.limit_threads()
     images.trust_own_limit()  # Of a folder of pictures, each has the limit that it has in `purify`.
     checkpoint = out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
@@ -323,7 +323,8 @@ def _training(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
 
 
 def _machine(trainer: Trainer) -> dict[str, Any]:
+    from comdefend_cli import machine
     from comdefend_cli.device import describe_device
 
     device = describe_device(trainer.device)
-    return {"platform": platform.platform(), "cpus": os.cpu_count(), "device": device, "processes": trainer.processes}
+    return {"platform": platform.platform(), "cpus": machine.cores(), "device": device, "processes": trainer.processes}

@@ -53,7 +53,7 @@ def train_baseline(
 
     pixelcnn learns clean pictures; hgd learns to undo attacks on --classifier.
     """
-    from comdefend_cli import datasets, files
+    from comdefend_cli import datasets, files, machine
     from comdefend_cli.cli.train import download_bar, resolve_training_precision
     from comdefend_cli.device import describe_device, resolve_device
     from comdefend_cli.evaluate.defences.training import BaselineConfig
@@ -68,6 +68,7 @@ def train_baseline(
     files.refuse_existing(out, overwrite=overwrite)
     files.refuse_unwritable_folder(out)
     where = resolve_device(device)
+    machine.limit_threads()
     with download_bar(quiet) as progress:
         dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
     config = BaselineConfig(

@@ -63,7 +63,7 @@ def train_classifier(
     quiet: console.Quiet = False,
 ) -> None:
     """Train a reference classifier for `comdefend evaluate`."""
-    from comdefend_cli import weights
+    from comdefend_cli import machine, weights
     from comdefend_cli.checkpoint import load_checkpoint
     from comdefend_cli.classifiers import default_path, load_classifier_file
     from comdefend_cli.cli.train import resolve_training_precision
@@ -74,6 +74,7 @@ def train_classifier(
     if data not in CLASSES:
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
     where = resolve_device(device)
+    machine.limit_threads()
     purifying = weights.load(purify) if purify else None
     start = load_classifier_file(init) if init else None
     config = ClassifierConfig(

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from comdefend_cli import __version__
 from comdefend_cli.classifiers import Classifier
-from comdefend_cli.errors import UsageError
+from comdefend_cli.errors import UsageError, reason
 from comdefend_cli.evaluate import attacks as library
 from comdefend_cli.evaluate.attacks import Attack
 from comdefend_cli.evaluate.cache import Cache, key_of
@@ -37,6 +37,10 @@ BLACK_ATTACKS = ("square",)
 #: By what the smallest perturbations are multiplied until they outlast rounding to 8 bits.
 LENGTHS = (1.0, 1.1, 1.2, 1.35, 1.5, 2.0, 3.0, 4.0, 8.0)
 SLOW_ATTACKS = ("autoattack", "square")
+#: At which these are made unless told otherwise; where it is not asked for, at the middle one that is.
+SLOW_EPSILON = 8.0
+#: Pictures that a classifier answers for before anything is measured.
+PROBED = 8
 DEFAULT_ATTACKS = (*GREY_ATTACKS, "autoattack", *BLACK_ATTACKS)
 #: Of "straight-through", "soft" and "identity", the first that a defence offers is what AutoAttack goes through.
 _PREFERENCE = ("straight-through", "identity", "soft")
@@ -67,7 +71,7 @@ class Protocol:
 
     attacks: tuple[str, ...] = DEFAULT_ATTACKS
     epsilons: tuple[float, ...] = (2.0, 8.0, 16.0)
-    slow_epsilons: tuple[float, ...] = (8.0,)
+    slow_epsilons: tuple[float, ...] | None = None
     threats: tuple[str, ...] = THREATS
     limit_adaptive: int = 50
     limit_black_box: int = 20
@@ -80,13 +84,17 @@ class Protocol:
     batch: int = 100
 
     def __post_init__(self) -> None:
-        known = (*DEFAULT_ATTACKS, "ifgsm")
-        if unknown := [name for name in self.attacks if name not in known]:
-            raise UsageError(f"unknown attack {unknown[0]!r}: use some of {', '.join(known)}")
+        if not self.attacks or not self.threats:
+            raise UsageError("no attack, or no threat model, is named; leave the option out for all of them")
+        object.__setattr__(self, "attacks", tuple(library.canonical(name) for name in self.attacks))
+        if unknown := [name for name in self.attacks if name not in DEFAULT_ATTACKS]:
+            raise UsageError(f"unknown attack {unknown[0]!r}: use some of {', '.join(DEFAULT_ATTACKS)}")
         if unknown := [name for name in self.threats if name not in THREATS]:
             raise UsageError(f"unknown threat model {unknown[0]!r}: use some of {', '.join(THREATS)}")
-        if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in (*self.epsilons, *self.slow_epsilons)):
+        if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in (*self.epsilons, *(self.slow_epsilons or ()))):
             raise UsageError("epsilons must be above 0 and at most 255 8-bit levels")
+        if self.slow_epsilons is not None and not set(self.slow_epsilons) & set(self.epsilons):
+            raise UsageError("the slow attacks' epsilons must be some of the epsilons, or AutoAttack and Square would be left out")
         for name in ("limit_adaptive", "limit_black_box", "steps", "restarts", "eot", "queries", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
@@ -94,13 +102,16 @@ class Protocol:
             raise UsageError(f"a seed must be 0 or more, not {self.seed}")
 
     def chosen(self, names: tuple[str, ...]) -> list[str]:
-        """Those of `names` that were asked for, by their own names."""
-        asked = {"bim" if name == "ifgsm" else name for name in self.attacks}
-        return [name for name in names if name in asked]
+        """Those of `names` that were asked for."""
+        return [name for name in names if name in self.attacks]
 
     def sizes(self, attack: str) -> tuple[float, ...]:
         """The epsilons at which an adaptive or black-box attack is made."""
-        return tuple(e for e in self.epsilons if e in self.slow_epsilons) if attack in SLOW_ATTACKS else self.epsilons
+        if attack not in SLOW_ATTACKS:
+            return self.epsilons
+        usual = SLOW_EPSILON if SLOW_EPSILON in self.epsilons else sorted(self.epsilons)[len(self.epsilons) // 2]
+        slow = (usual,) if self.slow_epsilons is None else self.slow_epsilons
+        return tuple(epsilon for epsilon in self.epsilons if epsilon in slow)
 
     def make(self, name: str, *, stochastic: bool = False) -> Attack:
         """An attack with these settings, in its version for random defences where there is one."""
@@ -123,7 +134,7 @@ class System:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides its answers."""
-        return {"classifier": identity_of(self.classifier), "defence": self.defence.name, "settings": self.defence.settings}
+        return {"classifier": self.classifier.sha256, "defence": self.defence.name, "settings": self.defence.settings}
 
     def deployed(self) -> Defended:
         """As it is used: no gradient, and all its votes."""
@@ -135,15 +146,33 @@ class System:
         return library.Expectation(model, eot) if self.defence.stochastic else model
 
 
-def identity_of(classifier: Classifier) -> str:
-    """The SHA-256 of its file, or of a user's own network: its structure and weights."""
+def fitted(classifier: Classifier, data: Labelled, device: torch.device) -> Classifier:
+    """The classifier, once it has answered for some of the pictures; a user's own network gets a fingerprint in place of a file's SHA-256.
+
+    The fingerprint is of structure, weights and the answers, since code, constants and buffers that are not saved decide them too.
+
+    Raises:
+        UsageError: it fails on the pictures, or does not return logits of enough classes for them.
+    """
+    shown = data.first(PROBED).floats().to(device)
+    try:
+        with torch.no_grad():
+            logits = classifier.model(shown)
+    except Exception as error:  # The user's own code raises what it likes.
+        wrong = f"{type(error).__name__}: {reason(error)}"
+        raise UsageError(f"{classifier.name}: fails on pictures of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
+    classes = max(2, int(data.labels.max()) + 1)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != len(shown) or shape[1] < classes:
+        raise UsageError(f"{classifier.name}: must return logits ({len(shown)}, {classes} or more classes) for these pictures, not {shape}")
     if classifier.sha256:
-        return classifier.sha256
+        return classifier
     digest = hashlib.sha256(repr(classifier.model).encode())
-    for name, tensor in classifier.model.state_dict().items():
+    # To three places, as the last digits depend on threads and devices.
+    for name, tensor in (*classifier.model.state_dict().items(), ("", logits.float().mul(1000).round())):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return replace(classifier, sha256=digest.hexdigest())
 
 
 #: Called with what is being measured, and how many pictures of how many are done.
@@ -164,6 +193,9 @@ class Evaluation:
     Attributes:
         cells: those measured so far.
         checks: gradients looked at so far.
+
+    Raises:
+        UsageError: a classifier does not fit the pictures.
     """
 
     protocol: Protocol
@@ -174,6 +206,13 @@ class Evaluation:
     progress: Progress | None = None
     cells: list[Cell] = field(default_factory=list)
     checks: list[GradientCheck] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        tried: dict[int, Classifier] = {}
+        for system in self.systems:
+            if id(system.classifier) not in tried:
+                tried[id(system.classifier)] = fitted(system.classifier, self.data, self.device)
+        self.systems = [replace(system, classifier=tried[id(system.classifier)]) for system in self.systems]
 
     def run(self) -> Iterator[Cell]:
         """Measure, yielding each cell as it is there: clean, grey-box, adaptive, black-box.
@@ -233,7 +272,7 @@ class Evaluation:
     def _grey_pictures(self, classifier: Classifier, attack: Attack, epsilon: float) -> Tensor:
         # An attack that seeks the smallest perturbation needs to be run once for all epsilons.
         reach = 255.0 if attack.minimum_norm else epsilon
-        identity = {"pictures": GREY_BOX, "classifier": identity_of(classifier), **self._common(attack, reach, len(self.data))}
+        identity = {"pictures": GREY_BOX, "classifier": classifier.sha256, **self._common(attack, reach, len(self.data))}
         key = key_of(identity)
         made = self.cache.pictures(key)
         if made is None:
@@ -425,7 +464,7 @@ class Evaluation:
             "systems": [
                 {
                     "classifier": system.classifier.name,
-                    "classifier_sha256": identity_of(system.classifier),
+                    "classifier_sha256": system.classifier.sha256,
                     "classifier_training": system.classifier.record,
                     "defence": system.defence.name,
                     "stochastic": system.defence.stochastic,

@@ -5,7 +5,7 @@ gives pictures within it. :func:`make` makes one by name; its `settings` say all
 The libraries are of the extra `evaluate`, and are imported when an attack is made.
 """
 
-from comdefend_cli.evaluate.attacks.catalogue import ALIASES, NAMES, Attack, make, versions
+from comdefend_cli.evaluate.attacks.catalogue import NAMES, Attack, canonical, make, versions
 from comdefend_cli.evaluate.attacks.victim import Expectation, gradient_is_zero, within
 
-__all__ = ["ALIASES", "NAMES", "Attack", "Expectation", "gradient_is_zero", "make", "versions", "within"]
+__all__ = ["NAMES", "Attack", "Expectation", "canonical", "gradient_is_zero", "make", "versions", "within"]

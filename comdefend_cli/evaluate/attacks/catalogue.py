@@ -30,7 +30,6 @@ class Attack:
         title: as tables show it.
         library: "foolbox" or "art".
         settings: everything that decides the result but the seed, fit for JSON.
-        white_box: whether it follows gradients.
         minimum_norm: whether it seeks the smallest perturbation and does not depend on epsilon but for the final clipping, so
             that one run with epsilon 1 and :func:`within` serve every epsilon.
     """
@@ -39,7 +38,6 @@ class Attack:
     title: str
     library: str
     settings: dict[str, Any]
-    white_box: bool
     minimum_norm: bool
     _perturb: Perturb = field(repr=False, compare=False)
     _holds_samples: bool = field(repr=False, compare=False)
@@ -106,7 +104,7 @@ class _Recipe:
         fixed: further settings.
         reach: length of all steps together over epsilon, from which `relative_step` follows; None without such steps.
         needs: libraries.
-        white_box, minimum_norm: as in :class:`Attack`.
+        minimum_norm: as in :class:`Attack`.
         holds_samples: whether memory grows with the samples of an :class:`Expectation`.
     """
 
@@ -117,7 +115,6 @@ class _Recipe:
     fixed: dict[str, Any] = field(default_factory=dict)
     reach: float | None = None
     needs: tuple[str, ...] = ("foolbox",)
-    white_box: bool = True
     minimum_norm: bool = False
     holds_samples: bool = False
 
@@ -199,13 +196,24 @@ _RECIPES = {
         {"queries": 5000, "p_init": 0.8},
         {"restarts": 1, "loss": "margin of logits", "squares": "one for all pictures of a batch a query"},
         needs=("art",),
-        white_box=False,
     ),
 }
 #: Every attack, in the order of a table.
 NAMES: tuple[str, ...] = tuple(_RECIPES)
 #: Other names for them.
-ALIASES = {"ifgsm": "bim", "i-fgsm": "bim", "mifgsm": "mi-fgsm", "c&w": "cw"}
+_ALIASES = {"ifgsm": "bim", "i-fgsm": "bim", "mifgsm": "mi-fgsm", "c&w": "cw"}
+
+
+def canonical(name: str) -> str:
+    """An attack's own name, of `NAMES`.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    known = _ALIASES.get(name.lower(), name.lower())
+    if known not in _RECIPES:
+        raise UsageError(f"unknown attack {name!r}: use some of {', '.join(NAMES)}")
+    return known
 
 
 def make(name: str, **overrides: Any) -> Attack:
@@ -214,9 +222,7 @@ def make(name: str, **overrides: Any) -> Attack:
     Raises:
         UsageError: an unknown name or setting, a value out of range, or a library that is not installed.
     """
-    known = ALIASES.get(name.lower(), name.lower())
-    if known not in _RECIPES:
-        raise UsageError(f"unknown attack {name!r}: use one of {', '.join(NAMES)}")
+    known = canonical(name)
     recipe = _RECIPES[known]
     allowed = {**recipe.tunable, **({} if recipe.reach is None else {"relative_step": 1.0})}
     for setting, value in overrides.items():
@@ -231,7 +237,6 @@ def make(name: str, **overrides: Any) -> Attack:
         recipe.title,
         recipe.library,
         {**settings, **recipe.fixed, "implementation": recipe.implementation},
-        recipe.white_box,
         recipe.minimum_norm,
         _implementation(recipe.library, known),
         recipe.holds_samples,
