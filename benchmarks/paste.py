@@ -87,10 +87,10 @@ def plain(result: dict[str, Any]) -> str:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """A line a system: clean, then the lowest accuracy of each threat model that was measured, at `SHOWN`, in percent."""
+    """A line a system: clean, then the lowest accuracy of each threat model, at those of `SHOWN` that were measured, in percent."""
     several = len({system["classifier"] for system in results["systems"]}) > 1
-    measured = {cell["threat"] for cell in results["cells"]}
-    columns = [(threat, epsilon) for threat in THREATS if threat in measured for epsilon in SHOWN]
+    measured = {(cell["threat"], cell["epsilon"]) for cell in results["cells"]}
+    columns = [(threat, epsilon) for threat in THREATS for epsilon in SHOWN if (threat, epsilon) in measured]
     head = ["defence", "clean", *(f"{threat}, {epsilon:g}" for threat, epsilon in columns)]
     lines = [head, ["---"] * len(head)]
     for system in results["systems"]:

@@ -20,7 +20,7 @@ from side_by_side import Reasons, beside, grid, interval
 from systems import Line, lines_of_imagenet
 
 from comdefend_cli.device import describe_device, resolve_device
-from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.evaluate.attacks import canonical
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.cells import GREY_BOX, Cell
