@@ -3,6 +3,7 @@
 
     python benchmarks/speed.py [PICTURE] [--size 1024] [--int8 FILE] [--json] [--out FILE]
     python benchmarks/speed.py --curve [--out FILE]                  megapixels a second against the side of a tile, and the size of a band
+    python benchmarks/speed.py --shapes [--out FILE]                 the same against the pictures of a batch, and the number of threads
     python benchmarks/speed.py --growth 1 4 16 [--out FILE]          seconds and memory of the whole command against megapixels
 
 Networks are timed within this process on a crop of --crop pixels a side, since their cost a pixel does not depend on the picture's size;
@@ -41,6 +42,8 @@ PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-
 TILES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
 #: Pixels of a band a thread, see `comdefend_cli.bands`.
 BANDS = tuple(2**power for power in range(10, 18))
+#: Pictures of a batch, and pixels of a side that they have; and how many there are in all.
+BATCHES, THUMBNAIL, THUMBNAILS = (1, 4, 16, 32, 64, 128, 256), 32, 256
 
 
 def picture(path: Path | None, size: int) -> np.ndarray:
@@ -193,6 +196,32 @@ def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
     return [{"band": pixels, **{name: _short(statistics.median(rates[name][pixels])) for name in rates}} for pixels in BANDS]
 
 
+def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Megapixels a second of small pictures against how many make a batch, and of the whole picture against the threads, in turns."""
+    name, options = variants(None)[0]
+    purifier = Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cpu", **options)
+    pixels = torch.from_numpy(picture(arguments.picture, arguments.size)).permute(2, 0, 1)
+    cut = pixels.unfold(1, THUMBNAIL, THUMBNAIL).unfold(2, THUMBNAIL, THUMBNAIL).flatten(1, 2).transpose(0, 1)[:THUMBNAILS].contiguous()
+    crop = pixels[None, :, : arguments.crop, : arguments.crop].contiguous()
+    rates: dict[tuple[str, int], list[float]] = {}
+
+    def rate(key: tuple[str, int], x: Tensor, batch: int) -> None:
+        began = time.perf_counter()
+        for part in x.split(batch):
+            purifier(part)
+        rates.setdefault(key, []).append(len(x) * x[0, 0].numel() / 1e6 / (time.perf_counter() - began))
+        tell(f"{key[0]} {key[1]}: {rates[key][-1]:.4f}")
+
+    for _ in range(arguments.rounds):
+        for count in BATCHES:
+            rate(("batch", count), cut, count)
+        for threads in range(1, arguments.threads + 1):
+            torch.set_num_threads(threads)
+            rate(("threads", threads), crop, 1)
+    rows = [{kind: count, name: _short(statistics.median(values))} for (kind, count), values in rates.items()]
+    return {"batches": [row for row in rows if "batch" in row], "by_threads": [row for row in rows if "threads" in row], **about(arguments)}
+
+
 def growth(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak memory of the whole command against the picture's megapixels; once each, as the large ones take minutes."""
     rows = []
@@ -294,6 +323,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--int8", type=Path, help="weights that comdefend quantize made")
     parser.add_argument("--curve", action="store_true", help="megapixels a second against the side of a tile")
+    parser.add_argument("--shapes", action="store_true", help="megapixels a second against the pictures of a batch, and the threads")
     parser.add_argument("--growth", type=float, nargs="+", metavar="MEGAPIXELS", help="seconds and memory of the whole command")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
@@ -301,7 +331,7 @@ def main() -> None:
     arguments.load_before = round(os.getloadavg()[0], 2)
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # For the processes that are timed.
-    result = (curve if arguments.curve else growth if arguments.growth else measured)(arguments)
+    result = (curve if arguments.curve else shapes if arguments.shapes else growth if arguments.growth else measured)(arguments)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if arguments.json else speed_report.table(result))

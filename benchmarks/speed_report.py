@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 #: Keys that results have, one of them each.
-KINDS = {"methods", "curve", "growth"}
+KINDS = {"methods", "curve", "batches", "growth"}
 
 
 def table(result: dict[str, Any]) -> str:
     """Tables of a result, and below them what they were measured on."""
     if "methods" in result:
         parts = [*_commands(result), "", *_methods(result)]
+    elif "growth" in result:
+        parts = _growth(result["growth"])
     else:
-        parts = [*_curve(result["curve"]), "", *_curve(result["bands"])] if "curve" in result else _growth(result["growth"])
+        first, second = ("curve", "bands") if "curve" in result else ("batches", "by_threads")
+        parts = [*_curve(result[first]), "", *_curve(result[second])]
     return "\n".join([*parts, "", _about(result)])
 
 
@@ -48,7 +51,7 @@ def _methods(result: dict[str, Any]) -> list[str]:
 
 def _curve(rows: list[dict[str, Any]]) -> list[str]:
     size, *names = rows[0]
-    head = {"tile": "Tile, pixels a side", "band": "Band, pixels a thread"}[size]
+    head = {"tile": "Tile, pixels a side", "band": "Band, pixels a thread", "batch": "Pictures a batch", "threads": "Threads"}[size]
     lines = [f"| {head} | {' | '.join(names)} |", f"| --- {'| --- ' * len(names)}|"]
     return [*lines, *(f"| {row[size]:,} | {' | '.join(f'{row[name]:.4g}' for name in names)} |" for row in rows)]
 

@@ -83,3 +83,6 @@ def test_a_benchmarks_result_becomes_tables(paste: ModuleType) -> None:
     assert "| 64 | 0.5 |" in paste.tables(
         {"curve": [{"tile": 64, "default installation": 0.5}], "bands": [{"band": 8192, "float32": 0.25}], **curve}
     )
+    assert "| 2 | 0.75 |" in paste.tables(
+        {"batches": [{"batch": 64, "float32": 0.5}], "by_threads": [{"threads": 2, "float32": 0.75}], **curve}
+    )
