@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -108,3 +110,19 @@ def test_headers_that_cannot_be(change: dict[str, object]) -> None:
     fields = {"arch": "small", "channels": 1, "classes": ("a", "b"), "mean": (0.5,), "std": (0.5,)}
     with pytest.raises(ValueError, match=r"unknown architecture|must"):
         ClassifierHeader(**{**fields, **change})  # type: ignore[arg-type]
+
+
+def test_efficientnet_knows_imagenets_classes() -> None:
+    """Of the photographs that foolbox ships, with ImageNet's labels, it names most; its mean and deviation are inside."""
+    foolbox = pytest.importorskip("foolbox")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    files = sorted((Path(foolbox.__file__).parent / "data").glob("imagenet_*.jpg"))
+    labels = torch.tensor([int(file.stem.split("_")[2]) for file in files])
+    pictures = [np.array(Image.open(file).convert("RGB").resize((224, 224))) for file in files]
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+    found = load_classifier("efficientnet-lite0")
+    with torch.no_grad():
+        logits = found.model(x)
+    assert logits.shape == (20, 1000)
+    assert (logits.argmax(1) == labels).float().mean() > 0.7
+    assert len(found.sha256) == 64
