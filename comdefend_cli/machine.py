@@ -14,9 +14,8 @@ ROOT = Path("/")
 
 def cores(root: Path = ROOT) -> int:
     """Cores that this process may use, at least 1: by its affinity, and by the CPU quota of its cgroups (v1 or v2), rounded up."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroups(root, "cpu") if (quota := _quota(folder)) is not None]
-    return max(1, min([allowed, *map(math.ceil, quotas)]))
+    return max(1, min([_allowed(), *map(math.ceil, quotas)]))
 
 
 def memory(root: Path = ROOT) -> int | None:
@@ -37,9 +36,8 @@ def threads(root: Path = ROOT) -> int | None:
     """
     if "OMP_NUM_THREADS" in os.environ:  # A person, or Ray, has said how many.
         return None
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = cores(root)
-    return count if count < allowed else None
+    return count if count < _allowed() else None
 
 
 def limit_threads() -> None:
@@ -49,6 +47,11 @@ def limit_threads() -> None:
         import torch
 
         torch.set_num_threads(count)
+
+
+def _allowed() -> int:
+    """Cores by this process's affinity, which is what PyTorch counts."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
