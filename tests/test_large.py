@@ -183,7 +183,11 @@ def test_a_run_that_is_ended_leaves_nothing(number: int, tmp_path: Path, astrona
     """SIGTERM, as of `timeout` or a container that stops, and a terminal that closes: the decoded rows beside the output go too."""
     Image.fromarray(np.tile(astronaut, (3, 3, 1))).save(tmp_path / "in.png")
     command = ["purify", tmp_path / "in.png", tmp_path / "out.png", "--strips", "--tile", "64", "--device", "cpu", "--precision", "float32"]
-    process = subprocess.Popen([sys.executable, "-m", "comdefend_cli", *map(str, command)], stderr=subprocess.PIPE)
+    before = signal.signal(number, signal.SIG_DFL)  # A child inherits what is ignored, as SIGHUP is where the tests run under nohup.
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "comdefend_cli", *map(str, command)], stderr=subprocess.PIPE)
+    finally:
+        signal.signal(number, before)
     try:
         until = time.monotonic() + 120
         while not list(tmp_path.glob(".out.png.*.part")) and process.poll() is None and time.monotonic() < until:
