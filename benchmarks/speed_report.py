@@ -29,7 +29,9 @@ def _commands(result: dict[str, Any]) -> list[str]:
     ]
     for line in result["commands"]:
         quality = "" if line["psnr_db_to_float32"] is None else f"{line['psnr_db_to_float32']:.1f}"
-        seconds = f"{line['seconds']:.1f} ({line['fastest_seconds']:.1f}-{line['slowest_seconds']:.1f})"
+        seconds = f"{line['seconds']:.1f}"
+        if result["rounds"] > 1:
+            seconds += f" ({line['fastest_seconds']:.1f}-{line['slowest_seconds']:.1f})"
         lines.append(
             f"| {line['name']} | {seconds} | {line['megapixels_per_second']:.4g} | {line['ratio_to_authors_way']:.2f} | {quality} | "
             f"{line['peak_mb']:.0f} |"
@@ -39,11 +41,13 @@ def _commands(result: dict[str, Any]) -> list[str]:
 
 def _methods(result: dict[str, Any]) -> list[str]:
     lines = [
-        "| Within one process | megapixels/s (lowest-highest) | times the authors' way | share of the limit | measured on |",
+        f"| Within one process | megapixels/s{' (lowest-highest)' if result['rounds'] > 1 else ''} | times the authors' way | share of the limit | measured on |",
         "| --- | --- | --- | --- | --- |",
     ]
     for line in result["methods"]:
-        rates = f"{line['megapixels_per_second']:.4g} ({line['lowest']:.4g}-{line['highest']:.4g})"
+        rates = f"{line['megapixels_per_second']:.4g}"
+        if result["rounds"] > 1:
+            rates += f" ({line['lowest']:.4g}-{line['highest']:.4g})"
         share = "" if line["name"].startswith("ART") else f"{100 * line['share_of_limit']:.0f} %"
         lines.append(f"| {line['name']} | {rates} | {line['ratio_to_authors_way']:.2f} | {share} | {line['measured_on']} |")
     return lines
