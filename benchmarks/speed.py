@@ -197,7 +197,7 @@ def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
 
 
 def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Megapixels a second of small pictures against how many make a batch, and of the whole picture against the threads, in turns."""
+    """Megapixels a second of small pictures against how many make a batch, and of a crop against the threads, in turns."""
     name, options = variants(None)[0]
     purifier = Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cpu", **options)
     pixels = torch.from_numpy(picture(arguments.picture, arguments.size)).permute(2, 0, 1)

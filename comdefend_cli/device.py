@@ -1,4 +1,4 @@
-"""From "auto", "cpu", "cuda:1", "mps" and a precision's name to a torch device and dtype."""
+"""From "auto", "cpu", "cuda:1", "mps" and a precision's name to a torch device and dtype, and how a CPU takes subnormal numbers."""
 
 from __future__ import annotations
 

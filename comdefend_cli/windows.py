@@ -41,8 +41,8 @@ def stacked(x: Tensor, batch: Batch, device: torch.device) -> Tensor:
 def _moved(windows: Tensor, device: torch.device) -> Tensor:
     """The windows on the device; a GPU fetches them from pinned memory by itself, while this process goes on."""
     if device.type == "cuda" and windows.device.type == "cpu" and not windows.requires_grad:
-        windows = windows.pin_memory()
-    return windows.to(device, non_blocking=True)
+        return windows.pin_memory().to(device, non_blocking=True)
+    return windows.to(device)
 
 
 def fetched(result: Tensor, device: torch.device) -> Callable[[], Tensor]:
