@@ -61,6 +61,11 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     return "torch"
 
 
+def described(precision: str, backend: str) -> str:
+    """ "bfloat16", or "int8 with openvino": for people, and for telling results apart."""
+    return precision if backend == "torch" else f"{precision} with {backend}"
+
+
 def openvino_is_installed() -> bool:
     """Whether OpenVINO is; a folder of that name, which Python would import as well, is not it."""
     spec = find_spec("openvino")

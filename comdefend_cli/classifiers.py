@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
+from comdefend_cli.classifier_networks import ARCHITECTURES, Normalise
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.files import write_atomically
@@ -88,85 +88,11 @@ class Normalised(nn.Module):
     def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.body = body
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.normalise = Normalise(mean, std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes), float32, of x (N, C, H, W) in [0, 1]."""
-        return cast(Tensor, self.body((x - self.mean) / self.std).float())
-
-
-def _conv_norm(inputs: int, outputs: int, side: int = 3, stride: int = 1, *tail: nn.Module) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *tail)
-
-
-class Small(nn.Sequential):
-    """Seven convolutions for a CPU: 65 million multiply-adds a 32x32 picture, any size from 8x8 up.
-
-    Each group pools early, between its two convolutions, as in airbench (Jordan, 2024, arXiv:2404.00498).
-    """
-
-    def __init__(self, channels: int, classes: int) -> None:
-        layers: list[nn.Module] = [_conv_norm(channels, 32, 3, 1, nn.GELU())]
-        inputs = 32
-        for outputs in (64, 128, 256):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
-            layers += [_conv_norm(outputs, outputs, 3, 1, nn.GELU())]
-            inputs = outputs
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
-
-
-class _Residual(nn.Module):
-    """A residual block (He et al., 2016): the body, and where the shape changes a 1x1 projection beside it."""
-
-    def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.body = body
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else _conv_norm(inputs, outputs, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of x (N, inputs, H, W): (N, outputs, H / stride, W / stride)."""
-        return torch.relu(self.body(x) + self.shortcut(x))
-
-
-def _basic(inputs: int, width: int, stride: int) -> _Residual:
-    body = nn.Sequential(_conv_norm(inputs, width, 3, stride, nn.ReLU(inplace=True)), _conv_norm(width, width))
-    return _Residual(body, inputs, width, stride)
-
-
-def _bottleneck(inputs: int, width: int, stride: int) -> _Residual:
-    body = nn.Sequential(
-        _conv_norm(inputs, width, 1, 1, nn.ReLU(inplace=True)),
-        _conv_norm(width, width, 3, stride, nn.ReLU(inplace=True)),
-        _conv_norm(width, 4 * width, 1),
-    )
-    return _Residual(body, inputs, 4 * width, stride)
-
-
-def _resnet(depths: tuple[int, ...], block: Callable[[int, int, int], _Residual], expansion: int) -> Callable[[int, int], nn.Module]:
-    """ResNet (He et al., 2016) for pictures of 32x32: a 3x3 stem without pooling, as is usual on CIFAR-10."""
-
-    def build(channels: int, classes: int) -> nn.Module:
-        layers: list[nn.Module] = [_conv_norm(channels, 64, 3, 1, nn.ReLU(inplace=True))]
-        inputs = 64
-        for group, depth in enumerate(depths):
-            for index in range(depth):
-                layers.append(block(inputs, 64 << group, 2 if group and not index else 1))
-                inputs = (64 << group) * expansion
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
-
-    return build
-
-
-ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
-    "small": Small,
-    "resnet18": _resnet((2, 2, 2, 2), _basic, 1),
-    "resnet50": _resnet((3, 4, 6, 3), _bottleneck, 4),
-}
+        return cast(Tensor, self.body(self.normalise(x)).float())
 
 
 def build(header: ClassifierHeader) -> Normalised:

@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from comdefend_cli import images, journal, machine, pipeline, places
 from comdefend_cli import weights as weight_files
+from comdefend_cli.backends import described
 from comdefend_cli.device import describe_device, dtype_name
 from comdefend_cli.errors import ImageError, reason
 from comdefend_cli.journal import Journal
@@ -107,12 +108,17 @@ class Networks:
     @property
     def how(self) -> str:
         """What is computed in, and by what where that is not PyTorch; a part of what tells results apart."""
-        return self.purifier.how
+        return described(self.precision, self.backend)
 
     @property
     def precision(self) -> str:
         """What is computed in."""
         return self.purifier.precision
+
+    @property
+    def backend(self) -> str:
+        """What computes."""
+        return self.purifier.backend
 
     @property
     def where(self) -> str:

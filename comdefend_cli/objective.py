@@ -85,7 +85,7 @@ class FeatureDistance(nn.Module):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         found, after_stem = [], False
-        x = (x - self.classifier.mean) / self.classifier.std
+        x = self.classifier.normalise(x)
         for layer in cast(nn.Sequential, self.classifier.body):
             x = layer(x)
             if len(list(layer.children())) > 0:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from comdefend_cli import bands
 from comdefend_cli import weights as weight_files
-from comdefend_cli.backends import OpenVINONetworks, resolve_backend
+from comdefend_cli.backends import OpenVINONetworks, described, resolve_backend
 from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
@@ -195,7 +195,7 @@ class Purifier(nn.Module):
     @property
     def how(self) -> str:
         """ "bfloat16", or "int8 with openvino": for people, and for telling results apart."""
-        return f"{self.precision} with openvino" if self.engines else self.precision
+        return described(self.precision, self.backend)
 
     def forward(self, image: Picture) -> Picture:
         """Purify.

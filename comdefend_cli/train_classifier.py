@@ -11,20 +11,19 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
+from comdefend_cli.augmentation import augment
 from comdefend_cli.checkpoint import gather, scatter
-from comdefend_cli.classifiers import ARCHITECTURES, Classifier, ClassifierHeader, Normalised, build
+from comdefend_cli.classifier_networks import ARCHITECTURES, Whitening
+from comdefend_cli.classifiers import Classifier, ClassifierHeader, Normalised, build
 from comdefend_cli.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.optim import Muon
-from comdefend_cli.purifier import Purifier
 
 Adversarial = Literal["", "fgsm", "bim"]
 #: Nesterov SGD's peak rate for what Muon does not take: norms, biases, the last layer.
 SGD_BESIDE_MUON = 0.1
-#: Pixels that a training picture is shifted by at most, reflected at the border.
-SHIFT = 4
 WARMUP = 0.15
 
 
@@ -34,12 +33,14 @@ class ClassifierConfig:
 
     Attributes:
         data: name of the data set.
-        arch: one of `comdefend_cli.classifiers.ARCHITECTURES`.
+        arch: one of `comdefend_cli.classifier_networks.ARCHITECTURES`.
         epochs: passes over the training pictures.
         batch_size: pictures a step.
         seed: of weights, batches and augmentation.
         lr: peak learning rate of Muon on the kernels.
         purify: SHA-256 of the ComDefend weights that purify the training pictures (4.4.2), or "".
+        input_noise: beside each training picture stands a second one with Gaussian noise, of a standard deviation drawn up to this, in
+            8-bit levels, before it is purified; 0 for none.
         adversarial: "fgsm" or "bim": half of each batch is adversarial (Kurakin et al., 2017); "" for none.
         adversarial_epsilon: most L-infinity distance of those, in 8-bit levels; each picture draws its own up to it.
         adversarial_steps: of BIM.
@@ -58,6 +59,7 @@ class ClassifierConfig:
     seed: int = 0
     lr: float = 0.02
     purify: str = ""
+    input_noise: float = 0.0
     adversarial: str = ""
     adversarial_epsilon: float = 8.0
     adversarial_steps: int = 4
@@ -73,6 +75,8 @@ class ClassifierConfig:
         for name in ("epochs", "batch_size", "lr", "adversarial_epsilon", "adversarial_steps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.input_noise <= 255:
+            raise UsageError(f"input-noise must be from 0 to 255 levels, not {self.input_noise}")
         if self.batch_size < 2:
             raise UsageError("batch-size must be at least 2, since the norms need more than one picture")
         if not 0 <= self.seed < 2**32:
@@ -98,16 +102,6 @@ class ClassifierReport:
     loss: float
     accuracy: float | None
     images_per_second: float
-
-
-def purify_images(purifier: Purifier, images: Tensor, progress: Callable[[int], None] | None = None, batch: int = 256) -> Tensor:
-    """All pictures through the purifier, once, before training (4.4.2): uint8 (N, C, H, W) to the same."""
-    parts = []
-    for part in torch.split(images, batch):
-        parts.append(purifier.purify(part))
-        if progress:
-            progress(len(part))
-    return torch.cat(parts)
 
 
 class ClassifierTrainer:
@@ -146,6 +140,8 @@ class ClassifierTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build(self.header)
+        for whitening in (module for module in self.model.modules() if isinstance(module, Whitening)):
+            whitening.fit(self.model.normalise(values))
         if start is not None:
             self._continue(start)
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -158,7 +154,7 @@ class ClassifierTrainer:
         same = weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own)
         if not (isinstance(start.model, Normalised) and same):
             raise UsageError(f"{start.name}: not a {self.config.arch} for {self.config.data}; start from a classifier of that kind")
-        mean, std = (tuple(round(float(v), 4) for v in part.flatten()) for part in (start.model.mean, start.model.std))
+        mean, std = (tuple(round(v, 4) for v in part.tolist()) for part in (start.model.normalise.mean, start.model.normalise.std))
         self.header = replace(self.header, mean=mean, std=std)
         self.model = build(self.header)
         self.model.load_state_dict(weights)
@@ -275,25 +271,6 @@ def _optimizers(model: nn.Module, config: ClassifierConfig) -> list[tuple[torch.
     beside = SGD_BESIDE_MUON * config.lr / ClassifierConfig.lr
     sgd = torch.optim.SGD(rest, beside, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return [(Muon(kernels, config.lr), config.lr), (sgd, beside)]
-
-
-def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True) -> Tensor:
-    """Shift each picture by up to `SHIFT` pixels, reflected at the border, and mirror half of them left to right.
-
-    Args:
-        x: (N, C, H, W).
-        generator: all that decides.
-        mirror: off for pictures of digits.
-    """
-    count, height, width = len(x), x.shape[2], x.shape[3]
-    padded = pad(x, (SHIFT,) * 4, mode="reflect")
-    top, left = (torch.randint(2 * SHIFT + 1, (count, 1), generator=generator) for _ in range(2))
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    flipped = (torch.rand((count, 1), generator=generator) < 0.5) & mirror
-    columns = torch.where(flipped, columns.flip(1), columns)
-    picture = torch.arange(count)[:, None, None]
-    # Indices around a slice put the channels last.
-    return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def signed_gradient(

@@ -23,11 +23,8 @@ from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import torch
-
 from comdefend_cli import images, machine, places
 from comdefend_cli import weights as weight_files
-from comdefend_cli.device import describe_device, dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.folder import BEGUN, Networks, Result, Work, adopt, known, prepared
@@ -69,11 +66,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked for, as it stands in the command line: weights (name or file), device, precision and settings."""
+    """What is asked for, as it stands in the command line: weights (name or file), device, precision, backend and settings."""
 
     weights: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "torch"
     settings: Settings = field(default_factory=Settings)
 
 
@@ -133,16 +131,20 @@ class ClusterNetworks(Networks):
     def __init__(self, ray: Any, order: Order, cluster: Cluster) -> None:
         self.loaded = weight_files.load(order.weights) if order.weights else None
         super().__init__(self.loaded, device="cpu", precision="float32", settings=order.settings)
-        place, dtype = _asked(ray, ray.remote(**_resources(cluster))(_look).remote(order.device, order.precision))
-        self.dtype = getattr(torch, dtype)
+        loaded = None if self.loaded is None else ray.put(self.loaded)
+        seen: tuple[str, str, str] = _asked(ray, ray.remote(**_resources(cluster))(_look).remote(order, loaded))
+        place, self._precision, self._backend = seen
         self._where = f"{cluster.workers} Ray workers, {place}"
 
     @property
-    def how(self) -> str:
-        """The workers' precision; the networks here only stand for theirs."""
-        return dtype_name(self.dtype)
+    def precision(self) -> str:
+        """The workers'; the networks here only stand for theirs."""
+        return self._precision
 
-    precision = how
+    @property
+    def backend(self) -> str:
+        """The workers', likewise."""
+        return self._backend
 
     @property
     def where(self) -> str:
@@ -164,7 +166,8 @@ def opened(
     cluster = _sized(ray, cluster or Cluster(), order.device)
     networks = ClusterNetworks(ray, order, cluster)
     with prepared(source, out, networks, options) as (planned, state):
-        order = replace(order, precision=dtype_name(networks.dtype))
+        # What "auto" is on one worker, all must do: the pixels would differ.
+        order = replace(order, precision=networks.precision, backend=networks.backend)
         task = Task(_everywhere(source), _everywhere(out), order, options, cluster.cpus, secrets.token_hex(4))
         yield Run(ray, (source, out), task, planned, state, cluster, networks.loaded), networks
 
@@ -308,10 +311,8 @@ class Worker:
         images.trust_own_limit()
         self._task = task
         self._source, self._out = places.of(task.source), places.of(task.out)
-        order = task.order
         there = loaded is None or isinstance(loaded, weight_files.Weights)
-        weights = loaded if there else require("ray", extra="ray").get(loaded)
-        self._networks = Networks(weights, device=order.device, precision=order.precision, settings=order.settings)
+        self._networks = _networks(task.order, loaded if there else require("ray", extra="ray").get(loaded))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Purify a block: {"number", "jobs"} to {"number", "results", "left"}.
@@ -433,10 +434,14 @@ def _sized(ray: Any, cluster: Cluster, device: str) -> Cluster:
     return replace(cluster, workers=cluster.workers or int(room + 1e-9), gpus=gpus)
 
 
-def _look(device: str, precision: str) -> tuple[str, str]:
-    """On a worker: its device for people, and the precision that "auto" is there."""
-    target = resolve_device(device)
-    return describe_device(target), dtype_name(resolve_precision(precision, target))
+def _networks(order: Order, loaded: weight_files.Weights | None) -> Networks:
+    return Networks(loaded, device=order.device, precision=order.precision, backend=order.backend, settings=order.settings)
+
+
+def _look(order: Order, loaded: weight_files.Weights | None) -> tuple[str, str, str]:
+    """On a worker: its device for people, and the precision and backend that "auto" is there."""
+    networks = _networks(order, loaded)
+    return networks.where, networks.precision, networks.backend
 
 
 def _asked(ray: Any, reference: Any) -> Any:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers import ARCHITECTURES, ClassifierHeader, build, save_classifier
+from comdefend_cli.classifier_networks import ARCHITECTURES
+from comdefend_cli.classifiers import ClassifierHeader, build, save_classifier
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate import attacks
 from comdefend_cli.evaluate.cells import Cell

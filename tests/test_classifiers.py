@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import formats
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from comdefend_cli.classifiers import ARCHITECTURES, ClassifierHeader, build, load_classifier, save_classifier
+from comdefend_cli.classifier_networks import ARCHITECTURES, Whitening
+from comdefend_cli.classifiers import ClassifierHeader, build, load_classifier, save_classifier
 from comdefend_cli.errors import UsageError, WeightsError
 
 HEADER = ClassifierHeader("small", 1, ("even", "odd"), (0.4,), (0.2,), {"data": "made"})
@@ -33,6 +35,22 @@ def test_all_architectures_take_any_size(arch: str) -> None:
         assert logits.shape == (2, 3) and bool(logits.isfinite().all())
         (gradient,) = torch.autograd.grad(logits.sum(), x)
         assert float(gradient.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitening(channels: int) -> None:
+    """Of the pictures fitted to, half of the outputs has equal variances and no covariance; the other half is its negative."""
+    pictures = torch.from_numpy(formats.cuts(40, 32)).permute(0, 3, 1, 2)[:, :channels].float().div(128) - 1
+    layer = Whitening(channels)
+    layer.fit(pictures, least=0.0)
+    assert not any(parameter is layer.weight for parameter in layer.parameters())
+    with torch.no_grad():
+        values = layer(pictures).movedim(1, 3).reshape(-1, 8 * channels).double()
+    half = 4 * channels
+    assert torch.allclose(values[:, :half], -values[:, half:])
+    assert torch.allclose(values[:, :half].T.cov(), torch.eye(half, dtype=torch.float64), atol=1e-3)
+    layer.fit(torch.full((2, channels, 8, 8), 0.5))
+    assert bool(layer.weight.isfinite().all())
 
 
 def test_a_file_comes_back(tmp_path: Path) -> None:

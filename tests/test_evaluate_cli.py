@@ -23,12 +23,12 @@ from comdefend_cli.cli import app
 #: The commands with a classifier of two convolutions.
 TINY = """
 from torch import nn
-from comdefend_cli import classifiers
+from comdefend_cli import classifier_networks
 from comdefend_cli.cli import main
 def tiny(channels, classes):
     layers = [nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
-classifiers.ARCHITECTURES["small"] = tiny
+classifier_networks.ARCHITECTURES["small"] = tiny
 main()
 """
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
@@ -100,6 +100,22 @@ def test_purified_training(work: Path, small_weights: Path) -> None:
     header = read_classifier_header((work / "p.safetensors").read_bytes(), work / "p.safetensors")
     assert header.training["purify"] == hashlib.sha256(small_weights.read_bytes()).hexdigest()
     assert header.training["test_images"] == 40
+
+
+@pytest.mark.slow
+def test_training_on_noisy_pictures_too(work: Path, small_weights: Path) -> None:
+    """--input-noise doubles the training pictures, not the test's, before they are purified; the header names it."""
+    settings = ("--epochs", 1, "--purify", small_weights, "--input-noise", 16, "--out", "n.safetensors")
+    done = tiny("train-classifier", "--data", "cifar10", *settings, cwd=work)
+    assert done.returncode == 0, done.stderr
+    training = read_classifier_header((work / "n.safetensors").read_bytes(), work / "n.safetensors").training
+    assert (training["input_noise"], training["train_images"], training["test_images"]) == (16.0, 400, 40)
+
+
+def test_help_names_the_extra() -> None:
+    """The brackets of the extra are not taken for markup."""
+    done = subprocess.run(command("evaluate", "--help"), env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert "pip install 'comdefend-cli[evaluate]'" in done.stdout
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ def test_wrong_usage_is_exit_2(pictures: Path, run: Run, tmp_path: Path, small_w
     ray = ("--cpus-per-worker", 1)
     for more in ((tmp_path / "absent",), (pictures / "large.jpg",), *((pictures, "--format", name) for name in ("xyz", "x.png", ""))):
         one_line(run("purify-dir", *more, "--out", tmp_path / "out"))
-    for more in (("--weights", "nothing"), ray, ("--engine", "ray", "--precision", "int8"), ("--engine", "ray", "--backend", "openvino")):
+    for more in (("--weights", "nothing"), ray, ("--engine", "dask")):
         one_line(run("purify-dir", pictures, *more, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers import ARCHITECTURES, load_classifier_file, save_classifier
+from comdefend_cli.augmentation import augment, noisy, purify_images
+from comdefend_cli.classifier_networks import ARCHITECTURES, Whitening
+from comdefend_cli.classifiers import load_classifier_file, save_classifier
 from comdefend_cli.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
-from comdefend_cli.train_classifier import ClassifierConfig, ClassifierTrainer, augment, purify_images, signed_gradient
+from comdefend_cli.train_classifier import ClassifierConfig, ClassifierTrainer, signed_gradient
 
 CPU = torch.device("cpu")
 
@@ -162,6 +164,28 @@ def test_purified_before_training() -> None:
     assert counted == [24, 24, 16]
 
 
+def test_noisy_pictures() -> None:
+    """Noise of standard deviations spread from 0 to the most, the seed's alone, whatever the batch."""
+    grey = torch.full((400, 1, 16, 16), 128, dtype=torch.uint8)
+    found = noisy(grey, 30.0, seed=1)
+    assert (
+        found.dtype == torch.uint8 and torch.equal(found, noisy(grey, 30.0, seed=1)) and not torch.equal(found, noisy(grey, 30.0, seed=2))
+    )
+    spread = (found.float() - 128).std((1, 2, 3))
+    assert 27 < float(spread.max()) < 33 and float(spread.min()) < 3 and 13 < float(spread.mean()) < 17
+    assert torch.equal(noisy(grey, 0.0, seed=1), grey)
+
+
+def test_whitened_from_the_training_pictures() -> None:
+    """The first layer of medium comes from the pictures, as normalised; a start's replaces it."""
+    run = trainer(arch="medium")
+    layer = next(module for module in run.model.modules() if isinstance(module, Whitening))
+    x = run._train.pixels.float().div(255)
+    with torch.no_grad():
+        values = layer(run.model.normalise(x)).movedim(1, 3).reshape(-1, 8)[:, :4]
+    assert torch.allclose(values.T.cov(), torch.eye(4), atol=0.05)
+
+
 def test_collapse_is_an_error() -> None:
     """A loss that is not finite stops the run and says what to change."""
     run = trainer()
@@ -187,6 +211,7 @@ def test_labels_are_needed() -> None:
         ({"batch_size": 1}, "batch-size must be at least 2"),
         ({"seed": 2**32}, "seed"),
         ({"label_smoothing": 1.0}, "label-smoothing"),
+        ({"input_noise": 256.0}, "input-noise must be from 0 to 255"),
         ({"precision": "float16"}, "float32 and bfloat16"),
         ({"lr": float("nan")}, "lr must be above 0"),
     ],

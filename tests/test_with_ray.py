@@ -347,3 +347,23 @@ def test_the_command_with_a_cluster_of_its_own(pictures: Path, tmp_path: Path, r
     result = run("purify-dir", pictures, "--out", tmp_path / "out", "--engine", "ray", *common[:-1], RAY_ADDRESS="")
     assert result.returncode == 0, result.stderr
     assert b"12 kept" in result.stderr
+
+
+@pytest.mark.slow
+def test_workers_that_compute_with_openvino(pictures: Path, tmp_path: Path, run: Run, small_weights: Path) -> None:
+    """--backend goes to the workers: the local engine's pixels with it, its word in the summary, and either keeps what the other did."""
+    pytest.importorskip("ray")
+    pytest.importorskip("openvino")
+    (pictures / "broken.png").unlink()
+    common = ("purify-dir", pictures, "--recursive", "--weights", small_weights, "--precision", "float32", "--device", "cpu", "--json")
+    written = {}
+    for engine in ("local", "ray"):
+        out = tmp_path / engine
+        result = run(*common, "--out", out, "--engine", engine, "--backend", "openvino", RAY_ADDRESS="")
+        assert result.returncode == 0, result.stderr
+        summary = json.loads(result.stdout)
+        assert (summary["done"], summary["backend"], summary["precision"]) == (12, "openvino", "float32")
+        written[engine] = outputs(out)
+    assert written["ray"] == written["local"]
+    again = run(*common, "--out", tmp_path / "ray", "--backend", "openvino")
+    assert again.returncode == 0 and json.loads(again.stdout)["kept"] == 12

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, draw, write."""
     made = parser(__doc__)
     add_classifiers(made)
-    made.add_argument("--arch", default="small", help="of the classifiers: small, resnet18 or resnet50; default small")
+    made.add_argument("--arch", default="small", help="of the classifiers: small, medium, resnet18 or resnet50; default small")
     made.add_argument("--epsilons", default="2,8,16", help="in 8-bit levels; default 2,8,16")
     add_weights(made, "comdefend-12bit-denoise")
     add_evaluation(made, limit=500, batch_size=100)

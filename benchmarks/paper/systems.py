@@ -20,7 +20,7 @@ from comdefend_cli.evaluate.protocol import System
 
 NONE = "none"
 #: Networks that are looked for, the paper's last.
-ARCHITECTURES = ("small", "resnet18", "resnet50")
+ARCHITECTURES = ("small", "medium", "resnet18", "resnet50")
 #: A kind of classifier, and the options of `comdefend train-classifier` that make it.
 KINDS = {
     "": "",

@@ -46,17 +46,12 @@ class Asked:
     options: Options
 
 
-def refuse(engine: str, source: str, out: str, cluster: RayOptions, backend: str, precision: str) -> None:
+def refuse(engine: str, source: str, out: str, cluster: RayOptions) -> None:
     """Raise :class:`UsageError` for an unknown engine, or for what only the other one can do."""
     from comdefend_cli import places
 
     if engine not in ("local", "ray"):
         raise UsageError(f"unknown engine {engine!r}: use local or ray")
-    if engine == "ray" and backend not in ("torch", "auto"):
-        where = "leave --backend out, or unset COMDEFEND_BACKEND"
-        raise UsageError(f"--engine ray computes with PyTorch, not with {backend}: {where}; or use --engine local")
-    if engine == "ray" and precision == "int8":
-        raise UsageError("--engine ray computes with PyTorch, which has no int8: give another --precision, or use --engine local")
     if engine == "local" and (places.is_url(source) or places.is_url(out)):
         raise UsageError("URLs are for --engine ray; give paths of this machine, or add it")
     if engine == "local" and cluster.given:
@@ -89,7 +84,7 @@ def _on_cluster(asked: Asked, options: RayOptions) -> Iterator[tuple[Run, Networ
 
     cpus = 1.0 if options.cpus is None else options.cpus
     cluster = with_ray.Cluster(options.address, options.workers, cpus, options.gpus)
-    order = with_ray.Order(asked.weights, asked.device, asked.precision, asked.settings)
+    order = with_ray.Order(asked.weights, asked.device, asked.precision, asked.backend, asked.settings)
     source, out = places.of(asked.source), places.of(asked.out)
     with with_ray.connected(cluster) as ray, with_ray.opened(ray, source, out, order, asked.options, cluster) as both:
         yield both

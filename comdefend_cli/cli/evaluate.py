@@ -39,7 +39,7 @@ def evaluate(
         typer.Option(
             "--classifier",
             metavar="FILE|NAME|MODULE:FUNCTION",
-            help="A file of `comdefend train-classifier`, small, resnet18 or resnet50 in ./classifiers, efficientnet-lite0, "
+            help="A file of `comdefend train-classifier`, small, medium, resnet18 or resnet50 in ./classifiers, efficientnet-lite0, "
             "or a function of yours that returns a torch module from (N, C, H, W) in [0, 1] to logits. May be given again.",
         ),
     ],
@@ -54,7 +54,7 @@ def evaluate(
             help="Names with options, separated by spaces or semicolons: none, weights that ship or a weight file, bits, median, jpeg, tv, "
             "resize-pad, pixeldefend, hgd; for example 'none comdefend-12bit:noise=20,votes=8 jpeg:quality=75'.",
         ),
-    ] = "none comdefend-12bit comdefend-12bit-denoise",
+    ] = "none comdefend-12bit comdefend-12bit-denoise bits:depth=3 median:size=3 jpeg:quality=75",
     attacks: Annotated[
         str | None,
         typer.Option(
@@ -98,10 +98,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json in place of tables.")] = False,
     quiet: console.Quiet = False,
 ) -> None:
-    """Measure how much a purifier protects a classifier: grey-box, adaptive and black-box, side by side.
+    r"""Measure how much a purifier protects a classifier: grey-box, adaptive and black-box, side by side.
 
-    Needs the extra: pip install 'comdefend-cli[evaluate]'. Finished cells are kept in DIR/cache, so that the same command goes on
-    where it was interrupted.
+    Needs the extra: pip install 'comdefend-cli\[evaluate]'.
+
+    Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted.
     """
     from comdefend_cli import files, machine
     from comdefend_cli.device import describe_device, resolve_device

@@ -88,7 +88,7 @@ def purify_dir(
     target = str(plan.default_output(source)) if out is None else out
     options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
     cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
-    engines.refuse(engine, source, target, cluster, backend, precision)
+    engines.refuse(engine, source, target, cluster)
     if not places.is_url(source) and not places.is_url(target):
         plan.refuse_folders(Path(source), Path(target), recursive=recursive)
 
@@ -155,7 +155,7 @@ class Summary:
         self.total = len(found.pictures) + len(found.unreadable)
         self.skipped, self.subfolders = found.skipped, found.subfolders
         self.about = {
-            **settings_record(networks.settings, networks.where, networks.precision, networks.purifier.backend),
+            **settings_record(networks.settings, networks.where, networks.precision, networks.backend),
             "weights_sha256": networks.sha256s,
         }
         self.began = time.perf_counter()

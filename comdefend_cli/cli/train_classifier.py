@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from comdefend_cli.datasets import Dataset
-    from comdefend_cli.train_classifier import ClassifierReport, ClassifierTrainer
+    from comdefend_cli.train_classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
 
 
 @console.command
@@ -30,7 +30,7 @@ def train_classifier(
     out: Annotated[
         Path | None, typer.Option("--out", help="The classifier file to write.", show_default="classifiers/ARCH-DATA.safetensors")
     ] = None,
-    arch: Annotated[str, typer.Option("--arch", metavar="small|resnet18|resnet50", help="small is for CPUs.")] = "small",
+    arch: Annotated[str, typer.Option("--arch", metavar="small|medium|resnet18|resnet50", help="small and medium are for CPUs.")] = "small",
     epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Passes over the data.")] = 8.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Pictures a step.")] = 256,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, batches and augmentation.")] = 0,
@@ -41,6 +41,12 @@ def train_classifier(
             "--purify", metavar="NAME|PATH", help="Learn from pictures purified with these ComDefend weights (4.4.2), and measure on such."
         ),
     ] = None,
+    input_noise: Annotated[
+        float,
+        typer.Option(
+            "--input-noise", metavar="S", help="Learn from each picture a second time with noise of up to S 8-bit levels, before --purify."
+        ),
+    ] = 0.0,
     adversarial: Annotated[
         str | None, typer.Option("--adversarial", metavar="fgsm|bim", help="Half of each batch is attacked so (Kurakin et al., 2017).")
     ] = None,
@@ -85,6 +91,7 @@ def train_classifier(
         seed=seed,
         lr=lr,
         purify=purifying.sha256 if purifying else "",
+        input_noise=input_noise,
         adversarial=adversarial or "",
         adversarial_epsilon=adversarial_epsilon,
         adversarial_steps=adversarial_steps,
@@ -97,7 +104,7 @@ def train_classifier(
     _refuse_outputs(out, checkpoint, overwrite=overwrite, resume=resume)
     if device == "auto":
         notice(f"training on {describe_device(where)} in {config.precision}", quiet=quiet)
-    dataset = _dataset(data, data_dir, purifying, where, download=not no_download, quiet=quiet)
+    dataset = _dataset(config, data_dir, purifying, where, download=not no_download, quiet=quiet)
     trainer = ClassifierTrainer(config, dataset, CLASSES[data], where, start)
     history: list[ClassifierReport] = []
     if resume:
@@ -124,22 +131,27 @@ def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: boo
     files.refuse_unwritable_folder(out)
 
 
-def _dataset(data: str, data_dir: Path, purifying: object, where: torch.device, *, download: bool, quiet: bool) -> Dataset:
-    """The data set, through the purifier where one is given: training and test pictures, once."""
+def _dataset(config: ClassifierConfig, data_dir: Path, purifying: object, where: torch.device, *, download: bool, quiet: bool) -> Dataset:
+    """The data set, its noisy copies, and all of it once through the purifier, where these are asked for."""
+    import torch
+
     from comdefend_cli import datasets
+    from comdefend_cli.augmentation import noisy, purify_images
     from comdefend_cli.cli.train import download_bar
     from comdefend_cli.purifier import Purifier
-    from comdefend_cli.train_classifier import purify_images
     from comdefend_cli.weights import Weights
 
     with download_bar(quiet) as progress:
-        dataset = datasets.load(data, data_dir, download=download, progress=progress)
-    if not isinstance(purifying, Weights):
-        return dataset
-    assert isinstance(dataset.train, datasets.ImageArray)  # Of the named data sets all are.
-    purifier = Purifier.from_weights([purifying], device=where)
-    with _counting("purifying the pictures", len(dataset.train) + len(dataset.test), quiet) as advance:
-        train, test = (replace(part, pixels=purify_images(purifier, part.pixels, advance)) for part in (dataset.train, dataset.test))
+        dataset = datasets.load(config.data, data_dir, download=download, progress=progress)
+    train, test = dataset.train, dataset.test
+    assert isinstance(train, datasets.ImageArray)  # Of the named data sets all are.
+    if config.input_noise:
+        pixels = torch.cat([train.pixels, noisy(train.pixels, config.input_noise, config.seed)])
+        train = datasets.ImageArray(pixels, torch.cat([train.labels, train.labels]))
+    if isinstance(purifying, Weights):
+        purifier = Purifier.from_weights([purifying], device=where)
+        with _counting("purifying the pictures", len(train) + len(test), quiet) as advance:
+            train, test = (replace(part, pixels=purify_images(purifier, part.pixels, advance)) for part in (train, test))
     return replace(dataset, train=train, test=test)
 
 

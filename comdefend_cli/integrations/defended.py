@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from comdefend_cli.classifier_networks import Normalise, Numbers
 from comdefend_cli.errors import UsageError
 from comdefend_cli.purifier import Purifier
 from comdefend_cli.tiles import mixed_seed
@@ -18,7 +19,6 @@ from comdefend_cli.tiles import mixed_seed
 DefendedGradient = Literal["straight-through", "identity", "soft", "none"]
 DEFENDED_GRADIENTS: tuple[str, ...] = get_args(DefendedGradient)
 
-_Numbers = float | Sequence[float] | Tensor
 _Transform = Callable[[Tensor], Tensor]
 
 
@@ -57,7 +57,7 @@ class Defended(nn.Module):
         self,
         purifier: nn.Module,
         classifier: nn.Module,
-        normalise: _Transform | tuple[_Numbers, _Numbers] | None = None,
+        normalise: _Transform | tuple[Numbers, Numbers] | None = None,
         gradient: DefendedGradient = "straight-through",
         votes: int = 1,
     ) -> None:
@@ -157,10 +157,10 @@ def _twin(module: nn.Module, gradient: DefendedGradient) -> nn.Module:
     return twin
 
 
-def _normaliser(normalise: _Transform | tuple[_Numbers, _Numbers] | None) -> _Transform | None:
+def _normaliser(normalise: _Transform | tuple[Numbers, Numbers] | None) -> _Transform | None:
     """A callable as it is, (mean, std) as a module."""
     if isinstance(normalise, tuple) and len(normalise) == 2:
-        return _Normalise(*normalise)
+        return Normalise(*normalise)
     if normalise is None or callable(normalise):
         return normalise
     raise UsageError("normalise must be a callable or a tuple (mean, std)")
@@ -179,27 +179,3 @@ class _InPlaceOf(torch.autograd.Function):
         (grad,) = grads
         # Zeros and not None: attack libraries stop at a gradient that is missing.
         return grad if ctx.passes else grad.new_zeros(ctx.shape), None, None
-
-
-class _Normalise(nn.Module):
-    """`(x - mean) / std` a channel; the numbers move with the module and are not in its state."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: _Numbers, std: _Numbers) -> None:
-        super().__init__()
-        for name, numbers in (("mean", mean), ("std", std)):
-            value = torch.as_tensor(numbers, dtype=torch.float32).detach().clone().reshape(-1)
-            self.register_buffer(name, value, persistent=False)
-        if not bool(torch.isfinite(self.mean).all()) or not bool(((self.std > 0) & torch.isfinite(self.std)).all()):
-            raise UsageError(f"mean must be finite and std above 0, not {self.mean.tolist()} and {self.std.tolist()}")
-
-    def forward(self, x: Tensor) -> Tensor:
-        for numbers in (self.mean, self.std):
-            if len(numbers) not in (1, x.shape[1]):
-                raise UsageError(f"normalise has {len(numbers)} numbers for a picture of {x.shape[1]} channels")
-        return (x - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
-
-    def extra_repr(self) -> str:
-        return f"mean={self.mean.tolist()}, std={self.std.tolist()}"

@@ -1,0 +1,53 @@
+"""The pictures that a reference classifier learns from: purified, noisy, shifted and mirrored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from comdefend_cli.purifier import Purifier
+
+#: Pixels that a training picture is shifted by at most, reflected at the border.
+SHIFT = 4
+
+
+def purify_images(purifier: Purifier, images: Tensor, progress: Callable[[int], None] | None = None, batch: int = 256) -> Tensor:
+    """All pictures through the purifier, once, before training (4.4.2): uint8 (N, C, H, W) to the same."""
+    parts = []
+    for part in torch.split(images, batch):
+        parts.append(purifier.purify(part))
+        if progress:
+            progress(len(part))
+    return torch.cat(parts)
+
+
+def noisy(images: Tensor, most: float, seed: int, batch: int = 1000) -> Tensor:
+    """Gaussian noise on all pictures, each of a standard deviation of its own, drawn from 0 to `most` 8-bit levels: uint8 to uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for part in torch.split(images, batch):
+        std = torch.rand((len(part), 1, 1, 1), generator=generator) * most
+        parts.append((part + std * torch.randn(part.shape, generator=generator)).round().clamp(0, 255).byte())
+    return torch.cat(parts)
+
+
+def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True) -> Tensor:
+    """Shift each picture by up to `SHIFT` pixels, reflected at the border, and mirror half of them left to right.
+
+    Args:
+        x: (N, C, H, W).
+        generator: all that decides.
+        mirror: off for pictures of digits.
+    """
+    count, height, width = len(x), x.shape[2], x.shape[3]
+    padded = pad(x, (SHIFT,) * 4, mode="reflect")
+    top, left = (torch.randint(2 * SHIFT + 1, (count, 1), generator=generator) for _ in range(2))
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    flipped = (torch.rand((count, 1), generator=generator) < 0.5) & mirror
+    columns = torch.where(flipped, columns.flip(1), columns)
+    picture = torch.arange(count)[:, None, None]
+    # Indices around a slice put the channels last.
+    return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
