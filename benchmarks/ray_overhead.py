@@ -28,7 +28,8 @@ from comdefend_cli import folder, machine, weights, with_ray
 from comdefend_cli.folder import Networks, Options
 from comdefend_cli.model import Architecture, ComDefend
 from comdefend_cli.places import Folder
-from comdefend_cli.with_ray import Cluster, Order
+from comdefend_cli.ray_worker import Order
+from comdefend_cli.with_ray import Cluster
 
 
 def local(source: Path, out: Path, path: Path) -> float:

@@ -34,13 +34,15 @@ def noisy(images: Tensor, most: float, seed: int, batch: int = 1000) -> Tensor:
     return torch.cat(parts)
 
 
-def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True) -> Tensor:
-    """Shift each picture by up to `SHIFT` pixels, reflected at the border, and mirror half of them left to right.
+def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True, cutout: int = 0) -> Tensor:
+    """Shift each picture by up to `SHIFT` pixels, reflected at the border, mirror half of them left to right, and hide a square of each.
 
     Args:
         x: (N, C, H, W).
         generator: all that decides.
         mirror: off for pictures of digits.
+        cutout: side of the square that takes the pictures' mean colour (DeVries and Taylor, 2017, arXiv:1708.04552), in pixels. Its
+            centre may be any pixel, so it may reach beyond the picture.
     """
     count, height, width = len(x), x.shape[2], x.shape[3]
     padded = pad(x, (SHIFT,) * 4, mode="reflect")
@@ -50,4 +52,15 @@ def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True) -> Te
     columns = torch.where(flipped, columns.flip(1), columns)
     picture = torch.arange(count)[:, None, None]
     # Indices around a slice put the channels last.
-    return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    moved = padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if not cutout:
+        return moved
+    rows, columns = (_run(side, cutout, count, generator) for side in (height, width))
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], moved.mean((0, 2, 3), keepdim=True), moved)
+
+
+def _run(side: int, length: int, count: int, generator: torch.Generator) -> Tensor:
+    """For each of `count` pictures a run of so many places with its middle anywhere on a side: bool (count, side)."""
+    first = torch.randint(side, (count, 1), generator=generator) - length // 2
+    place = torch.arange(side)
+    return (place >= first) & (place < first + length)

@@ -41,6 +41,7 @@ class ClassifierConfig:
         purify: SHA-256 of the ComDefend weights that purify the training pictures (4.4.2), or "".
         input_noise: beside each training picture stands a second one with Gaussian noise, of a standard deviation drawn up to this, in
             8-bit levels, before it is purified; 0 for none.
+        cutout: side of a square that is hidden in each picture, in pixels; 0 for none.
         adversarial: "fgsm" or "bim": half of each batch is adversarial (Kurakin et al., 2017); "" for none.
         adversarial_epsilon: most L-infinity distance of those, in 8-bit levels; each picture draws its own up to it.
         adversarial_steps: of BIM.
@@ -60,6 +61,7 @@ class ClassifierConfig:
     lr: float = 0.02
     purify: str = ""
     input_noise: float = 0.0
+    cutout: int = 0
     adversarial: str = ""
     adversarial_epsilon: float = 8.0
     adversarial_steps: int = 4
@@ -77,6 +79,8 @@ class ClassifierConfig:
                 raise UsageError(f"{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
         if not 0 <= self.input_noise <= 255:
             raise UsageError(f"input-noise must be from 0 to 255 levels, not {self.input_noise}")
+        if not 0 <= self.cutout <= 1024:
+            raise UsageError(f"cutout must be from 0 to 1024 pixels, not {self.cutout}")
         if self.batch_size < 2:
             raise UsageError("batch-size must be at least 2, since the norms need more than one picture")
         if not 0 <= self.seed < 2**32:
@@ -198,7 +202,7 @@ class ClassifierTrainer:
         index = torch.stack(chosen)
         pixels = self._train.pixels[index].float().div(255)
         generator = self._generator(self.step_done, 1)
-        x = augment(pixels, generator, mirror=self.dataset.name != "mnist")
+        x = augment(pixels, generator, mirror=self.dataset.name != "mnist", cutout=self.config.cutout)
         return x.to(self.device).contiguous(memory_format=torch.channels_last), self._train.labels[index].to(self.device)
 
     def _order(self, epoch: int) -> Tensor:

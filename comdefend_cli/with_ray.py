@@ -4,9 +4,8 @@
         for result in work.results():
             ...
 
-A worker does with its block what :class:`comdefend_cli.folder.Work` does with a folder. Only this process writes the journal. So that a
-block can be begun again when its worker dies, a worker first puts a file beside the outputs that says which ones it has begun: those are
-ours from then on, and the next attempt, or the next run, replaces them. The file goes once the journal knows how the block ended.
+A worker (:mod:`comdefend_cli.ray_worker`) does with its block what :class:`comdefend_cli.folder.Work` does with a folder. Only this process
+writes the journal.
 """
 
 from __future__ import annotations
@@ -19,27 +18,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from comdefend_cli import images, machine, places
 from comdefend_cli import weights as weight_files
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.extras import require
-from comdefend_cli.folder import BEGUN, Networks, Result, Work, adopt, known, prepared
-from comdefend_cli.journal import STATE, Journal
-from comdefend_cli.places import Folder, Place, Stamp
-from comdefend_cli.plan import Found, Job, Options, Plan
-from comdefend_cli.purifier import Settings
+from comdefend_cli.folder import Networks, Result, adopt, known, prepared
+from comdefend_cli.journal import Journal
+from comdefend_cli.places import Folder, Place
+from comdefend_cli.plan import Job, Options, Plan
+from comdefend_cli.ray_worker import Order, Task, Worker, look
 
 #: Most pictures and bytes of input in a block: what a dead worker's successor does again at most.
 BLOCK_PICTURES = 256
 BLOCK_BYTES = 32 * 2**20
 #: Blocks for each worker at least, where there are pictures enough, so that all end at about the same time.
 BLOCKS_A_WORKER = 4
-#: Attempts at a block whose worker dies each time: its pictures may be too large for the machine.
-ATTEMPTS = 4
 #: The address of a cluster that is started on this machine for the run, and the least share of a resource that Ray knows.
 LOCAL = "local"
 LEAST = 1e-4
@@ -62,17 +58,6 @@ class Cluster:
     workers: int | None = None
     cpus: float = 1.0
     gpus: float | None = None
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is asked for, as it stands in the command line: weights (name or file), device, precision, backend and settings."""
-
-    weights: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    backend: str = "torch"
-    settings: Settings = field(default_factory=Settings)
 
 
 @contextmanager
@@ -132,7 +117,7 @@ class ClusterNetworks(Networks):
         self.loaded = weight_files.load(order.weights) if order.weights else None
         super().__init__(self.loaded, device="cpu", precision="float32", settings=order.settings)
         loaded = None if self.loaded is None else ray.put(self.loaded)
-        seen: tuple[str, str, str] = _asked(ray, ray.remote(**_resources(cluster))(_look).remote(order, loaded))
+        seen: tuple[str, str, str] = _asked(ray, ray.remote(**_resources(cluster))(look).remote(order, loaded))
         place, self._precision, self._backend = seen
         self._where = f"{cluster.workers} Ray workers, {place}"
 
@@ -175,22 +160,6 @@ def opened(
 def _everywhere(place: Place) -> str:
     """A place's name that does not depend on where a process runs."""
     return str(place.root.absolute()) if isinstance(place, Folder) else place.url
-
-
-@dataclass(frozen=True)
-class Task:
-    """What all workers of a run are told."""
-
-    source: str
-    out: str
-    order: Order
-    options: Options
-    cpus: float
-    run: str
-
-    def marker(self, number: int) -> str:
-        """The name of the file that says that a block is begun."""
-        return f"{BEGUN}{self.run}-{number}"
 
 
 class Run:
@@ -304,86 +273,6 @@ class Run:
         self._cost = self._settled - began
 
 
-class Worker:
-    """Purifies blocks; one lives in each of Ray's actors."""
-
-    def __init__(self, task: Task, loaded: Any) -> None:
-        images.trust_own_limit()
-        self._task = task
-        self._source, self._out = places.of(task.source), places.of(task.out)
-        there = loaded is None or isinstance(loaded, weight_files.Weights)
-        self._networks = _networks(task.order, loaded if there else require("ray", extra="ray").get(loaded))
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Purify a block: {"number", "jobs"} to {"number", "results", "left"}.
-
-        The latter two are JSON: one record a job in their order, and the outputs that an attempt which died may have left.
-        """
-        number = int(row["number"])
-        jobs = [Job(*fields) for fields in json.loads(row["jobs"])]
-        notes = _Notes({})
-        results: dict[str, Result] = {}
-        fault, left = "", []
-        try:
-            begun, attempts = self._begun(number, jobs)
-            left = begun if attempts else []
-            if attempts == ATTEMPTS:
-                advice = "perhaps for want of memory; try fewer --workers, or the local engine"
-                raise ComdefendError(f"its worker died {ATTEMPTS} times, {advice}")
-            ours = set(left)
-            planned = Plan([replace(job, replaces=job.replaces or job.output in ours) for job in jobs], [], Found([], 0, 0, [], set()))
-            memory = min(1.0, self._task.cpus / machine.cores())  # Other workers are on this machine.
-            work = Work(self._source, self._out, self._networks, self._task.options, planned, notes, memory=memory)
-            results = {str(result.input): result for result in work.results()}
-        except Exception as error:  # One block must not end the run.
-            fault = reason(error)
-        records = []
-        for job in jobs:
-            source, output = self._source.show(job.source), self._out.show(job.output)
-            record = asdict(results.get(str(source)) or Result(source, output, "failed", fault, job.size))
-            del record["input"], record["output"]
-            records.append({**record, "done": notes.ended.get(job.output)})
-        return {"number": number, "results": json.dumps(records), "left": json.dumps([name for name in left if name not in notes.ended])}
-
-    def _begun(self, number: int, jobs: list[Job]) -> tuple[list[str], int]:
-        """Say which outputs are begun: those that are ours or not there yet. Returns them, and how many attempts there were before.
-
-        What stands there at the first attempt is somebody's, and stays so.
-
-        Raises:
-            ComdefendError: this machine does not see the output folder, or it cannot be written to.
-        """
-        if isinstance(self._out, Folder) and self._out.stamp(STATE) is None:
-            raise ComdefendError(f"{self._out}: this machine does not see the output folder; use a path that all see, or a URL")
-        marker = self._task.marker(number)
-        before = json.loads(self._out.read(marker)) if self._out.stamp(marker) is not None else None
-        if before:
-            outputs, attempts = before["outputs"], before["attempts"]
-            self._out.sweep(outputs)
-        else:
-            outputs, attempts = [job.output for job in jobs if job.replaces or self._out.stamp(job.output) is None], 0
-        if attempts < ATTEMPTS:
-            self._out.write(marker, json.dumps({"outputs": outputs, "attempts": attempts + 1}).encode(), overwrite=before is not None)
-        return outputs, attempts
-
-
-@dataclass
-class _Notes:
-    """What a worker has to say to the journal, which lies elsewhere: by output, stamps before and after, and the key."""
-
-    ended: dict[str, tuple[list[int], list[int], str]]
-
-    def begin(self, outputs: list[str]) -> None:
-        """Nothing: the whole block was begun."""
-
-    def done(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
-        """Note it."""
-        self.ended[output] = ([before.st_size, before.st_mtime_ns], [after.st_size, after.st_mtime_ns], key)
-
-    def drop(self, output: str) -> None:
-        """Nothing: what is not done does not count."""
-
-
 @dataclass(frozen=True)
 class _Stamp:
     st_size: int
@@ -432,16 +321,6 @@ def _sized(ray: Any, cluster: Cluster, device: str) -> Cluster:
         about = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         raise UsageError(f"the cluster has {about}, not enough for one worker of {cluster.cpus:g} and {gpus:g}; ask for less")
     return replace(cluster, workers=cluster.workers or int(room + 1e-9), gpus=gpus)
-
-
-def _networks(order: Order, loaded: weight_files.Weights | None) -> Networks:
-    return Networks(loaded, device=order.device, precision=order.precision, backend=order.backend, settings=order.settings)
-
-
-def _look(order: Order, loaded: weight_files.Weights | None) -> tuple[str, str, str]:
-    """On a worker: its device for people, and the precision and backend that "auto" is there."""
-    networks = _networks(order, loaded)
-    return networks.where, networks.precision, networks.backend
 
 
 def _asked(ray: Any, reference: Any) -> Any:

@@ -119,6 +119,22 @@ def test_augmentation_only_moves() -> None:
         assert any(torch.equal(picture, window) or torch.equal(picture, window.flip(2)) for window in windows)
 
 
+def test_a_square_is_hidden() -> None:
+    """Each picture keeps what augmentation alone makes of it, but for a square, cut off at most by the border, of one colour for all."""
+    x = torch.from_numpy(formats.cuts(6, 32)).permute(0, 3, 1, 2).float()
+    plain, cut = augment(x, torch.Generator().manual_seed(3)), augment(x, torch.Generator().manual_seed(3), cutout=8)
+    changed = (plain != cut).any(1)
+    colour = plain.mean((0, 2, 3))
+    places = set()
+    for index, hidden in enumerate(changed):
+        rows, columns = hidden.any(1).nonzero().flatten(), hidden.any(0).nonzero().flatten()
+        assert 4 <= len(rows) <= 8 and 4 <= len(columns) <= 8
+        square = cut[index, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert torch.equal(square, colour.view(3, 1, 1).expand_as(square))
+        places.add((int(rows[0]), int(columns[0])))
+    assert len(places) > 3
+
+
 def test_digits_are_not_mirrored() -> None:
     """Without mirroring the columns keep their order."""
     ramp = torch.arange(32.0).expand(4, 1, 32, 32)
@@ -211,6 +227,7 @@ def test_labels_are_needed() -> None:
         ({"batch_size": 1}, "batch-size must be at least 2"),
         ({"seed": 2**32}, "seed"),
         ({"label_smoothing": 1.0}, "label-smoothing"),
+        ({"cutout": -1}, "cutout must be from 0"),
         ({"input_noise": 256.0}, "input-noise must be from 0 to 255"),
         ({"precision": "float16"}, "float32 and bfloat16"),
         ({"lr": float("nan")}, "lr must be above 0"),

@@ -22,7 +22,8 @@ from comdefend_cli.folder import Networks, Options, Result
 from comdefend_cli.journal import STATE
 from comdefend_cli.places import Folder, Place, Url
 from comdefend_cli.plan import Job
-from comdefend_cli.with_ray import Cluster, Order, Task, Worker
+from comdefend_cli.ray_worker import ATTEMPTS, Order, Task, Worker
+from comdefend_cli.with_ray import Cluster
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_block_that_kills_its_workers_is_given_up(pictures: Path, tmp_path: Pa
     """After so many attempts none of which came to its end, the pictures are failed with a reason, and nothing is tried again."""
     out = tmp_path / "out"
     begin(out)
-    (out / f"{folder.BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": with_ray.ATTEMPTS}))
+    (out / f"{folder.BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": ATTEMPTS}))
     answer = worker(pictures, out, small_weights)(row("0.png"))
     assert statuses(answer) == ["failed"]
     assert "died" in json.loads(answer["results"])[0]["reason"]

@@ -81,10 +81,11 @@ def _here(asked: Asked) -> Iterator[tuple[Work, Networks]]:
 @contextmanager
 def _on_cluster(asked: Asked, options: RayOptions) -> Iterator[tuple[Run, Networks]]:
     from comdefend_cli import places, with_ray
+    from comdefend_cli.ray_worker import Order
 
     cpus = 1.0 if options.cpus is None else options.cpus
     cluster = with_ray.Cluster(options.address, options.workers, cpus, options.gpus)
-    order = with_ray.Order(asked.weights, asked.device, asked.precision, asked.backend, asked.settings)
+    order = Order(asked.weights, asked.device, asked.precision, asked.backend, asked.settings)
     source, out = places.of(asked.source), places.of(asked.out)
     with with_ray.connected(cluster) as ray, with_ray.opened(ray, source, out, order, asked.options, cluster) as both:
         yield both

@@ -47,6 +47,9 @@ def train_classifier(
             "--input-noise", metavar="S", help="Learn from each picture a second time with noise of up to S 8-bit levels, before --purify."
         ),
     ] = 0.0,
+    cutout: Annotated[
+        int, typer.Option("--cutout", min=0, help="Hide a square of so many pixels a side in each picture (DeVries and Taylor, 2017).")
+    ] = 0,
     adversarial: Annotated[
         str | None, typer.Option("--adversarial", metavar="fgsm|bim", help="Half of each batch is attacked so (Kurakin et al., 2017).")
     ] = None,
@@ -92,6 +95,7 @@ def train_classifier(
         lr=lr,
         purify=purifying.sha256 if purifying else "",
         input_noise=input_noise,
+        cutout=cutout,
         adversarial=adversarial or "",
         adversarial_epsilon=adversarial_epsilon,
         adversarial_steps=adversarial_steps,
