@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 from comdefend_cli.errors import UsageError, reason
@@ -11,6 +12,9 @@ from comdefend_cli.errors import UsageError, reason
 def require(module: str, *, extra: str) -> ModuleType:
     """Import a module of an extra.
 
+    OpenVINO and NNCF would report each import to their makers, unasked, from a forked process that prints a traceback where there is no
+    network. That package is theirs to miss: without it they stay silent. One that the caller imported before is left.
+
     Args:
         module: its dotted name.
         extra: of this package, that installs it.
@@ -18,6 +22,7 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         UsageError: it is not installed, or is broken; the message names the extra.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is Python's own way to hide a module.
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -23,6 +23,9 @@ SMALL = (8,) * 8
 #: Most tests compare with PyTorch's pixels; `auto` would take OpenVINO where it is installed.
 os.environ["COMDEFEND_BACKEND"] = "torch"
 
+#: As `comdefend_cli.extras.require` does: tests that import OpenVINO themselves report nothing either.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 

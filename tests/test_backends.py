@@ -250,3 +250,21 @@ def test_the_quantize_command(run: Run, small_weights: Path, astronaut: np.ndarr
     options = ["--weights", tmp_path / "q.safetensors", "--backend", "auto", "--device", "cpu", "--json"]
     record = run("purify", tmp_path / "clean" / "0.png", tmp_path / "out.png", *options)
     assert json.loads(record.stdout)["precision"] == "int8", record.stderr
+
+
+@pytest.mark.parametrize("command", ["purify", "quantize"])
+def test_nothing_is_reported_to_the_makers(run: Run, small_weights: Path, photograph: torch.Tensor, tmp_path: Path, command: str) -> None:
+    """OpenVINO and NNCF keep a number of the user and counts of use in the home folder, and send them: neither is done."""
+    pytest.importorskip("nncf")
+    home, pictures = tmp_path / "home", tmp_path / "pictures"
+    home.mkdir()
+    pictures.mkdir()
+    Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(pictures / "in.png")
+    if command == "purify":
+        options = [pictures / "in.png", tmp_path / "out.png", "--device", "cpu", "--backend", "openvino"]
+    else:
+        options = ["--data", pictures, "--out", tmp_path / "q.safetensors", "--pictures", 1]
+    done = run(command, *options, "--weights", small_weights, HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert not (home / "intel").exists()
