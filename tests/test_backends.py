@@ -259,9 +259,10 @@ def test_nothing_is_reported_to_the_makers(run: Run, small_weights: Path, photog
     home, pictures = tmp_path / "home", tmp_path / "pictures"
     home.mkdir()
     pictures.mkdir()
-    Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(pictures / "in.png")
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(pictures / name)
     if command == "purify":
-        options = [pictures / "in.png", tmp_path / "out.png", "--device", "cpu", "--backend", "openvino"]
+        options = [pictures / "a.png", tmp_path / "out.png", "--device", "cpu", "--backend", "openvino"]
     else:
         options = ["--data", pictures, "--out", tmp_path / "q.safetensors", "--pictures", 1]
     done = run(command, *options, "--weights", small_weights, HOME=str(home))
