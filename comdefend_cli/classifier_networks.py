@@ -52,20 +52,23 @@ def _conv_norm(inputs: int, outputs: int, side: int = 3, stride: int = 1, *tail:
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *tail)
 
 
-class Small(nn.Sequential):
-    """Seven convolutions for a CPU: 86 million multiply-adds a 32x32 picture, any size from 8x8 up.
+def _groups(inputs: int, *widths: int) -> list[nn.Module]:
+    """Groups of two convolutions that pool early, between the two, as in airbench (Jordan, 2024, arXiv:2404.00498)."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.GELU()]
+        layers += [_conv_norm(width, width, 3, 1, nn.GELU())]
+        inputs = width
+    return layers
 
-    Each group pools early, between its two convolutions, as in airbench (Jordan, 2024, arXiv:2404.00498).
-    """
+
+class Small(nn.Sequential):
+    """Seven convolutions for a CPU: 86 million multiply-adds a 32x32 picture, any size from 8x8 up."""
 
     def __init__(self, channels: int, classes: int) -> None:
         layers: list[nn.Module] = [_conv_norm(channels, 32, 3, 1, nn.GELU())]
-        inputs = 32
-        for outputs in (64, 128, 256):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
-            layers += [_conv_norm(outputs, outputs, 3, 1, nn.GELU())]
-            inputs = outputs
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+        layers += _groups(32, 64, 128, 256)
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes))
 
 
 class Whitening(nn.Module):
@@ -100,16 +103,12 @@ class Whitening(nn.Module):
 
 
 class Medium(nn.Sequential):
-    """Whitened patches and six convolutions, pooled as in airbench94 (Jordan, 2024): 118 million multiply-adds a 32x32 picture."""
+    """Whitened patches and six convolutions, as airbench94 (Jordan, 2024): 118 million multiply-adds a 32x32 picture, from 9x9 up."""
 
     def __init__(self, channels: int, classes: int) -> None:
         layers: list[nn.Module] = [Whitening(channels), nn.GELU()]
-        inputs = 8 * channels
-        for outputs in (64, 256, 256):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU()]
-            layers += [_conv_norm(outputs, outputs, 3, 1, nn.GELU())]
-            inputs = outputs
-        super().__init__(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+        layers += _groups(8 * channels, 64, 256, 256)
+        super().__init__(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, classes))
 
 
 class _Residual(nn.Module):

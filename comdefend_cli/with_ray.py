@@ -116,8 +116,7 @@ class ClusterNetworks(Networks):
     def __init__(self, ray: Any, order: Order, cluster: Cluster) -> None:
         self.loaded = weight_files.load(order.weights) if order.weights else None
         super().__init__(self.loaded, device="cpu", precision="float32", settings=order.settings)
-        loaded = None if self.loaded is None else ray.put(self.loaded)
-        seen: tuple[str, str, str] = _asked(ray, ray.remote(**_resources(cluster))(look).remote(order, loaded))
+        seen: tuple[str, str, str] = _asked(ray, ray.remote(**_resources(cluster))(look).remote(order, self.loaded))
         place, self._precision, self._backend = seen
         self._where = f"{cluster.workers} Ray workers, {place}"
 
