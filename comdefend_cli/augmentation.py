@@ -38,8 +38,8 @@ def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True, cutou
     """Shift each picture by up to `SHIFT` pixels, reflected at the border, mirror half of them left to right, and hide a square of each.
 
     Args:
-        x: (N, C, H, W).
-        generator: all that decides.
+        x: (N, C, H, W), on any device.
+        generator: all that decides, a CPU's.
         mirror: off for pictures of digits.
         cutout: side of the square that takes the pictures' mean colour (DeVries and Taylor, 2017, arXiv:1708.04552), in pixels. Its
             centre may be any pixel, so it may reach beyond the picture.
@@ -49,13 +49,13 @@ def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True, cutou
     top, left = (torch.randint(2 * SHIFT + 1, (count, 1), generator=generator) for _ in range(2))
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     flipped = (torch.rand((count, 1), generator=generator) < 0.5) & mirror
-    columns = torch.where(flipped, columns.flip(1), columns)
-    picture = torch.arange(count)[:, None, None]
+    rows, columns = rows.to(x.device), torch.where(flipped, columns.flip(1), columns).to(x.device)
+    picture = torch.arange(count, device=x.device)[:, None, None]
     # Indices around a slice put the channels last.
     moved = padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if not cutout:
         return moved
-    rows, columns = (_run(side, cutout, count, generator) for side in (height, width))
+    rows, columns = (_run(side, cutout, count, generator).to(x.device) for side in (height, width))
     return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], moved.mean((0, 2, 3), keepdim=True), moved)
 
 

@@ -1,23 +1,28 @@
-"""What computes the networks: PyTorch, or on a CPU OpenVINO (extra [openvino]), with the layers fused and also in 8-bit integers."""
+"""What computes the networks: PyTorch; on a CPU OpenVINO (extra [openvino]), also in 8-bit integers; on an NVIDIA GPU our Triton kernel.
+
+The last two fuse the layers, and have neither gradients nor noise on the code.
+"""
 
 from __future__ import annotations
 
 import copy
 import threading
+import warnings
+from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from comdefend_cli.device import cpu_has_bfloat16
+from comdefend_cli.device import cpu_has_bfloat16, dtype_name, resolve_precision
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.graphs import openvino_model
-from comdefend_cli.model import ComDefend
+from comdefend_cli.model import ComDefend, Conv3x3
 from comdefend_cli.weights import Quantized
 
-BACKENDS = ("auto", "torch", "openvino")
+BACKENDS = ("auto", "torch", "openvino", "triton")
 #: OpenVINO's names of precisions; in the networks of 8-bit integers some steps are left to bfloat16 where there is some.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 #: Sides of tiles: all activations of two layers are in memory at once, of 1024 pixels a side in bfloat16 0.8 GB.
@@ -28,13 +33,14 @@ _OPERATIONS |= {"FakeQuantize"}
 
 
 def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: bool, quantized: bool) -> str:
-    """ "torch" or "openvino" for a backend's name.
+    """ "torch", "openvino" or "triton" for a backend's name.
 
-    "auto" takes OpenVINO where it is installed and was measured to be faster (docs/performance.md): on a CPU, with networks of 8-bit
-    integers, or else in bfloat16 where the CPU multiplies it; float32 stays with PyTorch, where tiles equal the whole picture bit by bit.
+    "auto" takes what is installed and was measured to be faster (docs/performance.md): on a CPU OpenVINO, with networks of 8-bit integers,
+    or else in bfloat16 where the CPU multiplies it; on an NVIDIA GPU Triton, in bfloat16 and float16. float32 stays with PyTorch, where
+    tiles equal the whole picture bit by bit.
 
     Args:
-        name: "auto", "torch" or "openvino".
+        name: one of `BACKENDS`.
         device: of PyTorch's networks.
         precision: as asked for, "auto" included.
         noisy: whether noise is added to the logits, which only PyTorch's networks do.
@@ -44,7 +50,10 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
         UsageError: unknown, not installed, or it cannot do what is asked.
     """
     if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}: use auto, torch or openvino")
+        raise UsageError(f"unknown backend {name!r}: use auto, torch, openvino or triton")
+    if name == "triton":
+        _refuse_triton(device, precision, noisy=noisy)
+        return name
     if name == "openvino":
         require("openvino", extra="openvino")
         if device.type != "cpu":
@@ -56,9 +65,40 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     fast = precision == "int8" or (precision == "auto" and quantized) or (precision in ("auto", "bfloat16") and cpu_has_bfloat16())
     if name == "auto" and able and fast:
         return "openvino"
+    able = device.type == "cuda" and not noisy and precision in ("auto", "bfloat16", "float16") and triton_problem(device) is None
+    if name == "auto" and able and resolve_precision(precision, device) != torch.float32:
+        return "triton"
     if precision == "int8":
         raise UsageError("int8 needs the openvino backend: pip install 'comdefend-cli[openvino]', and --device cpu without noise")
     return "torch"
+
+
+def _refuse_triton(device: torch.device, precision: str, *, noisy: bool) -> None:
+    if device.type != "cuda":
+        raise UsageError(f"the triton backend is for NVIDIA GPUs, not {device.type}: use --device cuda or --backend torch")
+    if precision == "int8" or resolve_precision(precision, device) == torch.float32:
+        raise UsageError("the triton backend computes in bfloat16 and float16: use --precision auto or --backend torch")
+    if noisy:
+        raise UsageError("the triton backend adds no noise: use --backend torch")
+    if problem := triton_problem(device):
+        raise UsageError(f"{problem}: use --backend torch")
+
+
+@cache
+def triton_problem(device: torch.device) -> str | None:
+    """Why Triton's kernel does not run there, after a trial; None where it does. Where it is installed and fails, also a warning."""
+    if not torch.cuda.is_available() or torch.version.hip is not None or find_spec("triton") is None:
+        return "Triton is not installed, which comes with PyTorch's CUDA builds for Linux"
+    try:
+        from comdefend_cli import fused
+
+        fused.convolved(torch.zeros(1, 4, 4, fused.LEAST, dtype=torch.float16, device=device), Conv3x3(3, 3).half().to(device), elu=True)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # It compiles for this machine, with a C compiler of this machine: anything may be amiss.
+        problem = f"Triton cannot run its kernel here ({reason(error)})"
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
+        return problem
+    return None
 
 
 def described(precision: str, backend: str) -> str:
@@ -70,6 +110,43 @@ def openvino_is_installed() -> bool:
     """Whether OpenVINO is; a folder of that name, which Python would import as well, is not it."""
     spec = find_spec("openvino")
     return spec is not None and spec.origin is not None
+
+
+class Engine(Protocol):
+    """Both networks, computed by something else than PyTorch.
+
+    Attributes:
+        name: of the backend.
+        precision: "float32", "bfloat16", "float16" or "int8".
+        tile: side of a tile that suits it.
+    """
+
+    name: str
+    precision: str
+    tile: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
+
+
+class TritonNetworks:
+    """Both networks, computed by :mod:`comdefend_cli.fused`.
+
+    Args:
+        model: on a GPU, bfloat16 or float16; its weights are read with every call.
+    """
+
+    name, tile = "triton", 1024
+
+    def __init__(self, model: ComDefend) -> None:
+        self._model = model
+        self.precision = dtype_name(next(model.parameters()).dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
+        from comdefend_cli import fused
+
+        return fused.purify(self._model, x)
 
 
 class OpenVINONetworks:
@@ -87,6 +164,8 @@ class OpenVINONetworks:
     Raises:
         UsageError: OpenVINO is not installed, or a precision that is not there.
     """
+
+    name = "openvino"
 
     def __init__(self, model: ComDefend, precision: str = "auto", quantized: Quantized | None = None) -> None:
         if precision == "auto":

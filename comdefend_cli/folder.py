@@ -42,6 +42,9 @@ _LARGE_FILE = 64 * 2**20
 #: Bytes of a file that take as much memory as one million pixels.
 _BYTES_A_MEGAPIXEL = 8e6
 
+#: Megapixels in work for each thread that decodes or encodes, beside a GPU: a photograph of today's cameras.
+_THREAD_BUDGET = 16.0
+
 #: How the names of files begin in which workers on other machines say what they have begun (see :mod:`comdefend_cli.with_ray`).
 BEGUN = ".comdefend-begun-"
 
@@ -269,8 +272,10 @@ class Work:
         self._source, self._out = source, out
         self._networks, self._options, self._state = networks, options, state
         readers, writers = _threads(networks.device)
-        items = map(_File, plan.jobs)
-        self._pipeline: Pipeline[_File] = Pipeline(self, items, readers=readers, writers=writers, budget=pipeline.budget(memory))
+        # Beside a GPU the threads that decode and encode set the pace, and each needs a picture at hand.
+        most = pipeline.BUDGET if networks.device.type == "cpu" else max(pipeline.BUDGET, _THREAD_BUDGET * (readers + writers))
+        budget = pipeline.budget(memory, most)
+        self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), readers=readers, writers=writers, budget=budget)
 
     def stop(self) -> None:
         """End soon, with whole files; what is left is for the next run. May be called from a signal handler."""

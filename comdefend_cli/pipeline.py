@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from comdefend_cli import machine
 
-#: Most megapixels in work at a time; about 20 bytes a pixel, so 1.3 GB.
+#: Megapixels in work at a time unless told otherwise; about 20 bytes a pixel, so 1.3 GB.
 BUDGET = 64.0
 #: Bytes that a pixel in work takes, decoded, purified and encoded; and the share of the memory that all in work may take.
 _BYTES_A_PIXEL = 20
@@ -30,10 +30,10 @@ _LEAST_COST = 0.01
 _LOOK = 0.1
 
 
-def budget(share: float = 1.0) -> float:
-    """Megapixels in work at a time: `BUDGET`, or less where this process may use little memory, of which it has that share."""
+def budget(share: float = 1.0, most: float = BUDGET) -> float:
+    """Megapixels in work at a time: `most`, or less where this process may use little memory, of which it has that share."""
     limit = machine.memory()
-    return BUDGET if limit is None else min(BUDGET, share * limit * _SHARE / _BYTES_A_PIXEL / 1e6)
+    return min(BUDGET, most) if limit is None else min(most, share * limit * _SHARE / _BYTES_A_PIXEL / 1e6)
 
 
 class Stopped(Exception):  # noqa: N818  # Not an error.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from comdefend_cli import bands
 from comdefend_cli import weights as weight_files
-from comdefend_cli.backends import OpenVINONetworks, described, resolve_backend
+from comdefend_cli.backends import Engine, OpenVINONetworks, TritonNetworks, described, resolve_backend
 from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
@@ -117,8 +117,8 @@ class Purifier(nn.Module):
         self.gray = gray
         self.settings = settings or Settings()
         #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch. They go
-        #: where the module leaves the CPU or is given other weights.
-        self.engines: dict[int, OpenVINONetworks] = {}
+        #: where the module is moved to a GPU or is given other weights.
+        self.engines: dict[int, Engine] = {}
         self.register_load_state_dict_post_hook(_forget_engines)  # type: ignore[no-untyped-call]
         self._batch_pixels: int | None = None  # Less than the device's default once memory ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -146,8 +146,8 @@ class Purifier(nn.Module):
                 the default for colour together with the default for grey.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             precision: "auto", "float32", "bfloat16" or "float16"; with OpenVINO also "int8", where the weights hold such networks.
-            backend: "torch", "openvino" (extra [openvino]; CPU only, no gradient, no noise on the code), or "auto" for the faster one that
-                is installed. :meth:`code` and gradients are PyTorch's alone.
+            backend: "torch", "openvino" (extra [openvino]; CPU only), "triton" (NVIDIA GPUs, Linux only), or "auto" for the fastest one
+                that is installed. :meth:`code`, gradients and noise on the code are PyTorch's alone.
             settings: tiling, noise and gradient.
 
         Raises:
@@ -177,14 +177,17 @@ class Purifier(nn.Module):
         dtype = resolve_precision("auto" if precision == "int8" else precision, target)
         models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.
         purifier = cls(models.get(3), models.get(1), settings)
+        purifier.to(target, dtype).eval()
         for item in loaded if chosen == "openvino" else ():
             purifier.engines[item.header.architecture.channels] = OpenVINONetworks(item.model, precision, item.quantized)
-        return purifier.to(target, dtype).eval()
+        for channels, model in models.items() if chosen == "triton" else ():
+            purifier.engines[channels] = TritonNetworks(model)
+        return purifier
 
     @property
     def backend(self) -> str:
-        """ "torch" or "openvino"."""
-        return "openvino" if self.engines else "torch"
+        """ "torch", "openvino" or "triton"."""
+        return next((engine.name for engine in self.engines.values()), "torch")
 
     @property
     def precision(self) -> str:
@@ -252,7 +255,7 @@ class Purifier(nn.Module):
 
         wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
         if route.engine and (wanted or self.settings.noise_std > 0):
-            raise UsageError("the openvino backend has neither gradients nor noise on the code: use backend='torch'")
+            raise UsageError(f"the {route.engine.name} backend has neither gradients nor noise on the code: use backend='torch'")
         with torch.set_grad_enabled(wanted):
             return self._in_tiles(x, torch.empty_like, route, network, progress)
 
@@ -417,7 +420,7 @@ class _Route:
     """Networks, and what turns a batch into their channels and their result back."""
 
     model: ComDefend
-    engine: OpenVINONetworks | None
+    engine: Engine | None
     adapt: Callable[[Tensor], Tensor] = _same
     restore: Callable[[Tensor], Tensor] = _same
 

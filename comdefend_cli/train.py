@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -237,7 +238,7 @@ class Trainer:
 
     def _forward_and_backward(self) -> tuple[Tensor, Tensor]:
         """Loss and root mean square of this process's share; leaves gradients averaged over the processes."""
-        clean, x, noise = (part.to(self.device) for part in self._draw(self._generator(self.step_done)))
+        clean, x, noise = (part.to(self.device) for part in self._draw(self.step_done))
         with self._autocast():
             loss, rms = self._objective(x, clean, noise)
         factor = self.config.lr_factor(self.step_done)
@@ -270,17 +271,22 @@ class Trainer:
         """Raise what all processes found: the first one says it."""
         raise TrainingError(message) if self.rank == 0 else peer_error(TrainingError.exit_code)
 
-    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """The step's batch, of which this process takes its share: clean and noisy images in [0, 1], noise for the logits."""
-        config = self.config
+        config, generator = self.config, self._generator(step)
         share = slice(*(config.batch_size // self.processes * (self.rank + i) for i in (0, 1)))
-        clean = self.dataset.train.batch(config.batch_size, generator).float().div_(255)
-        noise = torch.randn((len(clean), config.bits, *clean.shape[2:]), generator=generator).mul_(config.noise_std)
+        pixels = self.dataset.train.batch(config.batch_size, generator)
+        if self.device.type == "cuda":
+            # A CPU takes longer to draw the noise than a GPU takes for the step.
+            pixels, generator = pixels.to(self.device), torch.Generator(self.device).manual_seed(generator.initial_seed())
+        clean = pixels.float().div_(255)
+        draw = partial(torch.randn, generator=generator, device=clean.device)
+        noise = draw((len(clean), config.bits, *clean.shape[2:])).mul_(config.noise_std)
         x = clean
         if config.input_noise:
             spread = config.input_noise - config.input_noise_least
-            std = torch.rand((len(clean), 1, 1, 1), generator=generator) * spread + config.input_noise_least
-            x = (clean + std / 255 * torch.randn(clean.shape, generator=generator)).clamp_(0, 1)
+            std = torch.rand((len(clean), 1, 1, 1), generator=generator, device=clean.device) * spread + config.input_noise_least
+            x = (clean + std / 255 * draw(clean.shape)).clamp_(0, 1)
         first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
         return first, second, third
 

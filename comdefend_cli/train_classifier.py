@@ -197,13 +197,12 @@ class ClassifierTrainer:
     def _batch(self) -> tuple[Tensor, Tensor]:
         """The step's pictures, shifted and mirrored, float32 in [0, 1], and labels; every picture once an epoch."""
         size, count = self.config.batch_size, len(self._train)
-        first = self.step_done * size
-        chosen = [self._order((first + i) // count)[(first + i) % count] for i in range(size)]
-        index = torch.stack(chosen)
-        pixels = self._train.pixels[index].float().div(255)
-        generator = self._generator(self.step_done, 1)
-        x = augment(pixels, generator, mirror=self.dataset.name != "mnist", cutout=self.config.cutout)
-        return x.to(self.device).contiguous(memory_format=torch.channels_last), self._train.labels[index].to(self.device)
+        place = torch.arange(self.step_done * size, (self.step_done + 1) * size)
+        epochs = range(int(place[0]) // count, int(place[-1]) // count + 1)
+        index = torch.cat([self._order(epoch)[place[place // count == epoch] % count] for epoch in epochs])
+        pixels = self._train.pixels[index].to(self.device).float().div(255)
+        x = augment(pixels, self._generator(self.step_done, 1), mirror=self.dataset.name != "mnist", cutout=self.config.cutout)
+        return x.contiguous(memory_format=torch.channels_last), self._train.labels[index].to(self.device)
 
     def _order(self, epoch: int) -> Tensor:
         if getattr(self, "_epoch", None) != epoch:

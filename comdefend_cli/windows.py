@@ -50,7 +50,8 @@ def fetched(result: Tensor, device: torch.device) -> Callable[[], Tensor]:
     if result.device.type != "cuda" or device.type != "cpu" or result.requires_grad:
         moved = result.to(device)
         return lambda: moved
-    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result, non_blocking=True)
+    # Of the same memory format, so that the GPU copies it as it lies and the CPU need not turn it round.
+    host = torch.empty_like(result, device=device, pin_memory=True).copy_(result, non_blocking=True)
     copied = torch.cuda.current_stream(result.device).record_event()
 
     def wait() -> Tensor:

@@ -166,7 +166,7 @@ def test_the_seed_decides(dataset: Dataset) -> None:
 def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
     """Each image's noise has a standard deviation of its own from the least to the most, and the target stays clean."""
     run = Trainer(config(input_noise=12.0, input_noise_least=8.0, batch_size=8), dataset, CPU)
-    clean, x, _ = run._draw(run._generator(0))
+    clean, x, _ = run._draw(0)
     inside = (clean > 0.2) & (clean < 0.8)
     stds = [float(((b - a) * 255)[keep].std()) for a, b, keep in zip(clean, x, inside, strict=True) if keep.sum() > 500]
     assert len(stds) >= 4 and all(7.5 < std < 12.5 for std in stds) and max(stds) - min(stds) > 0.3
@@ -208,7 +208,7 @@ def test_features_enter_the_loss(dataset: Dataset) -> None:
     model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
     plain = Trainer(config(), dataset, CPU)
     zero, some = (Trainer(config(feature_weight=weight), dataset, CPU, features=model) for weight in (0.0, 0.5))
-    clean, x, noise = plain._draw(plain._generator(0))
+    clean, x, noise = plain._draw(0)
     losses = [float(run._objective(x, clean, noise)[0].detach()) for run in (plain, zero, some)]
     assert losses[0] == losses[1] < losses[2]
     rebuilt = plain.model.rec(objective.noisy_code(plain.model.com(x), noise, 20.0))

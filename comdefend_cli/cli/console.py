@@ -166,7 +166,7 @@ Backend = Annotated[
     typer.Option(
         "--backend",
         envvar="COMDEFEND_BACKEND",
-        help="auto (the fastest that is installed), torch, or openvino (the extra of that name; CPU only).",
+        help="auto (the fastest that is installed), torch, openvino (the extra of that name; CPU only), or triton (NVIDIA GPUs).",
         metavar="NAME",
     ),
 ]

@@ -1,0 +1,133 @@
+"""The kernel for NVIDIA GPUs: what it computes, by Triton's interpreter on the CPU everywhere and compiled where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from comdefend_cli import Purifier, Settings, backends
+from comdefend_cli.backends import resolve_backend
+from comdefend_cli.errors import UsageError
+from comdefend_cli.metrics import mean_psnr
+
+pytest.importorskip("triton")
+CUDA = torch.device("cuda", 0)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+#: Compares with float64 one layer of each kind, then a picture through both networks, whole and in tiles. In float16, which the
+#: interpreter computes as a GPU does.
+INTERPRETED = """
+import copy
+import skimage.data
+import torch
+from torch.nn.functional import conv2d, elu
+from comdefend_cli import Purifier, Settings, fused, weights
+from comdefend_cli.backends import TritonNetworks
+from comdefend_cli.model import Conv3x3
+
+generator = torch.Generator().manual_seed(0)
+for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (1, 33, 17)), (32, 257, (1, 4, 6))):
+    layer = Conv3x3(inputs, outputs).half().requires_grad_(False)
+    x = torch.randn((size[0], inputs, *size[1:]), generator=generator).half()
+    wide = torch.zeros((*size, fused._wide(inputs)), dtype=torch.half)
+    wide[..., :inputs] = x.permute(0, 2, 3, 1)
+    exact = conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    for active, wanted in ((False, exact), (True, elu(exact))):
+        found = fused.convolved(wide, layer, elu=active)
+        error = (found[..., :outputs].permute(0, 3, 1, 2) - wanted).norm() / wanted.norm()
+        assert error < 1e-3, (inputs, outputs, active, error)
+        assert not found[..., outputs:].any(), "channels that only fill up are zero"
+
+model = weights.load(weights.DEFAULT_COLOR).model
+x = torch.from_numpy(skimage.data.astronaut()[100:124, 200:221].copy()).permute(2, 0, 1)[None] / 255
+exact = Purifier(copy.deepcopy(model))(x)
+model.half()
+for tile in (64, 12):
+    purifier = Purifier(model, None, Settings(tile=tile))
+    purifier.engines[3] = TritonNetworks(model)
+    # The interpreter adds by a library whose order depends on the shape: so tiles need not be the whole picture bit by bit.
+    error = (purifier(x) - exact).square().mean().sqrt()
+    assert error < 10 ** (-45 / 20), error
+print("as it should be")
+"""
+
+
+def test_the_kernel_interpreted() -> None:
+    """Layers of odd widths and sizes agree with float64; pictures with PyTorch's, and tiles with the whole."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "as it should be\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "noisy", "reason"),
+    [
+        ("cpu", "auto", False, "NVIDIA"),
+        ("cuda", "float32", False, "bfloat16 and float16"),
+        ("cuda", "int8", False, "bfloat16 and float16"),
+        ("cuda", "bfloat16", True, "no noise"),
+    ],
+)
+def test_what_the_backend_refuses(device: str, precision: str, noisy: bool, reason: str) -> None:
+    """Another device, another precision, noise: each is one sentence that says what to do."""
+    with pytest.raises(UsageError, match=rf"{reason}.*: use --"):
+        resolve_backend("triton", torch.device(device), precision, noisy=noisy, quantized=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_without_cuda_it_is_refused_and_auto_does_without() -> None:
+    """By name it is an error; "auto" takes PyTorch, without a warning."""
+    with pytest.raises(UsageError, match="not installed"):
+        resolve_backend("triton", CUDA, "bfloat16", noisy=False, quantized=False)
+    assert resolve_backend("auto", CUDA, "bfloat16", noisy=False, quantized=False) == "torch"
+
+
+def test_a_gpu_on_which_it_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a C compiler, say: a warning of one line, and PyTorch computes."""
+    from comdefend_cli import fused
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    backends.triton_problem.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", broken)
+    with pytest.warns(RuntimeWarning, match="Failed to find C compiler"):
+        assert resolve_backend("auto", CUDA, "bfloat16", noisy=False, quantized=False) == "torch"
+    assert fused is not None
+    with pytest.raises(UsageError, match=r"C compiler.*use --backend torch"):
+        resolve_backend("triton", CUDA, "bfloat16", noisy=False, quantized=False)
+    backends.triton_problem.cache_clear()
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_compiled_on_cuda(astronaut: np.ndarray, precision: str) -> None:
+    """ "auto" takes it; tiles equal the whole picture in every value; near to float32, as PyTorch in that precision is."""
+    x = torch.from_numpy(astronaut[:300, :260].copy()).permute(2, 0, 1)[None]
+    made = [
+        Purifier.from_pretrained(device="cuda", precision=precision, backend="auto", settings=Settings(tile=tile))
+        for tile in (50, 200, 4096)
+    ]
+    assert {purifier.how for purifier in made} == {f"{precision} with triton"}
+    first, *others = (purifier(x) for purifier in made)
+    assert all(torch.equal(first, other) for other in others)
+    exact = Purifier.from_pretrained(device="cpu", precision="float32")(x)
+    assert mean_psnr(first, exact) > 40
+    assert mean_psnr(first, exact) > mean_psnr(Purifier.from_pretrained(device="cuda", precision=precision)(x), exact) - 1
+
+
+@needs_cuda
+def test_many_pixels_on_cuda() -> None:
+    """A window whose activations are more than 32 bits count is computed to its last row."""
+    x = torch.rand((1, 3, 3000, 3000), device=CUDA, generator=torch.Generator(CUDA).manual_seed(0))
+    whole, tiled = (
+        Purifier.from_pretrained(device="cuda", precision="bfloat16", backend="triton", settings=Settings(tile=tile))(x)
+        for tile in (4096, 1024)
+    )
+    assert torch.equal(whole, tiled)
