@@ -68,6 +68,8 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     able = device.type == "cuda" and not noisy and precision in ("auto", "bfloat16", "float16") and triton_problem(device) is None
     if name == "auto" and able and resolve_precision(precision, device) != torch.float32:
         return "triton"
+    if precision == "float8":
+        raise UsageError("float8 needs the triton backend: --backend triton, --device cuda and no noise")
     if precision == "int8":
         raise UsageError("int8 needs the openvino backend: pip install 'comdefend-cli[openvino]', and --device cpu without noise")
     return "torch"
@@ -76,12 +78,16 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
 def _refuse_triton(device: torch.device, precision: str, *, noisy: bool) -> None:
     if device.type != "cuda":
         raise UsageError(f"the triton backend is for NVIDIA GPUs, not {device.type}: use --device cuda or --backend torch")
-    if precision == "int8" or resolve_precision(precision, device) == torch.float32:
-        raise UsageError("the triton backend computes in bfloat16 and float16: use --precision auto or --backend torch")
+    if precision in ("int8", "float32"):
+        raise UsageError("the triton backend computes in bfloat16, float16 and float8: use --precision auto or --backend torch")
     if noisy:
         raise UsageError("the triton backend adds no noise: use --backend torch")
     if problem := triton_problem(device):
         raise UsageError(f"{problem}: use --backend torch")
+    if precision == "float8" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise UsageError("float8 is for NVIDIA GPUs of compute capability 8.9 and more: use --precision auto")
+    if resolve_precision("auto" if precision == "float8" else precision, device) == torch.float32:
+        raise UsageError("this GPU has no tensor cores for the triton backend: use --backend torch")
 
 
 @cache
@@ -92,7 +98,8 @@ def triton_problem(device: torch.device) -> str | None:
     try:
         from comdefend_cli import fused
 
-        fused.convolved(torch.zeros(1, 4, 4, fused.LEAST, dtype=torch.float16, device=device), Conv3x3(3, 3).half().to(device), elu=True)
+        x = torch.zeros(1, 4, 4, fused.LEAST, dtype=torch.float16, device=device)
+        fused.Layer(Conv3x3(3, 3).half().to(device))(x, elu=True, dtype=torch.float16)
         torch.cuda.synchronize(device)
     except Exception as error:  # It compiles for this machine, with a C compiler of this machine: anything may be amiss.
         problem = f"Triton cannot run its kernel here ({reason(error)})"
@@ -117,7 +124,7 @@ class Engine(Protocol):
 
     Attributes:
         name: of the backend.
-        precision: "float32", "bfloat16", "float16" or "int8".
+        precision: "float32", "bfloat16", "float16", "float8" or "int8".
         tile: side of a tile that suits it.
     """
 
@@ -133,20 +140,21 @@ class TritonNetworks:
     """Both networks, computed by :mod:`comdefend_cli.fused`.
 
     Args:
-        model: on a GPU, bfloat16 or float16; its weights are read with every call.
+        model: on an NVIDIA GPU, in bfloat16 or float16; it is read now, so that what happens to it later does not matter.
+        float8: whether its large layers are computed in 8 bits.
     """
 
-    name, tile = "triton", 1024
+    name, tile = "triton", 2048
 
-    def __init__(self, model: ComDefend) -> None:
-        self._model = model
-        self.precision = dtype_name(next(model.parameters()).dtype)
+    def __init__(self, model: ComDefend, *, float8: bool = False) -> None:
+        from comdefend_cli.fused import FusedNetworks
+
+        self._networks = FusedNetworks(model, float8=float8)
+        self.precision = "float8" if float8 else dtype_name(next(model.parameters()).dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
-        from comdefend_cli import fused
-
-        return fused.purify(self._model, x)
+        return self._networks(x)
 
 
 class OpenVINONetworks:

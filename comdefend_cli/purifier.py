@@ -21,7 +21,7 @@ from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
 from comdefend_cli.tiles import Tile, exact_grid, mixed_seed, paper_grid, window_noise
-from comdefend_cli.windows import IN_FLIGHT, Batch, batches, counted, fetched, stacked, true_float32
+from comdefend_cli.windows import IN_FLIGHT, Batch, batches, counted, fetched, filled, stacked, true_float32
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -145,7 +145,8 @@ class Purifier(nn.Module):
             weights: a name that `comdefend weights list` prints, or a weight file; None takes
                 the default for colour together with the default for grey.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            precision: "auto", "float32", "bfloat16" or "float16"; with OpenVINO also "int8", where the weights hold such networks.
+            precision: "auto", "float32", "bfloat16" or "float16"; with OpenVINO also "int8", where the weights hold such networks, with
+                Triton "float8".
             backend: "torch", "openvino" (extra [openvino]; CPU only), "triton" (NVIDIA GPUs, Linux only), or "auto" for the fastest one
                 that is installed. :meth:`code`, gradients and noise on the code are PyTorch's alone.
             settings: tiling, noise and gradient.
@@ -174,14 +175,15 @@ class Purifier(nn.Module):
         target = resolve_device(str(device))
         noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
         chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized)
-        dtype = resolve_precision("auto" if precision == "int8" else precision, target)
+        # PyTorch's networks, which stand behind those of 8 bits, are in what the device computes fastest.
+        dtype = resolve_precision("auto" if precision in ("int8", "float8") else precision, target)
         models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.
         purifier = cls(models.get(3), models.get(1), settings)
         purifier.to(target, dtype).eval()
         for item in loaded if chosen == "openvino" else ():
             purifier.engines[item.header.architecture.channels] = OpenVINONetworks(item.model, precision, item.quantized)
         for channels, model in models.items() if chosen == "triton" else ():
-            purifier.engines[channels] = TritonNetworks(model)
+            purifier.engines[channels] = TritonNetworks(model, float8=precision == "float8")
         return purifier
 
     @property
@@ -191,7 +193,7 @@ class Purifier(nn.Module):
 
     @property
     def precision(self) -> str:
-        """What is computed in: "float32", "bfloat16", "float16" or "int8"."""
+        """What is computed in: "float32", "bfloat16", "float16", "float8" or "int8"."""
         names = {engine.precision for engine in self.engines.values()} or {dtype_name(next(self.parameters()).dtype)}
         return "+".join(sorted(names))
 
@@ -337,8 +339,7 @@ class Purifier(nn.Module):
 
         def fill() -> None:
             batch, result = computing.popleft()
-            for (index, part), window in zip(batch, result(), strict=True):
-                out[index, :, part.rows.core, part.columns.core] = window[:, part.rows.inner, part.columns.inner]
+            filled(out, batch, result())
 
         with true_float32(device):
             for batch in batches(self._grid(x, tile), len(x), batch_pixels):

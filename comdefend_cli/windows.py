@@ -31,11 +31,30 @@ def batches(grid: list[Tile], count: int, pixels: int) -> Iterator[Batch]:
 
 def stacked(x: Tensor, batch: Batch, device: torch.device) -> Tensor:
     """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
-    windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch])
+    if run := _whole_pictures(x, batch):
+        windows = x[run]
+    else:
+        windows = torch.stack([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch])
     if windows.dtype != torch.uint8:
         return _moved(windows.float(), device).contiguous(memory_format=torch.channels_last)  # A device may not know the dtype.
     # Levels are moved and turned as bytes, so that there is one copy in float32 and not three.
     return _moved(windows, device).contiguous(memory_format=torch.channels_last).float().div_(255)
+
+
+def filled(out: Tensor, batch: Batch, result: Tensor) -> None:
+    """Put the cores of a batch's windows, which the networks made `result` of, into their places."""
+    if run := _whole_pictures(out, batch):
+        out[run] = result
+        return
+    for (index, tile), window in zip(batch, result, strict=True):
+        out[index, :, tile.rows.core, tile.columns.core] = window[:, tile.rows.inner, tile.columns.inner]
+
+
+def _whole_pictures(x: Tensor, batch: Batch) -> slice | None:
+    """Which pictures a batch has where each window is a whole one: thousands of thumbnails are not copied one by one."""
+    (first, tile), (last, _) = batch[0], batch[-1]
+    cores = tile.rows.core, tile.columns.core
+    return slice(first, last + 1) if all(core == slice(0, side) for core, side in zip(cores, x.shape[2:], strict=True)) else None
 
 
 def _moved(windows: Tensor, device: torch.device) -> Tensor:

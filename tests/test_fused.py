@@ -9,13 +9,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import conv2d
 
 from comdefend_cli import Purifier, Settings, backends
 from comdefend_cli.backends import resolve_backend
 from comdefend_cli.errors import UsageError
 from comdefend_cli.metrics import mean_psnr
+from comdefend_cli.model import Conv3x3
 
-pytest.importorskip("triton")
+fused = pytest.importorskip("comdefend_cli.fused", exc_type=ImportError)
 CUDA = torch.device("cuda", 0)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 #: Compares with float64 one layer of each kind, then a picture through both networks, whole and in tiles. In float16, which the
@@ -31,13 +33,14 @@ from comdefend_cli.model import Conv3x3
 
 generator = torch.Generator().manual_seed(0)
 for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (1, 33, 17)), (32, 257, (1, 4, 6))):
-    layer = Conv3x3(inputs, outputs).half().requires_grad_(False)
+    convolution = Conv3x3(inputs, outputs).half().requires_grad_(False)
+    layer = fused.Layer(convolution)
     x = torch.randn((size[0], inputs, *size[1:]), generator=generator).half()
-    wide = torch.zeros((*size, fused._wide(inputs)), dtype=torch.half)
+    wide = torch.zeros((*size, layer.inputs), dtype=torch.half)
     wide[..., :inputs] = x.permute(0, 2, 3, 1)
-    exact = conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    exact = conv2d(x.double(), convolution.weight.double(), convolution.bias.double(), padding=1)
     for active, wanted in ((False, exact), (True, elu(exact))):
-        found = fused.convolved(wide, layer, elu=active)
+        found = layer(wide, elu=active, dtype=torch.half)
         error = (found[..., :outputs].permute(0, 3, 1, 2) - wanted).norm() / wanted.norm()
         assert error < 1e-3, (inputs, outputs, active, error)
         assert not found[..., outputs:].any(), "channels that only fill up are zero"
@@ -68,8 +71,9 @@ def test_the_kernel_interpreted() -> None:
     ("device", "precision", "noisy", "reason"),
     [
         ("cpu", "auto", False, "NVIDIA"),
-        ("cuda", "float32", False, "bfloat16 and float16"),
-        ("cuda", "int8", False, "bfloat16 and float16"),
+        ("cpu", "float8", False, "NVIDIA"),
+        ("cuda", "float32", False, "bfloat16, float16 and float8"),
+        ("cuda", "int8", False, "bfloat16, float16 and float8"),
         ("cuda", "bfloat16", True, "no noise"),
     ],
 )
@@ -85,11 +89,13 @@ def test_without_cuda_it_is_refused_and_auto_does_without() -> None:
     with pytest.raises(UsageError, match="not installed"):
         resolve_backend("triton", CUDA, "bfloat16", noisy=False, quantized=False)
     assert resolve_backend("auto", CUDA, "bfloat16", noisy=False, quantized=False) == "torch"
+    for name, device in (("auto", CUDA), ("auto", torch.device("cpu")), ("torch", CUDA)):
+        with pytest.raises(UsageError, match="float8 needs the triton backend"):
+            resolve_backend(name, device, "float8", noisy=False, quantized=False)
 
 
 def test_a_gpu_on_which_it_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a C compiler, say: a warning of one line, and PyTorch computes."""
-    from comdefend_cli import fused
 
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("Failed to find C compiler")
@@ -99,27 +105,40 @@ def test_a_gpu_on_which_it_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "zeros", broken)
     with pytest.warns(RuntimeWarning, match="Failed to find C compiler"):
         assert resolve_backend("auto", CUDA, "bfloat16", noisy=False, quantized=False) == "torch"
-    assert fused is not None
     with pytest.raises(UsageError, match=r"C compiler.*use --backend torch"):
         resolve_backend("triton", CUDA, "bfloat16", noisy=False, quantized=False)
     backends.triton_problem.cache_clear()
 
 
 @needs_cuda
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_compiled_on_cuda(astronaut: np.ndarray, precision: str) -> None:
-    """ "auto" takes it; tiles equal the whole picture in every value; near to float32, as PyTorch in that precision is."""
+@pytest.mark.parametrize(("precision", "least"), [("bfloat16", 45), ("float16", 55), ("float8", 40)])
+def test_compiled_on_cuda(astronaut: np.ndarray, precision: str, least: float) -> None:
+    """Tiles equal the whole picture in every value, on the GPU and from the host; near to float32."""
+    if precision == "float8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU that multiplies e4m3")
     x = torch.from_numpy(astronaut[:300, :260].copy()).permute(2, 0, 1)[None]
-    made = [
-        Purifier.from_pretrained(device="cuda", precision=precision, backend="auto", settings=Settings(tile=tile))
-        for tile in (50, 200, 4096)
-    ]
+    sizes = (50, 200, 4096)
+    made = [Purifier.from_pretrained(device="cuda", precision=precision, backend="auto", settings=Settings(tile=size)) for size in sizes]
     assert {purifier.how for purifier in made} == {f"{precision} with triton"}
-    first, *others = (purifier(x) for purifier in made)
-    assert all(torch.equal(first, other) for other in others)
-    exact = Purifier.from_pretrained(device="cpu", precision="float32")(x)
-    assert mean_psnr(first, exact) > 40
-    assert mean_psnr(first, exact) > mean_psnr(Purifier.from_pretrained(device="cuda", precision=precision)(x), exact) - 1
+    first, *others = (purifier(pixels) for purifier, pixels in zip(made, (x, x.cuda(), x), strict=True))
+    assert all(torch.equal(first, other.cpu()) for other in others)
+    assert mean_psnr(first, Purifier.from_pretrained(device="cpu", precision="float32")(x)) > least
+
+
+@needs_cuda
+def test_one_layer_in_8_bits_on_cuda() -> None:
+    """Its sums are those of the numbers of 8 bits that it was given, and its large values are cut off instead of becoming NaN."""
+    generator = torch.Generator(CUDA).manual_seed(0)
+    convolution = Conv3x3(128, 64).to(CUDA, torch.bfloat16).requires_grad_(False)
+    layer = fused.Layer(convolution, float8=True)
+    x = torch.randn((2, 19, 23, 128), device=CUDA, generator=generator).to(fused.FLOAT8)
+    exact = conv2d(
+        fused.SHRINK * x.double().permute(0, 3, 1, 2), convolution.weight.double(), convolution.bias.double(), padding=1
+    ).permute(0, 2, 3, 1)
+    assert (layer(x, elu=False, dtype=torch.bfloat16) - exact).norm() / exact.norm() < 0.04
+    convolution.bias[:] = 1e5
+    cut = fused.Layer(convolution, float8=True)(x, elu=True, dtype=fused.FLOAT8)
+    assert (cut.float() == fused.MOST).all()
 
 
 @needs_cuda

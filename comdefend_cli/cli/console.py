@@ -159,7 +159,11 @@ Device = Annotated[
 ]
 Precision = Annotated[
     str,
-    typer.Option("--precision", help="auto (the fastest the device does natively), float32, bfloat16, float16, int8.", metavar="NAME"),
+    typer.Option(
+        "--precision",
+        help="auto (the fastest the device does natively), float32, bfloat16, float16, int8 (openvino), float8 (triton).",
+        metavar="NAME",
+    ),
 ]
 Backend = Annotated[
     str,
