@@ -61,10 +61,12 @@ def make_photographs(target: Path, count: int) -> None:
 
 
 def make_large(target: Path, count: int) -> None:
-    """Photographs of 12 megapixels, as JPEG."""
+    """Photographs of 12 megapixels with a small one's detail, mirrored over and over, as JPEG."""
     for index, picture in zip(range(count), itertools.cycle(sources()), strict=False):
-        turned = picture.rotate(90 * (index % 4), expand=True)
-        turned.resize((4000, 3000), Image.Resampling.BICUBIC).save(target / f"{index:05}.jpg", quality=92)
+        pixels = np.asarray(picture.rotate(90 * (index % 4), expand=True))
+        missing = [(0, max(0, side - own)) for side, own in zip((3000, 4000), pixels.shape, strict=False)]
+        whole = np.pad(pixels, (*missing, (0, 0)), "symmetric")[:3000, :4000]
+        Image.fromarray(whole).save(target / f"{index:05}.jpg", quality=92)
 
 
 def batches(source: Path, networks: Networks) -> list[torch.Tensor]:

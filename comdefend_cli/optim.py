@@ -16,7 +16,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: U V^T of the singular value decomposition U S V^T.
 
     Args:
-        matrix: (rows, columns), float32 or float64.
+        matrix: (rows, columns), or several of them (..., rows, columns), float32 or float64.
         steps: of the Newton-Schulz iteration.
 
     Returns:
@@ -24,13 +24,13 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
         the largest end between about 0.7 and 1.2. Zero stays zero.
     """
     a, b, c = _NS
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return cast(Tensor, x.T if tall else x)
+    return cast(Tensor, x.mT if tall else x)
 
 
 class Muon(torch.optim.Optimizer):
@@ -51,16 +51,23 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; `closure` is not used."""
         for group in self.param_groups:
+            # Kernels of one shape go together: one by one, a GPU waits longer for each command than it works on it.
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group["lr"], group["momentum"])
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for parameters in alike.values():
+                self._update(parameters, group["lr"], group["momentum"])
 
-    def _update(self, parameter: Tensor, lr: float, momentum: float) -> None:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        gradient, average = cast(Tensor, parameter.grad), state["momentum"]
-        average.lerp_(gradient, 1 - momentum)
-        update = orthogonalize(gradient.lerp(average, momentum).flatten(1))
-        outputs, inputs = parameter.shape[:2]
-        parameter.add_(update.view_as(parameter), alpha=-lr * max(1.0, outputs / inputs) ** 0.5)
+    def _update(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
+        directions = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            gradient, average = cast(Tensor, parameter.grad), state["momentum"]
+            average.lerp_(gradient, 1 - momentum)
+            directions.append(gradient.lerp(average, momentum).flatten(1))
+        outputs, inputs = parameters[0].shape[:2]
+        for parameter, update in zip(parameters, orthogonalize(torch.stack(directions)), strict=True):
+            parameter.add_(update.view_as(parameter), alpha=-lr * max(1.0, outputs / inputs) ** 0.5)
