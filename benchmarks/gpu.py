@@ -84,12 +84,14 @@ def ours(x: Tensor, photograph: Tensor) -> list[Method]:
     """`Purifier` with each backend, on the GPU; a batch of thumbnails; and from host to host."""
     made = []
     thumbnails = x.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 32, 32)[:4096].contiguous()
-    levels = (photograph * 255).round().byte().cpu()
-    for backend, precision in (("torch", "float32"), ("torch", "bfloat16"), ("triton", "bfloat16"), ("triton", "float16")):
+    levels = (photograph * 255).round().byte().contiguous(memory_format=torch.channels_last).cpu()  # As a decoder leaves them.
+    kinds = [("torch", "float32"), ("torch", "bfloat16"), ("triton", "bfloat16"), ("triton", "float16")]
+    kinds += [("triton", "float8")] * (torch.cuda.get_device_capability(DEVICE) >= (8, 9))
+    for backend, precision in kinds:
         purifier = Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cuda", backend=backend, precision=precision)
         name = f"ours: {precision} with {backend}"
         made.append(Method(name, lambda purifier=purifier: purifier(x), x[0, 0].numel()))
-        if precision == "bfloat16":
+        if backend == "triton" and precision != "float16":
             made.append(Method(f"{name}, thumbnails", lambda purifier=purifier: purifier(thumbnails), thumbnails[:, 0].numel()))
             made.append(Method(f"{name}, host to host", lambda purifier=purifier: purifier(levels), levels[0, 0].numel()))
     return made

@@ -63,7 +63,8 @@ BLOCKS = {
 }
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# One compilation for pictures of all sizes: for those that are multiples of 16 another would be no faster.
+@triton.jit(do_not_specialize=["pixels", "height", "width"])  # type: ignore[untyped-decorator]
 def _conv3x3(  # type: ignore[no-untyped-def]
     x, weight, factor, bias, y, pixels, height, width,
     inputs: tl.constexpr, outputs: tl.constexpr, elu: tl.constexpr, shrink: tl.constexpr, most: tl.constexpr,
