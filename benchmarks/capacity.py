@@ -108,7 +108,7 @@ def cost(name: str, network: float, codec: dict[str, Any], arguments: argparse.N
         moved = codec["jpeg_bytes_a_pixel"] + codec[f"{output}_bytes_a_pixel"]
         # On a CPU the codec's cores are the network's own, so their times add up; beside a GPU they work at once.
         shared = _is_cpu(name)
-        coding = arguments.cores / (1 / decode + 1 / encode)
+        coding = (arguments.cores if shared else arguments.gpu_cores) / (1 / decode + 1 / encode)
         limits = {"codec": coding, "network line": arguments.gigabits * 125 / moved}
         limits["purification"] = 1 / (1 / network + 1 / coding) if shared else network
         bottleneck = min(limits, key=lambda kind: limits[kind])
@@ -137,7 +137,7 @@ def _is_cpu(name: str) -> bool:
 
 
 def rates(arguments: argparse.Namespace) -> dict[str, float]:
-    """By device, as given, and each of our networks on a CPU, as benchmarks/speed.py measured them."""
+    """By device, as given, and each of our networks as benchmarks/speed.py and benchmarks/gpu.py measured them."""
     found = {}
     for text in arguments.rate:
         name, _, value = text.partition("=")
@@ -147,6 +147,11 @@ def rates(arguments: argparse.Namespace) -> dict[str, float]:
         title, _, kind = method["name"].partition(": ")
         if title == "ours, network" and kind in arguments.kinds:
             found[f"cpu, {kind}"] = method["megapixels_per_second"]
+    measured = json.loads(arguments.gpu.read_text()) if arguments.gpu else {"rows": []}
+    for row in measured["rows"]:
+        what, _, where = row["name"].removeprefix("ours: ").partition(", ")
+        if where == "host to host":
+            found[f"{measured['gpu']}, {what}"] = row["megapixels_per_second"]
     return found
 
 
@@ -155,12 +160,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", action="append", default=[], metavar="NAME=MEGAPIXELS_A_SECOND")
     parser.add_argument("--speed", type=Path, help="JSON of benchmarks/speed.py, for the rates of a CPU")
+    parser.add_argument("--gpu", type=Path, help="JSON of benchmarks/gpu.py, for the rates of a GPU from host to host")
     parser.add_argument("--kinds", nargs="+", default=["default installation", "OpenVINO int8"], help="whose rates to take from it")
     parser.add_argument("--codec", type=Path, help="JSON of --measure-codec")
     parser.add_argument("--measure-codec", type=Path, metavar="FILE")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--megapixels", type=float, default=12)
-    parser.add_argument("--cores", type=int, default=2, help="that decode and encode beside a device")
+    parser.add_argument("--cores", type=int, default=2, help="of a CPU, which decode and encode too")
+    parser.add_argument("--gpu-cores", type=int, default=16, help="that decode and encode beside a GPU")
     parser.add_argument("--gigabits", type=float, default=10, help="a second, of each device's line to the store")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
     arguments = parser.parse_args()
@@ -173,7 +180,7 @@ def main() -> None:
     codec, given = json.loads(arguments.codec.read_text()), rates(arguments)
     rows = [row for name, value in given.items() for row in cost(name, value, codec, arguments)]
     missing = {"cpu", "gpu"} - {"cpu" if _is_cpu(name) else "gpu" for name in given}
-    assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gigabits", "journal_bytes", "plan_bytes")}
+    assumed = {key: getattr(arguments, key) for key in ("megapixels", "cores", "gpu_cores", "gigabits", "journal_bytes", "plan_bytes")}
     result = {
         "rows": rows,
         "megapixels_per_second": given,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from comdefend_cli.device import cpu_has_bfloat16, dtype_name, resolve_precision
+from comdefend_cli.device import cpu_has_bfloat16, dtype_name
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.graphs import openvino_model
@@ -25,6 +25,8 @@ from comdefend_cli.weights import Quantized
 BACKENDS = ("auto", "torch", "openvino", "triton")
 #: OpenVINO's names of precisions; in the networks of 8-bit integers some steps are left to bfloat16 where there is some.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
+#: Precisions of our Triton kernel, and the compute capability from which on a GPU's tensor cores multiply them.
+_TRITON = {"auto": (7, 0), "float16": (7, 0), "bfloat16": (8, 0), "float8": (8, 9)}
 #: Sides of tiles: all activations of two layers are in memory at once, of 1024 pixels a side in bfloat16 0.8 GB.
 _TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
 #: All that `comdefend quantize` writes. A weight file comes from outside: a graph with anything else, such as a loop, is refused.
@@ -65,8 +67,8 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     fast = precision == "int8" or (precision == "auto" and quantized) or (precision in ("auto", "bfloat16") and cpu_has_bfloat16())
     if name == "auto" and able and fast:
         return "openvino"
-    able = device.type == "cuda" and not noisy and precision in ("auto", "bfloat16", "float16") and triton_problem(device) is None
-    if name == "auto" and able and resolve_precision(precision, device) != torch.float32:
+    able = device.type == "cuda" and not noisy and precision in _TRITON and triton_problem(device) is None
+    if name == "auto" and able and _has_tensor_cores(device, precision):
         return "triton"
     if precision == "float8":
         raise UsageError("float8 needs the triton backend: --backend triton, --device cuda and no noise")
@@ -78,16 +80,18 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
 def _refuse_triton(device: torch.device, precision: str, *, noisy: bool) -> None:
     if device.type != "cuda":
         raise UsageError(f"the triton backend is for NVIDIA GPUs, not {device.type}: use --device cuda or --backend torch")
-    if precision in ("int8", "float32"):
+    if precision not in _TRITON:
         raise UsageError("the triton backend computes in bfloat16, float16 and float8: use --precision auto or --backend torch")
     if noisy:
         raise UsageError("the triton backend adds no noise: use --backend torch")
     if problem := triton_problem(device):
         raise UsageError(f"{problem}: use --backend torch")
-    if precision == "float8" and torch.cuda.get_device_capability(device) < (8, 9):
-        raise UsageError("float8 is for NVIDIA GPUs of compute capability 8.9 and more: use --precision auto")
-    if resolve_precision("auto" if precision == "float8" else precision, device) == torch.float32:
-        raise UsageError("this GPU has no tensor cores for the triton backend: use --backend torch")
+    if not _has_tensor_cores(device, precision):
+        raise UsageError(f"this GPU's tensor cores do not compute in {precision}: use --precision auto or --backend torch")
+
+
+def _has_tensor_cores(device: torch.device, precision: str) -> bool:
+    return torch.cuda.get_device_capability(device) >= _TRITON[precision]
 
 
 @cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -41,6 +42,8 @@ READABLE = WRITABLE | {"DDS", "DIB", "ICNS", "ICO", "MSP", "PSD", "QOI", "SUN", 
 ALPHA = {"PNG", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF"}
 #: Longest side in pixels of formats that hold less than 2**31.
 MAX_SIDE = {"WEBP": 16383, "JPEG": 65500, **dict.fromkeys(("GIF", "TGA", "PCX", "SGI", "AVIF"), 65535)}
+#: Megapixels from which a picture is encoded into a file in memory: a thumbnail is done before the file is made.
+_FILE_MEGAPIXELS = 0.25
 _ORIENTATION = 0x0112
 #: Tags of a TIFF file that are not about the picture but about how this file holds it (TIFF 6.0, sections 8 to 22): written into
 #: another file they would contradict it. And profile, XMP, IPTC and Photoshop blocks, which are not EXIF.
@@ -334,12 +337,20 @@ def encode(picture: Picture, format_name: str, *, quality: int | None = None, st
     image.info.clear()
     if not strip:
         options |= {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value}
-    buffer = io.BytesIO()
     try:
-        image.save(buffer, format_name, **options)
+        with _buffer(picture.megapixels) as buffer:
+            image.save(buffer, format_name, **options)
+            buffer.seek(0)
+            return buffer.read()
     except (OSError, ValueError, KeyError, struct.error, OverflowError) as error:
         raise ImageError(f"cannot write this picture as {format_name}: {reason(error)}; write .png instead") from error
-    return buffer.getvalue()
+
+
+def _buffer(megapixels: float) -> BinaryIO:
+    """Where a picture is encoded. While Pillow encodes a JPEG into a file, which this is on Linux, other threads go on; into bytes, none."""
+    if megapixels < _FILE_MEGAPIXELS or not hasattr(os, "memfd_create"):
+        return io.BytesIO()
+    return os.fdopen(os.memfd_create("picture", os.MFD_CLOEXEC), "w+b")
 
 
 def write(path: Path, picture: Picture, *, quality: int | None = None, strip: bool = False, overwrite: bool = False) -> None:

@@ -34,7 +34,7 @@ def module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
 def test_capacity_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours, bytes and bottleneck of easy rates: a CPU shares its cores with the codec, beside a GPU the slowest stage decides."""
     capacity = module(monkeypatch, "capacity")
-    asked = argparse.Namespace(cores=2, gigabits=10.0, megapixels=10.0, journal_bytes=100, plan_bytes=1000)
+    asked = argparse.Namespace(cores=1, gpu_cores=2, gigabits=10.0, megapixels=10.0, journal_bytes=100, plan_bytes=1000)
     made = [row for name in ("cpu", "gpu") for row in capacity.cost(name, 20.0, CODEC, asked)]
     rows = {(row["device"], row["output"], row["photographs"]): row for row in made}
     gpu = rows["gpu", "png", "a million"]
@@ -44,7 +44,7 @@ def test_capacity_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["gpu", "jpeg", "a million"]["bottleneck"] == "purification"
     assert rows["gpu", "jpeg", "a million"]["device_hours"] == pytest.approx(1e7 / 20 / 3600, abs=0.1)
     cpu = rows["cpu", "png", "a million"]
-    assert cpu["device_hours"] == pytest.approx(1e7 * (1 / 20 + 0.11 / 2) / 3600, abs=0.1)
+    assert cpu["device_hours"] == pytest.approx(1e7 * (1 / 20 + 0.11) / 3600, abs=0.1)
     assert (gpu["terabytes_read"], gpu["terabytes_written"], gpu["journal_gigabytes"]) == (2.5, 12.5, 0.1)
     billion = rows["gpu", "png", "a billion"]
     assert (billion["terabytes_written"], billion["first_process_gigabytes"]) == (12500.0, 1000.0)
@@ -66,6 +66,16 @@ def test_capacity_says_what_was_not_measured(monkeypatch: pytest.MonkeyPatch, tm
     assert {row["device"] for row in result["rows"]} == {"cpu, default installation"}
     hours = 1e6 * 12 * (1 / 0.25 + 0.11 / 2) / 3600
     assert result["rows"][0]["device_hours"] == pytest.approx(hours, abs=0.1)
+
+
+def test_capacity_takes_a_gpus_rates_from_its_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From host to host, under the GPU's name; other methods, and what stays on the GPU, are not what a photograph costs."""
+    capacity = module(monkeypatch, "capacity")
+    names = ["limit: bfloat16 matrix product", "ours: bfloat16 with triton", "ours: bfloat16 with triton, host to host"]
+    rows = [{"name": name, "megapixels_per_second": rate} for name, rate in zip(names, (200.0, 130.0, 110.0), strict=True)]
+    (tmp_path / "gpu.json").write_text(json.dumps({"rows": rows, "gpu": "A GPU"}))
+    asked = argparse.Namespace(rate=[], speed=None, gpu=tmp_path / "gpu.json")
+    assert capacity.rates(asked) == {"A GPU, bfloat16 with triton": 110.0}
 
 
 def test_a_process_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
