@@ -347,7 +347,7 @@ def encode(picture: Picture, format_name: str, *, quality: int | None = None, st
 
 
 def _buffer(megapixels: float) -> BinaryIO:
-    """Where a picture is encoded. While Pillow encodes a JPEG into a file, which this is on Linux, other threads go on; into bytes, none."""
+    """Where a picture is encoded. While Pillow encodes a JPEG into a file, as this is on Linux, other threads go on; into bytes, none."""
     if megapixels < _FILE_MEGAPIXELS or not hasattr(os, "memfd_create"):
         return io.BytesIO()
     return os.fdopen(os.memfd_create("picture", os.MFD_CLOEXEC), "w+b")

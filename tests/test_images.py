@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -315,3 +317,24 @@ def test_formats_that_start_other_programs_are_not_decoded() -> None:
     with pytest.raises(ImageError, match="unknown format"):
         images.read(document)
     assert ".eps" not in images.suffixes(writable=False)
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF"])
+def test_a_file_in_memory_holds_the_same_bytes(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray, format_name: str) -> None:
+    """Large pictures are encoded into one, small ones are not; what comes of it does not depend on that."""
+    picture = images.from_pillow(Image.fromarray(astronaut))
+    in_file = images.encode(picture, format_name)
+    monkeypatch.setattr(images, "_FILE_MEGAPIXELS", 1e9)
+    assert images.encode(picture, format_name) == in_file
+    assert images.read(in_file).pixels.shape == astronaut.shape
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="is about Linux")
+def test_encoding_leaves_no_file_open(astronaut: np.ndarray) -> None:
+    """Also where it fails."""
+    picture = images.from_pillow(Image.fromarray(astronaut))
+    before = os.listdir("/proc/self/fd")
+    images.encode(picture, "JPEG")
+    with pytest.raises(ImageError, match="cannot write this picture as JPEG"):
+        images.encode(replace(picture, exif=b"Exif\0\0" + bytes(70_000)), "JPEG")
+    assert os.listdir("/proc/self/fd") == before

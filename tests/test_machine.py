@@ -81,7 +81,10 @@ def test_what_is_in_work_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "memory", lambda: GB)
     assert 5 < pipeline.budget() < 20
     assert pipeline.budget(0.5) == pipeline.budget() / 2
+    assert pipeline.budget(most=1000.0) == pipeline.budget()
     monkeypatch.setattr(machine, "memory", lambda: 512 * GB)
     assert pipeline.budget() == pipeline.BUDGET
+    assert pipeline.budget(most=100.0) == 100.0
     monkeypatch.setattr(machine, "memory", lambda: None)
     assert pipeline.budget() == pipeline.BUDGET
+    assert pipeline.budget(most=1000.0) == pipeline.BUDGET

@@ -79,7 +79,7 @@ _COMDEFEND: dict[str, Option] = {
     "samples": whole(1, MOST_VOTES, 1),
     "votes": whole(1, MOST_VOTES, 1),
     "tiling": one_of("exact", "paper"),
-    "backend": one_of("torch", "openvino"),
+    "backend": one_of("torch", "openvino", "triton"),
 }
 
 #: What a spec may begin with, beside the names of weights that ship and the paths of weight files.
@@ -92,7 +92,7 @@ def make(spec: str, *, device: str = "auto", precision: str = "auto") -> Defence
     Args:
         spec: NAME[:key=value[,key=value...]], as the module's head lists them.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps", for those with networks.
-        precision: of ComDefend's networks: "auto", "float32", "bfloat16" or "float16". The others compute in float32.
+        precision: of ComDefend's networks, see :meth:`comdefend_cli.Purifier.from_pretrained`. The others compute in float32.
 
     Returns:
         In evaluation mode; its `name` is the canonical spec.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
 from comdefend_cli import weights
 from comdefend_cli.evaluate.defences.base import Defence
-from comdefend_cli.extras import require
 from comdefend_cli.purifier import Purifier, Settings, Tiling
 
 
@@ -25,7 +25,7 @@ class ComDefendDefence(Defence):
         samples: pictures rebuilt from as many draws of the noise, whose mean the classifier sees.
         votes: predictions averaged, each with noise of its own.
         tiling: "exact" or "paper", see :class:`comdefend_cli.Settings`.
-        backend: "torch", or "openvino", which has no gradient: attacks that know it take it for the identity.
+        backend: "torch", or "openvino" or "triton", which have no gradient: attacks that know them take them for the identity.
         device, precision: as for :meth:`comdefend_cli.Purifier.from_pretrained`.
 
     Raises:
@@ -64,11 +64,11 @@ class ComDefendDefence(Defence):
             "samples": samples,
             "tiling": tiling,
             "precision": purifier.precision,
-            **({"backend": backend, "openvino": require("openvino", extra="openvino").__version__} if purifier.engines else {}),
+            **({"backend": backend, backend: version(backend)} if purifier.engines else {}),
         }
         super().__init__(name, record, stochastic=settings.random, votes=votes)
         if purifier.engines:
-            self.gradients = ("identity",)  # type: ignore[misc]  # Of this one; OpenVINO has none.
+            self.gradients = ("identity",)  # type: ignore[misc]  # Of this one, which has none of its own.
         self.purifier = purifier
 
     def purify(self, x: Tensor) -> Tensor:
