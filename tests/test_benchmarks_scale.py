@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from comdefend_cli.folder import Networks
@@ -76,6 +77,23 @@ def test_capacity_takes_a_gpus_rates_from_its_benchmark(monkeypatch: pytest.Monk
     (tmp_path / "gpu.json").write_text(json.dumps({"rows": rows, "gpu": "A GPU"}))
     asked = argparse.Namespace(rate=[], speed=None, gpu=tmp_path / "gpu.json")
     assert capacity.rates(asked) == {"A GPU, bfloat16 with triton": 110.0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_the_gpu_benchmark_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, before it measures anything."""
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="needs an NVIDIA GPU"):
+        module(monkeypatch, "gpu").main()
+
+
+def test_large_photographs_are_of_12_megapixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each another one, with a small photograph's detail: a scaled-up one would be too easy to encode."""
+    module(monkeypatch, "folder").make_large(tmp_path, 3)
+    paths = sorted(tmp_path.iterdir())
+    assert {Image.open(path).size for path in paths} == {(4000, 3000)}
+    assert len({path.read_bytes() for path in paths}) == 3
+    assert min(path.stat().st_size for path in paths) > 1e6
 
 
 def test_a_process_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
