@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from comdefend_cli.device import cpu_has_bfloat16, dtype_name
+from comdefend_cli.device import cpu_has_bfloat16, dtype_name, resolve_precision
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.extras import require
 from comdefend_cli.graphs import openvino_model
-from comdefend_cli.model import ComDefend, Conv3x3
+from comdefend_cli.model import ComDefend
 from comdefend_cli.weights import Quantized
 
 BACKENDS = ("auto", "torch", "openvino", "triton")
@@ -67,8 +67,8 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     fast = precision == "int8" or (precision == "auto" and quantized) or (precision in ("auto", "bfloat16") and cpu_has_bfloat16())
     if name == "auto" and able and fast:
         return "openvino"
-    able = device.type == "cuda" and not noisy and precision in _TRITON and triton_problem(device) is None
-    if name == "auto" and able and _has_tensor_cores(device, precision):
+    able = device.type == "cuda" and not noisy and precision in _TRITON and _has_tensor_cores(device, precision)
+    if name == "auto" and able and triton_problem(device) is None:
         return "triton"
     if precision == "float8":
         raise UsageError("float8 needs the triton backend: --backend triton, --device cuda and no noise")
@@ -84,14 +84,14 @@ def _refuse_triton(device: torch.device, precision: str, *, noisy: bool) -> None
         raise UsageError("the triton backend computes in bfloat16, float16 and float8: use --precision auto or --backend torch")
     if noisy:
         raise UsageError("the triton backend adds no noise: use --backend torch")
+    if torch.cuda.is_available() and not _has_tensor_cores(device, precision):
+        raise UsageError(f"this GPU's tensor cores do not compute in {precision}: use --precision auto or --backend torch")
     if problem := triton_problem(device):
         raise UsageError(f"{problem}: use --backend torch")
-    if not _has_tensor_cores(device, precision):
-        raise UsageError(f"this GPU's tensor cores do not compute in {precision}: use --precision auto or --backend torch")
 
 
 def _has_tensor_cores(device: torch.device, precision: str) -> bool:
-    return torch.cuda.get_device_capability(device) >= _TRITON[precision]
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= _TRITON[precision]
 
 
 @cache
@@ -102,8 +102,9 @@ def triton_problem(device: torch.device) -> str | None:
     try:
         from comdefend_cli import fused
 
-        x = torch.zeros(1, 4, 4, fused.LEAST, dtype=torch.float16, device=device)
-        fused.Layer(Conv3x3(3, 3).half().to(device))(x, elu=True, dtype=torch.float16)
+        # The networks that ship, which compiles what they will need.
+        x = torch.zeros(1, 3, 8, 8, device=device)
+        fused.FusedNetworks(ComDefend().to(device, resolve_precision("auto", device)))(x)
         torch.cuda.synchronize(device)
     except Exception as error:  # It compiles for this machine, with a C compiler of this machine: anything may be amiss.
         problem = f"Triton cannot run its kernel here ({reason(error)})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -43,6 +44,10 @@ class Blocks:
     depth: int
     stages: int = 3
     warps: int = 8
+
+    def bytes(self, itemsize: int) -> int:
+        """Shared memory that a program takes for what it multiplies, numbers of so many bytes."""
+        return (self.rows + self.columns) * self.depth * self.stages * itemsize
 
 
 #: The fastest of those that were measured on an H100, by bytes of a number, input and output channels.
@@ -143,9 +148,11 @@ class Layer:
 
     @property
     def blocks(self) -> Blocks:
-        """Those that were measured; of other widths, some that fit any GPU."""
-        usual = Blocks(64, min(self.outputs, 128), min(self.inputs, 32), 2, 4)
-        return BLOCKS.get((self.dtype.itemsize, self.inputs, self.outputs), usual)
+        """Those that were measured; of other widths, or where the GPU has less shared memory than an H100, some that fit any."""
+        measured = BLOCKS.get((self.dtype.itemsize, self.inputs, self.outputs))
+        if measured and measured.bytes(self.dtype.itemsize) <= shared_memory(self.weight.device):
+            return measured
+        return Blocks(64, min(self.outputs, 128), min(self.inputs, 32), 2, 4)
 
 
 class FusedNetworks:
@@ -179,6 +186,14 @@ class FusedNetworks:
 def _layers(network: ConvELU, float8: bool) -> list[Layer]:
     convolutions = [layer for layer in network if isinstance(layer, Conv3x3)]
     return [Layer(each, float8=float8 and each.in_channels * each.out_channels >= LARGE) for each in convolutions]
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that one program may take there."""
+    if device.type != "cuda":  # Triton's interpreter.
+        return 2**31
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
 
 
 def _wide(channels: int) -> int:

@@ -15,7 +15,7 @@ from comdefend_cli import Purifier, Settings, backends
 from comdefend_cli.backends import resolve_backend
 from comdefend_cli.errors import UsageError
 from comdefend_cli.metrics import mean_psnr
-from comdefend_cli.model import Conv3x3
+from comdefend_cli.model import ComDefend, Conv3x3
 
 fused = pytest.importorskip("comdefend_cli.fused", exc_type=ImportError)
 CUDA = torch.device("cuda", 0)
@@ -29,7 +29,7 @@ import torch
 from torch.nn.functional import conv2d, elu
 from comdefend_cli import Purifier, Settings, fused, weights
 from comdefend_cli.backends import TritonNetworks
-from comdefend_cli.model import Conv3x3
+from comdefend_cli.model import ComDefend, Conv3x3
 
 generator = torch.Generator().manual_seed(0)
 for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (1, 33, 17)), (32, 257, (1, 4, 6))):
@@ -102,12 +102,36 @@ def test_a_gpu_on_which_it_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -
 
     backends.triton_problem.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     monkeypatch.setattr(torch, "zeros", broken)
     with pytest.warns(RuntimeWarning, match="Failed to find C compiler"):
         assert resolve_backend("auto", CUDA, "bfloat16", noisy=False, quantized=False) == "torch"
     with pytest.raises(UsageError, match=r"C compiler.*use --backend torch"):
         resolve_backend("triton", CUDA, "bfloat16", noisy=False, quantized=False)
     backends.triton_problem.cache_clear()
+
+
+def test_float8_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by name, before anything is compiled; "auto" does not take the backend for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(UsageError, match=r"do not compute in float8: use --precision auto"):
+        resolve_backend("triton", CUDA, "float8", noisy=False, quantized=False)
+    with pytest.raises(UsageError, match=r"float8 needs the triton backend"):
+        resolve_backend("auto", CUDA, "float8", noisy=False, quantized=False)
+
+
+def test_blocks_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those measured on an H100 are for GPUs with as much shared memory; every layer has some that fit in 48 kB."""
+    model = ComDefend().half()
+    layers = [fused.Layer(layer) for network in (model.com, model.rec) for layer in network if isinstance(layer, Conv3x3)]
+    assert all(layer.blocks.bytes(2) <= 227 * 1024 for layer in layers)
+    wide = fused.Layer(Conv3x3(128, 256).half())
+    assert wide.blocks == fused.BLOCKS[2, 128, 256]
+    monkeypatch.setattr(fused, "shared_memory", lambda device: 99 * 1024)
+    assert wide.blocks != fused.BLOCKS[2, 128, 256]
+    assert wide.outputs % wide.blocks.columns == wide.inputs % wide.blocks.depth == 0
+    assert wide.blocks.bytes(2) <= 48 * 1024
 
 
 @needs_cuda
