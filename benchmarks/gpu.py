@@ -15,7 +15,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from json_out import emit
 from speed import picture
-from speed_rivals import PATCH, flops_a_pixel
+from speed_rivals import PATCH, Method, flops_a_pixel
 from torch import Tensor
 
 from comdefend_cli import Purifier, weights
@@ -36,22 +35,13 @@ MATRIX = 8192
 DEVICE = torch.device("cuda", 0)
 
 
-@dataclass(frozen=True)
-class Method:
-    """Something to time: what it is, what does it once, and how many pixels that purifies (of the limit, would)."""
-
-    name: str
-    call: Callable[[], Any]
-    pixels: float
-
-
 def products(flops: int) -> list[Method]:
     """Large matrix products."""
     made = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         a, b = (torch.randn(MATRIX, MATRIX, device=DEVICE).to(dtype) for _ in range(2))
         name = str(dtype).removeprefix("torch.")
-        made.append(Method(f"limit: {name} matrix product", lambda a=a, b=b: a @ b, 2 * MATRIX**3 / flops))
+        made.append(Method(f"limit: {name} matrix product", lambda a=a, b=b: a @ b, 2 * MATRIX**3 // flops))
     return made
 
 

@@ -117,7 +117,7 @@ class Purifier(nn.Module):
         self.gray = gray
         self.settings = settings or Settings()
         #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch. They go
-        #: where the module is moved to a GPU or is given other weights.
+        #: where the module is moved to a GPU or is given other weights; Triton's with any move.
         self.engines: dict[int, Engine] = {}
         self.register_load_state_dict_post_hook(_forget_engines)  # type: ignore[no-untyped-call]
         self._batch_pixels: int | None = None  # Less than the device's default once memory ran out.
@@ -125,7 +125,7 @@ class Purifier(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Purifier:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if next(self.parameters()).device.type != "cpu":
+        if next(self.parameters()).device.type != "cpu" or self.backend == "triton":
             self.engines.clear()
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -119,6 +120,16 @@ def test_float8_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_backend("triton", CUDA, "float8", noisy=False, quantized=False)
     with pytest.raises(UsageError, match=r"float8 needs the triton backend"):
         resolve_backend("auto", CUDA, "float8", noisy=False, quantized=False)
+
+
+@pytest.mark.parametrize("move", [lambda purifier: purifier.to("cpu"), lambda purifier: purifier.float()])
+def test_a_purifier_that_is_moved_goes_on_with_pytorch(move: Callable[[Purifier], Purifier]) -> None:
+    """The kernel's own copy of the weights stays where it was made."""
+    purifier = Purifier(ComDefend().half())
+    assert purifier.color is not None
+    purifier.engines[3] = backends.TritonNetworks(purifier.color)
+    assert purifier.how == "float16 with triton"
+    assert move(purifier).backend == "torch"
 
 
 def test_blocks_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
