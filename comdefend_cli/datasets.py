@@ -27,6 +27,8 @@ from comdefend_cli.files import atomic
 from comdefend_cli.unpickle import loads
 
 DATASETS = ("cifar10", "fashion-mnist", "mnist")
+#: Side of the random crops of a folder's pictures, in pixels: as large as CIFAR-10's pictures.
+CROP = 32
 #: Called with bytes done and bytes in all (0 when the server does not say).
 DownloadProgress = Callable[[int, int], None]
 
@@ -138,7 +140,7 @@ class Crops:
     """
 
     pictures: list[Tensor]
-    side: int = 32
+    side: int = CROP
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -176,7 +178,7 @@ class Dataset:
     skipped: int = 0
 
 
-def load(name: str, folder: Path, *, download: bool = True, progress: DownloadProgress | None = None) -> Dataset:
+def load(name: str, folder: Path, *, download: bool = True, progress: DownloadProgress | None = None, crop: int = CROP) -> Dataset:
     """A data set by name from its official files in `folder`, downloaded there if absent; or a folder of pictures.
 
     Args:
@@ -184,6 +186,7 @@ def load(name: str, folder: Path, *, download: bool = True, progress: DownloadPr
         folder: where the official files are, or go; files that are there are taken as they are, without a checksum.
         download: whether absent files may be downloaded.
         progress: called while downloading.
+        crop: side of the random crops of a folder's pictures, in pixels.
 
     Raises:
         DatasetError: absent, damaged, not downloadable; the message says what to put where.
@@ -197,7 +200,7 @@ def load(name: str, folder: Path, *, download: bool = True, progress: DownloadPr
     except OSError:  # A name that no folder can have.
         is_folder = False
     if is_folder:
-        return _picture_folder(Path(name))
+        return _picture_folder(Path(name), crop)
     raise DatasetError(f"{name}: no such data set or folder; use {', '.join(DATASETS)}, or a folder of pictures")
 
 
@@ -313,13 +316,13 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
         raise DatasetError(f"{path}: not an IDX file: {reason(error)}; get the official one, or delete it to download it") from error
 
 
-def _picture_folder(folder: Path) -> Dataset:
+def _picture_folder(folder: Path, crop: int) -> Dataset:
     """Pictures below a folder as random crops; one in twenty, evenly spread, is kept for testing."""
     known = images.suffixes(writable=False)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
     pictures, size = [], 0
     for path in paths:
-        picture = _picture(path)
+        picture = _picture(path, crop)
         if picture is None:
             continue
         pictures.append(picture)
@@ -327,23 +330,23 @@ def _picture_folder(folder: Path) -> Dataset:
         if size > MAX_PICTURE_BYTES:
             raise DatasetError(f"{folder}: its pictures take more than {MAX_PICTURE_BYTES >> 30} GiB of memory; use fewer or smaller ones")
     if len(pictures) < 2:
-        raise DatasetError(f"{folder}: needs at least 2 readable pictures of 32x32 pixels or more, found {len(pictures)}")
+        raise DatasetError(f"{folder}: needs at least 2 readable pictures of {crop}x{crop} pixels or more, found {len(pictures)}")
     skipped = len(paths) - len(pictures)
     if any(picture.shape[0] == 3 for picture in pictures):
         pictures = [picture.expand(3, -1, -1) for picture in pictures]
     held_out = pictures[::20]
     del pictures[::20]
-    test = Crops(held_out).batch(max(64, len(held_out)), torch.Generator().manual_seed(0))
-    return Dataset(f"folder:{folder.name}", Crops(pictures), ImageArray(test, torch.empty(0, dtype=torch.int64)), skipped)
+    test = Crops(held_out, crop).batch(max(64, len(held_out)), torch.Generator().manual_seed(0))
+    return Dataset(f"folder:{folder.name}", Crops(pictures, crop), ImageArray(test, torch.empty(0, dtype=torch.int64)), skipped)
 
 
-def _picture(path: Path) -> Tensor | None:
+def _picture(path: Path, crop: int) -> Tensor | None:
     """A picture, uint8 (C, H, W), or None where there is none of a crop's size."""
     try:
         pixels = images.read(path).pixels
     except ImageError:
         return None
-    return torch.from_numpy(pixels).permute(2, 0, 1) if min(pixels.shape[:2]) >= 32 else None
+    return torch.from_numpy(pixels).permute(2, 0, 1) if min(pixels.shape[:2]) >= crop else None
 
 
 def _read(path: Path) -> bytes:

@@ -42,10 +42,11 @@ class Muon(torch.optim.Optimizer):
         params: kernels (out, in, 3, 3), float32.
         lr: step size; the update is scaled by sqrt(max(1, out / in)).
         momentum: Nesterov's, from 0 to below 1.
+        weight_decay: decoupled from the gradient (Loshchilov and Hutter, 2019, arXiv:1711.05101): a step multiplies by 1 - lr * weight_decay.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -57,9 +58,9 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike.setdefault(parameter.shape, []).append(parameter)
             for parameters in alike.values():
-                self._update(parameters, group["lr"], group["momentum"])
+                self._update(parameters, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _update(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
+    def _update(self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         directions = []
         for parameter in parameters:
             state = self.state[parameter]
@@ -70,4 +71,5 @@ class Muon(torch.optim.Optimizer):
             directions.append(gradient.lerp(average, momentum).flatten(1))
         outputs, inputs = parameters[0].shape[:2]
         for parameter, update in zip(parameters, orthogonalize(torch.stack(directions)), strict=True):
+            parameter.mul_(1 - lr * weight_decay)
             parameter.add_(update.view_as(parameter), alpha=-lr * max(1.0, outputs / inputs) ** 0.5)

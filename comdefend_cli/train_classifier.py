@@ -38,6 +38,8 @@ class ClassifierConfig:
         batch_size: pictures a step.
         seed: of weights, batches and augmentation.
         lr: peak learning rate of Muon on the kernels.
+        weight_decay: of the kernels, see `Muon`. Norms follow them, so it does not make the network's function smaller: it keeps the
+            kernels from growing, and their steps from shrinking beside them.
         purify: SHA-256 of the ComDefend weights that purify the training pictures (4.4.2), or "".
         input_noise: beside each training picture stands a second one with Gaussian noise, of a standard deviation drawn up to this, in
             8-bit levels, before it is purified; 0 for none.
@@ -59,6 +61,7 @@ class ClassifierConfig:
     batch_size: int = 256
     seed: int = 0
     lr: float = 0.02
+    weight_decay: float = 0.1
     purify: str = ""
     input_noise: float = 0.0
     cutout: int = 0
@@ -77,6 +80,8 @@ class ClassifierConfig:
         for name in ("epochs", "batch_size", "lr", "adversarial_epsilon", "adversarial_steps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.weight_decay * self.lr < 1:
+            raise UsageError(f"weight-decay must be from 0 to below 1 / lr, not {self.weight_decay}")
         if not 0 <= self.input_noise <= 255:
             raise UsageError(f"input-noise must be from 0 to 255 levels, not {self.input_noise}")
         if not 0 <= self.cutout <= 1024:
@@ -273,7 +278,7 @@ def _optimizers(model: nn.Module, config: ClassifierConfig) -> list[tuple[torch.
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     beside = SGD_BESIDE_MUON * config.lr / ClassifierConfig.lr
     sgd = torch.optim.SGD(rest, beside, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    return [(Muon(kernels, config.lr), config.lr), (sgd, beside)]
+    return [(Muon(kernels, config.lr, weight_decay=config.weight_decay), config.lr), (sgd, beside)]
 
 
 def signed_gradient(

@@ -39,6 +39,21 @@ def test_a_step_goes_against_the_gradient_by_the_learning_rate() -> None:
         assert values.max() < 1.3
 
 
+def test_weight_decay_is_apart_from_the_gradient() -> None:
+    """A step with it is the same step from a kernel that is smaller by 1 - lr * weight_decay; without a gradient nothing moves."""
+    torch.manual_seed(0)
+    plain, decayed, still = (nn.Parameter(torch.randn(4, 6, 3, 3)) for _ in range(3))
+    before, untouched = plain.detach().clone(), still.detach().clone()
+    with torch.no_grad():
+        decayed.copy_(plain)
+    plain.grad = torch.randn_like(plain)
+    decayed.grad = plain.grad.clone()
+    Muon([plain], lr=0.1).step()
+    Muon([decayed, still], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(decayed - plain, -0.05 * before, rtol=0, atol=1e-6)
+    assert torch.equal(still, untouched)
+
+
 def test_muon_minimises() -> None:
     """A least-squares problem over a kernel is solved."""
     torch.manual_seed(0)

@@ -23,6 +23,9 @@ from torch import nn
 def guide():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+def for_40_pixels():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 3))
 """
 
 Invoke = Callable[..., Result]
@@ -68,6 +71,13 @@ def test_hgd_is_trained_with_a_classifier(invoke: Invoke) -> None:
     assert hgd.load(Path("h.safetensors")).training["classifier"] == {"name": "guides:guide", "sha256": ""}
 
 
+def test_crops_have_the_classifiers_size(invoke: Invoke) -> None:
+    """A classifier for pictures of one size is met with such; by default crops are of 32 pixels."""
+    result = invoke("hgd", "--classifier", "guides:for_40_pixels", "--crop", "40", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert hgd.load(Path("hgd.safetensors")).training["test_images"] == 64
+
+
 def test_outputs_are_not_replaced_unasked(invoke: Invoke) -> None:
     """An existing file is an error before training, and replaced with --overwrite."""
     Path("p.safetensors").write_text("mine")
@@ -90,6 +100,8 @@ def test_outputs_are_not_replaced_unasked(invoke: Invoke) -> None:
         (("pixelcnn", "--lr", "0"), "lr must be above 0"),
         (("pixelcnn", "--data", "absent"), "no such data set or folder"),
         (("pixelcnn", "--device", "abacus"), "unknown device"),
+        (("pixelcnn", "--crop", "41"), "needs at least 2 readable pictures of 41x41 pixels or more, found 0"),
+        (("pixelcnn", "--data", "mnist", "--crop", "28"), "--crop is for folders of pictures; those of mnist are whole"),
     ],
 )
 def test_what_cannot_be_is_one_line(invoke: Invoke, arguments: tuple[str, ...], says: str) -> None:

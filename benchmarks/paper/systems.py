@@ -171,7 +171,7 @@ def lines_of_imagenet(table: Table, arguments: argparse.Namespace) -> list[Line]
     if arguments.hgd:
         lines.append(shelf.line(table.find("HGD"), EFFICIENTNET, f"hgd:weights={arguments.hgd}"))
     elif table.find("HGD"):
-        command = f"comdefend train-baseline hgd --data FOLDER --classifier {EFFICIENTNET}"
+        command = f"comdefend train-baseline hgd --data FOLDER --crop {arguments.size} --classifier {EFFICIENTNET}"
         lines.append(Line(table.find("HGD"), "HGD", why=f"no --hgd was given; make one with: {command}"))
     lines.append(shelf.line(table.find("ICLR2018"), EFFICIENTNET, "resize-pad:output=larger"))
     ours = table.find("Our method") or table.find("Proposed method")

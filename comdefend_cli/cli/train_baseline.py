@@ -37,6 +37,10 @@ def train_baseline(
         str | None,
         typer.Option("--classifier", metavar="FILE|NAME|MODULE:FUNCTION", help="For hgd: the classifier that guides it and is attacked."),
     ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option("--crop", min=8, help="Side of the crops of a folder's pictures: for hgd what --classifier is for.", show_default="32"),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="4000 pixelcnn, 600 hgd")] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Pictures a step.", show_default="8 pixelcnn, 64 hgd")
@@ -62,6 +66,8 @@ def train_baseline(
         raise UsageError(f"unknown network {kind!r}: use {' or '.join(KINDS)}")
     if (kind == "hgd") != (classifier is not None):
         raise UsageError("hgd needs --classifier" if kind == "hgd" else "--classifier is for hgd only")
+    if crop and data in datasets.DATASETS:
+        raise UsageError(f"--crop is for folders of pictures; those of {data} are whole")
     out = out or Path(f"{kind}.safetensors")
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
@@ -70,7 +76,7 @@ def train_baseline(
     where = resolve_device(device)
     machine.limit_threads()
     with download_bar(quiet) as progress:
-        dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
+        dataset = datasets.load(data, data_dir, download=not no_download, progress=progress, crop=crop or datasets.CROP)
     config = BaselineConfig(
         data=dataset.name,
         steps=steps or STEPS[kind],

@@ -35,6 +35,9 @@ def train_classifier(
     batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Pictures a step.")] = 256,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, batches and augmentation.")] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
+    weight_decay: Annotated[
+        float, typer.Option("--weight-decay", min=0.0, help="Of the kernels: the share, times the learning rate, that they lose a step.")
+    ] = 0.1,
     purify: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +96,7 @@ def train_classifier(
         batch_size=batch_size,
         seed=seed,
         lr=lr,
+        weight_decay=weight_decay,
         purify=purifying.sha256 if purifying else "",
         input_noise=input_noise,
         cutout=cutout,
