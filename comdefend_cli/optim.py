@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         params: kernels (out, in, 3, 3), float32.
         lr: step size; the update is scaled by sqrt(max(1, out / in)).
         momentum: Nesterov's, from 0 to below 1.
-        weight_decay: decoupled from the gradient (Loshchilov and Hutter, 2019, arXiv:1711.05101): a step multiplies by 1 - lr * weight_decay.
+        weight_decay: decoupled (Loshchilov and Hutter, 2019, arXiv:1711.05101): a step multiplies by 1 - lr * weight_decay.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:

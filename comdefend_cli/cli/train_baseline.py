@@ -39,7 +39,7 @@ def train_baseline(
     ] = None,
     crop: Annotated[
         int | None,
-        typer.Option("--crop", min=8, help="Side of the crops of a folder's pictures: for hgd what --classifier is for.", show_default="32"),
+        typer.Option("--crop", min=8, help="Side of the crops of a folder: for hgd as --classifier expects.", show_default="32"),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="4000 pixelcnn, 600 hgd")] = None,
     batch_size: Annotated[
