@@ -20,7 +20,8 @@ from comdefend_cli.device import cpu_has_bfloat16, resolve_device, resolve_preci
 from comdefend_cli.errors import UsageError
 from comdefend_cli.metrics import mean_psnr
 from comdefend_cli.model import ComDefend
-from comdefend_cli.windows import true_float32
+from comdefend_cli.tiles import exact_grid
+from comdefend_cli.windows import batches, stacked, true_float32
 
 
 def untiled(model: ComDefend, x: Tensor) -> Tensor:
@@ -392,3 +393,15 @@ def test_the_switch_of_cudas_convolutions_is_set_back_by_the_last_of_several_thr
     assert not torch.backends.cudnn.allow_tf32
     second.__exit__(None, None, None)
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_windows_are_the_pictures_squares(astronaut: np.ndarray, channels_last: bool) -> None:
+    """However a picture lies in memory, its windows are its own pixels over 255, channels last."""
+    x = torch.from_numpy(astronaut[None, :70, :90].copy()).permute(0, 3, 1, 2)
+    x = x if channels_last else x.contiguous()
+    for batch in batches(exact_grid(70, 90, 32), 1, 4096):
+        windows = stacked(x, batch, torch.device("cpu"))
+        assert windows.is_contiguous(memory_format=torch.channels_last)
+        for window, (_, tile) in zip(windows, batch, strict=True):
+            torch.testing.assert_close(window * 255, x[0, :, tile.rows.window, tile.columns.window].float(), rtol=0, atol=1e-4)
