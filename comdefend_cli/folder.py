@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -284,7 +284,9 @@ class Work:
     def results(self) -> Iterator[Result]:
         """One result a picture, first those that are kept, the rest as they come to their end; fewer after :meth:`stop`."""
         yield from known(self.plan, self._source, self._out)
-        yield from map(self._result, self._pipeline.results())
+        # Where a GPU computes, the cores decode and encode, and what is left to PyTorch on them are copies.
+        with nullcontext() if self._networks.device.type == "cpu" else machine.one_thread():
+            yield from map(self._result, self._pipeline.results())
 
     def measure(self, item: _File) -> float:
         """Megapixels by the file's header, or by its size if that is more."""

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 #: Where the kernel tells of itself; tests put their own in its place.
@@ -47,6 +48,23 @@ def limit_threads() -> None:
         import torch
 
         torch.set_num_threads(count)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations on the CPU by one thread each, in this whole process, until this is left.
+
+    Beside threads that keep all cores busy, an operation that is split waits until the last of its parts has been given a core: copying
+    a picture takes several times as long so.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _allowed() -> int:

@@ -6,12 +6,14 @@ import argparse
 import importlib
 import json
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from conftest import photo
 from PIL import Image
 
 from comdefend_cli.folder import Networks
@@ -151,3 +153,15 @@ def test_the_folder_benchmark_compares_the_same_pixels(monkeypatch: pytest.Monke
     sizes = [max(Image.open(path).size) for path in sorted((tmp_path / "photographs").iterdir())]
     assert len(sizes) == 12
     assert len(set(sizes)) > 1
+
+
+def test_the_copies_benchmark_copies_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it times puts every pixel back into its place; its encoders end with it."""
+    benchmark = module(monkeypatch, "copies")
+    x = torch.from_numpy(photo("astronaut.png")[None, :100, :120].copy()).permute(0, 3, 1, 2)
+    running = threading.active_count()
+    with benchmark.encoding(2):
+        assert threading.active_count() == running + 2
+        copied = benchmark.copies(x)
+    assert threading.active_count() == running
+    assert torch.equal(copied, x)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from comdefend_cli import machine, pipeline
 
@@ -88,3 +90,19 @@ def test_what_is_in_work_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "memory", lambda: None)
     assert pipeline.budget() == pipeline.BUDGET
     assert pipeline.budget(most=1000.0) == pipeline.BUDGET
+
+
+def test_one_thread_holds_in_threads_that_begin_within(request: pytest.FixtureRequest) -> None:
+    """Within, PyTorch's operations take one thread, also in a thread that is new; after it, also after an error, as many as before."""
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    torch.set_num_threads(3)
+    seen: list[int] = []
+    with pytest.raises(KeyError), machine.one_thread():
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        seen.append(torch.get_num_threads())
+        raise KeyError
+    assert seen == [1, 1]
+    assert torch.get_num_threads() == 3

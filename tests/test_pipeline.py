@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run, photo
 from PIL import Image
 
@@ -199,6 +200,28 @@ def test_the_defaults_for_colour_and_grey_by_picture(tmp_path: Path) -> None:
         assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
     with folder.opened(source, out, Networks(None, device="cpu", precision="float32")) as work:
         assert [result.status for result in work.results()] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_beside_a_gpu_copies_take_one_thread(
+    tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, device: str
+) -> None:
+    """The networks on a CPU keep all threads; for another device PyTorch has one on the CPU, until the run has ended."""
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    torch.set_num_threads(3)
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / "a.png")
+    networks = Networks(str(small_weights), device="cpu")
+    networks.device = torch.device(device)  # As if; the networks stay where they are.
+    seen: list[int] = []
+    purify = networks.purifier.purify
+    monkeypatch.setattr(networks.purifier, "purify", lambda *arguments: (seen.append(torch.get_num_threads()), purify(*arguments))[1])
+    with folder.opened(source, tmp_path / "out", networks) as work:
+        assert [result.status for result in work.results()] == ["done"]
+    assert seen == [3 if device == "cpu" else 1]
+    assert torch.get_num_threads() == 3
 
 
 def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path, small_weights: Path) -> None:
