@@ -31,17 +31,19 @@ def batches(grid: list[Tile], count: int, pixels: int) -> Iterator[Batch]:
 
 def stacked(x: Tensor, batch: Batch, device: torch.device) -> Tensor:
     """The windows of a batch, stacked on the device, float32 in [0, 1], channels last."""
-    run = _whole_pictures(x, batch)
-    windows = x[run] if run else joined([x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch])
+    windows = joined(x, batch)
     if windows.dtype != torch.uint8:
         return _moved(windows.float(), device).contiguous(memory_format=torch.channels_last)  # A device may not know the dtype.
     # Levels are moved and turned as bytes, so that there is one copy in float32 and not three.
     return _moved(windows, device).contiguous(memory_format=torch.channels_last).float().div_(255)
 
 
-def joined(windows: list[Tensor]) -> Tensor:
-    """Windows (C, H, W) as (N, C, H, W), their channels last where they are so already: to turn them round takes three times as long."""
-    if windows[0].stride(0) != 1:
+def joined(x: Tensor, batch: Batch) -> Tensor:
+    """The windows of a batch (N, C, H, W), their channels last where they are so in x: to turn them round takes three times as long."""
+    if run := _whole_pictures(x, batch):
+        return x[run]
+    windows = [x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch]
+    if x.stride(1) != 1:
         return torch.stack(windows)
     return torch.stack([window.permute(1, 2, 0) for window in windows]).permute(0, 3, 1, 2)
 

@@ -72,7 +72,7 @@ def test_hgd_is_trained_with_a_classifier(invoke: Invoke) -> None:
 
 
 def test_crops_have_the_classifiers_size(invoke: Invoke) -> None:
-    """A classifier for pictures of one size is met with such; by default crops are of 32 pixels."""
+    """A classifier for pictures of one size is met with such."""
     result = invoke("hgd", "--classifier", "guides:for_40_pixels", "--crop", "40", "--quiet")
     assert result.exit_code == 0, result.stderr
     assert hgd.load(Path("hgd.safetensors")).training["test_images"] == 64

@@ -61,6 +61,16 @@ def test_it_learns() -> None:
     assert run.training_record()["steps"] == 32 and run.header.classes == ("lying", "standing")
 
 
+def test_weight_decay_keeps_kernels_small() -> None:
+    """Those after the first, which Muon moves, end the smaller the more of it there is."""
+    sizes = []
+    for decay in (0.0, 0.5, 5.0):
+        run = trainer(weight_decay=decay)
+        list(run.run())
+        sizes.append(float([part for part in run.model.modules() if isinstance(part, nn.Conv2d)][1].weight.norm()))
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+
+
 @pytest.mark.parametrize("settings", [{}, {"adversarial": "bim", "adversarial_steps": 2}, {"label_smoothing": 0.1}])
 def test_resuming_changes_nothing(settings: dict[str, Any]) -> None:
     """A run that is put back half-way ends with the weights of an uninterrupted one, bit for bit."""
@@ -227,6 +237,8 @@ def test_labels_are_needed() -> None:
         ({"batch_size": 1}, "batch-size must be at least 2"),
         ({"seed": 2**32}, "seed"),
         ({"label_smoothing": 1.0}, "label-smoothing"),
+        ({"weight_decay": -0.1}, "weight-decay must be from 0"),
+        ({"weight_decay": 50.0}, "below 1 / lr"),
         ({"cutout": -1}, "cutout must be from 0"),
         ({"input_noise": 256.0}, "input-noise must be from 0 to 255"),
         ({"precision": "float16"}, "float32 and bfloat16"),
