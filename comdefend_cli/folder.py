@@ -137,8 +137,11 @@ class Networks:
     @cached_property
     def _gray(self) -> tuple[Purifier, str]:
         loaded = weight_files.load(weight_files.DEFAULT_GRAY)
+        # Samples that were asked for because of the colour weights' own noise are all the same without noise.
+        noise = self.settings.random or (self.settings.input_noise is None and loaded.header.input_noise > 0)
+        settings = self.settings if noise else replace(self.settings, samples=1)
         purifier = Purifier.from_weights(
-            [loaded], device=self.device, precision=dtype_name(self.dtype), backend=self.purifier.backend, settings=self.settings
+            [loaded], device=self.device, precision=dtype_name(self.dtype), backend=self.purifier.backend, settings=settings
         )
         return purifier, loaded.sha256
 
@@ -152,15 +155,16 @@ class Networks:
         """All of the settings that can change pixels, but the weights."""
         settings = self.settings
         exact = settings.tiling == "exact"
-        described: list[object] = [
+        # The weights' SHA-256, beside this, says what noise they have of their own.
+        noise = settings.random or settings.input_noise is None
+        return [
             self.how,
             settings.tiling,
             settings.tile if exact and self.how != "float32" else None,
             settings.noise_std,
-            settings.seed if settings.random else 0,
+            settings.input_noise,
+            *([settings.seed, settings.samples] if noise else []),
         ]
-        # Only where they are used, so that outputs of versions that had neither still count as finished.
-        return [*described, settings.input_noise, settings.samples] if settings.input_noise or settings.samples > 1 else described
 
 
 @contextmanager

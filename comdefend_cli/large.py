@@ -166,7 +166,7 @@ def purify(
     """Purify a file into another, whole or not at all.
 
     Args:
-        purifier: its noise must be off: it belongs to places that a strip does not know of.
+        purifier: what purifies; the result is that of the whole picture, noise included.
         target: .png or .tiff.
         strip: leave ICC profile and EXIF out.
         overwrite: replace `target`.
@@ -176,15 +176,13 @@ def purify(
         The mean square difference to the input, in levels of 8 bits.
 
     Raises:
-        UsageError: `target` is there and `overwrite` is false, or is of another format, or the purifier's noise is on.
+        UsageError: `target` is there and `overwrite` is false, or is of another format.
         ImageError: `picture` is damaged.
         ComdefendError: `target` cannot be written.
     """
     format_name = images.format_of(target)
     if format_name not in WRITERS:
         raise UsageError(f"{target}: a picture in strips is written as .png or .tiff")
-    if purifier.settings.random:
-        raise UsageError("noise and strips cannot be had together; leave the noise out, or use --no-strips")
     refuse_existing(target, overwrite=overwrite)
     error = 0.0
     with _rows_file(target, picture) as raw:
@@ -237,12 +235,13 @@ def strips(purifier: Purifier, picture: LargePicture) -> Iterator[tuple[np.ndarr
         window[: len(kept)] = kept
         picture.read(window[len(kept) :])
         core = slice(start - top, stop - top)
-        yield window[core, :, : picture.channels], _purified(purifier, window, core, picture.channels)
+        yield window[core, :, : picture.channels], _purified(purifier, window, top, core, picture.channels)
 
 
-def _purified(purifier: Purifier, window: np.ndarray, core: slice, channels: int) -> np.ndarray:
-    """The rows `core` of a window, purified, with its alpha; uint8 (rows, width, bands), contiguous."""
-    cleaned = purifier.purify(torch.from_numpy(window[..., :channels]).permute(2, 0, 1)[None])[0, :, core].permute(1, 2, 0).numpy()
+def _purified(purifier: Purifier, window: np.ndarray, top: int, core: slice, channels: int) -> np.ndarray:
+    """The rows `core` of a window that begins at a picture's row `top`, purified, with alpha; uint8 (rows, width, bands), contiguous."""
+    colours = torch.from_numpy(window[..., :channels]).permute(2, 0, 1)[None]
+    cleaned = purifier.purify(colours, top=top)[0, :, core].permute(1, 2, 0).numpy()
     alpha = window[core, :, channels:]
     return np.concatenate([cleaned, alpha], 2) if alpha.size else np.ascontiguousarray(cleaned)
 

@@ -196,11 +196,14 @@ class ComDefend(nn.Module):
 
     Args:
         architecture: channels, bits and widths; the paper's by default (1,566,735 parameters).
+        input_noise: standard deviation of the noise, in 8-bit levels, that :class:`comdefend_cli.Purifier` puts on pictures before
+            these networks unless it is told otherwise; `forward` puts none.
     """
 
-    def __init__(self, architecture: Architecture | None = None) -> None:
+    def __init__(self, architecture: Architecture | None = None, input_noise: float = 0.0) -> None:
         super().__init__()
         self.architecture = architecture or Architecture()
+        self.input_noise = input_noise
         self.com = ComCNN(self.architecture)
         self.rec = RecCNN(self.architecture)
 

@@ -20,7 +20,8 @@ from comdefend_cli.backends import Engine, OpenVINONetworks, TritonNetworks, des
 from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
-from comdefend_cli.tiles import Tile, exact_grid, mixed_seed, paper_grid, window_noise
+from comdefend_cli.noise import field, mixed_seed, window_noise, window_of
+from comdefend_cli.tiles import Tile, exact_grid, paper_grid
 from comdefend_cli.windows import IN_FLIGHT, Batch, batches, counted, fetched, filled, stacked, true_float32
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class Settings:
         noise_per_picture: give each picture of a batch noise of its own, by its place in the batch.
         gradient: what `backward` sees at the rounding, see :func:`comdefend_cli.model.binarize`.
         input_noise: standard deviation of Gaussian noise on the picture, in 8-bit levels, which drowns an attack before weights that
-            were trained to remove noise rebuild the picture (denoised smoothing, Salman et al., NeurIPS 2020). 0 is none.
-        samples: pictures rebuilt from as many draws of the noise; their mean is the result.
+            were trained to remove noise rebuild the picture (denoised smoothing, Salman et al., NeurIPS 2020). 0 is none, None
+            what the weights are made for, as their file says.
+        samples: pictures rebuilt from as many draws of the noise; their mean is the result. Networks without noise rebuild one.
 
     Raises:
         UsageError: a value out of range.
@@ -70,7 +72,7 @@ class Settings:
     seed: int = 0
     noise_per_picture: bool = False
     gradient: Gradient = "straight-through"
-    input_noise: float = 0.0
+    input_noise: float | None = None
     samples: int = 1
 
     def __post_init__(self) -> None:
@@ -78,12 +80,12 @@ class Settings:
             raise UsageError(f"unknown tiling {self.tiling!r}: use exact or paper")
         if self.tile is not None and self.tile < 1:
             raise UsageError(f"a tile must be at least 1 pixel a side, not {self.tile}")
-        for std in (self.noise_std, self.input_noise):
+        for std in (self.noise_std, self.input_noise or 0.0):
             if not 0 <= std < float("inf"):
                 raise UsageError(f"the noise's standard deviation must be 0 or more, not {std}")
         if self.samples < 1:
             raise UsageError(f"there must be at least one sample, not {self.samples}")
-        if self.samples > 1 and not self.random:
+        if self.samples > 1 and self.input_noise == 0 == self.noise_std:
             raise UsageError("several samples need noise: without it all of them are the same picture")
         if self.seed < 0:
             raise UsageError(f"a seed must be 0 or more, not {self.seed}")
@@ -92,8 +94,8 @@ class Settings:
 
     @property
     def random(self) -> bool:
-        """Whether the result depends on the seed."""
-        return self.noise_std > 0 or self.input_noise > 0
+        """Whether noise is asked for; the weights' own, which is the same for every picture and call, is a part of the purifier."""
+        return self.noise_std > 0 or (self.input_noise or 0) > 0
 
 
 class Purifier(nn.Module):
@@ -103,6 +105,9 @@ class Purifier(nn.Module):
         color: networks for three channels, or None.
         gray: networks for one channel, or None. At least one of the two.
         settings: tiling, noise and gradient.
+
+    Raises:
+        UsageError: no networks at all; several samples where there is no noise.
 
     Without networks for grey, a grey picture goes through the colour ones, repeated, and its
     luma comes back; without networks for colour, a colour picture is an error.
@@ -116,6 +121,8 @@ class Purifier(nn.Module):
         self.color = color
         self.gray = gray
         self.settings = settings or Settings()
+        if self.settings.samples > 1 and not self.settings.noise_std and not any(map(self.input_noise, (1, 3))):
+            raise UsageError("several samples need noise, and these weights have none of their own: give some on the picture or its code")
         #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch. They go
         #: where the module is moved to a GPU or is given other weights; Triton's with any move.
         self.engines: dict[int, Engine] = {}
@@ -227,18 +234,20 @@ class Purifier(nn.Module):
         picture = images.from_pillow(image)
         return replace(picture, pixels=self(picture.pixels)).to_pillow()
 
-    def purify(self, x: Tensor, progress: Progress | None = None) -> Tensor:
+    def purify(self, x: Tensor, progress: Progress | None = None, top: int = 0) -> Tensor:
         """:meth:`forward` for tensors, which also tells how far it is.
 
         Args:
             x: (N, C, H, W), float in [0, 1] or uint8.
             progress: called after each batch, of a large picture after each band of rows, with the number of pixels done since.
+            top: the row of the picture that x begins with, where x is a strip of it: noise belongs to places.
         """
         route = self._route(x)
+        samples = self.settings.samples if self.settings.noise_std or self.input_noise(route.model.architecture.channels) else 1
 
         def rebuilt(windows: Tensor, batch: Batch, sample: int) -> Iterator[Tensor]:
-            noise = self._logit_noise(batch, route.model, sample)
-            noisy = self._noisy(windows, batch, sample)
+            noise = self._logit_noise(batch, route.model, sample, top)
+            noisy = self._noisy(windows, batch, route.model, sample, top)
             if route.engine:
                 return iter([route.engine(noisy)])
             if _large(noisy) and not noisy.requires_grad:
@@ -248,8 +257,8 @@ class Purifier(nn.Module):
         def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
             adapted = route.adapt(windows)
             parts = rebuilt(adapted, batch, 0)
-            if self.settings.samples > 1:
-                others = [torch.cat(list(rebuilt(adapted, batch, sample)), 2) for sample in range(1, self.settings.samples)]
+            if samples > 1:
+                others = [torch.cat(list(rebuilt(adapted, batch, sample)), 2) for sample in range(1, samples)]
                 parts = iter([torch.stack([torch.cat(list(parts), 2), *others]).mean(0)])
             # torch.round goes to the even neighbour; a level of exactly one half is as good either way.
             for part in map(route.restore, parts):
@@ -278,7 +287,7 @@ class Purifier(nn.Module):
             return torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
 
         def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
-            noisy, noise = self._noisy(route.adapt(windows), batch), self._logit_noise(batch, route.model)
+            noisy, noise = self._noisy(route.adapt(windows), batch, route.model), self._logit_noise(batch, route.model)
             if _large(noisy):
                 parts = bands.code(route.model, noisy, noise)
             else:
@@ -357,31 +366,42 @@ class Purifier(nn.Module):
         height, width = x.shape[2:]
         return paper_grid(height, width) if self.settings.tiling == "paper" else exact_grid(height, width, tile)
 
-    def _noisy(self, windows: Tensor, batch: Batch, sample: int = 0) -> Tensor:
+    def input_noise(self, channels: int) -> float:
+        """Standard deviation of the noise before the networks of so many channels, in 8-bit levels: as asked for, or the weights' own."""
+        asked = self.settings.input_noise
+        model = self.color if channels == 3 else self.gray
+        return asked if asked is not None else model.input_noise if model is not None else 0.0
+
+    def _noisy(self, windows: Tensor, batch: Batch, model: ComDefend, sample: int = 0, top: int = 0) -> Tensor:
         """The windows with noise of the picture's place on them, clipped to [0, 1] as in training."""
-        if self.settings.input_noise == 0:
+        std = self.input_noise(model.architecture.channels)
+        if std == 0:
             return windows
         seed = mixed_seed(self.settings.seed, sample, _INPUT)
-        noise = self._noise(batch, windows.shape[1], seed).to(windows.device)
-        return (windows + noise * (self.settings.input_noise / 255)).clamp(0, 1)
+        noise = self._noise(batch, windows.shape[1], seed, top, windows.device)
+        return torch.add(windows, noise, alpha=std / 255).clamp_(0, 1)
 
-    def _logit_noise(self, batch: Batch, model: ComDefend, sample: int = 0) -> Tensor | None:
+    def _logit_noise(self, batch: Batch, model: ComDefend, sample: int = 0, top: int = 0) -> Tensor | None:
         if self.settings.noise_std == 0:
             return None
         seed = mixed_seed(self.settings.seed, sample, _LOGITS) if sample else self.settings.seed
-        noise = self._noise(batch, model.architecture.bits, seed) * self.settings.noise_std
-        return noise.to(next(model.parameters()).device)
+        return self._noise(batch, model.architecture.bits, seed, top, next(model.parameters()).device) * self.settings.noise_std
 
-    def _noise(self, batch: Batch, channels: int, seed: int) -> Tensor:
-        """Standard normal noise for a batch's windows, drawn once for each place where all pictures have the same."""
+    def _noise(self, batch: Batch, channels: int, seed: int, top: int, device: torch.device) -> Tensor:
+        """Standard normal noise for a batch's windows, drawn once for each place; one for all of them where they lie in one place."""
+        own = self.settings.noise_per_picture
         drawn: dict[tuple[int, int, int], Tensor] = {}
         places = []
         for index, part in batch:
-            own = mixed_seed(seed, index) if self.settings.noise_per_picture else seed
-            places.append((own, part.rows.window.start, part.columns.window.start))
-            if places[-1] not in drawn:
-                drawn[places[-1]] = window_noise(own, channels, part.rows.window, part.columns.window)
-        return torch.stack([drawn[place] for place in places])
+            rows, columns = slice(part.rows.window.start + top, part.rows.window.stop + top), part.columns.window
+            places.append((index if own else 0, rows.start, columns.start))
+            if places[-1] not in drawn and own:
+                drawn[places[-1]] = window_noise(mixed_seed(seed, index), channels, rows, columns).to(device)
+            elif places[-1] not in drawn and device.type == "cpu":
+                drawn[places[-1]] = window_noise(seed, channels, rows, columns)
+            elif places[-1] not in drawn:
+                drawn[places[-1]] = window_of(field(seed, channels, device), rows, columns)
+        return torch.stack([drawn[place] for place in (places if len(drawn) > 1 else places[:1])])
 
 
 def _forget_engines(purifier: Purifier, keys: object) -> None:

@@ -26,7 +26,8 @@ def quantize(model: ComDefend, pictures: Tensor) -> Quantized:
 
     Args:
         model: the networks.
-        pictures: clean ones, uint8 (N, channels, H, W): the ranges of the activations are those that they cause.
+        pictures: clean ones, uint8 (N, channels, H, W): the ranges of the activations are those that they cause, under the noise
+            that the networks are made for.
 
     Raises:
         UsageError: NNCF or OpenVINO is not installed, or pictures of other channels than the networks'.
@@ -36,7 +37,9 @@ def quantize(model: ComDefend, pictures: Tensor) -> Quantized:
     graph = openvino_model(model)
     os.environ.setdefault("NNCF_CI", "1")  # Else NNCF reports its use over the network.
     nncf = require("nncf", extra="int8")
-    data = nncf.Dataset([picture[None].float().div(255).numpy() for picture in pictures])
+    generator = torch.Generator().manual_seed(0)
+    noise = (torch.randn(picture.shape, generator=generator) * model.input_noise for picture in pictures)
+    data = nncf.Dataset([((picture + added) / 255).clamp(0, 1)[None].numpy() for picture, added in zip(pictures, noise, strict=True)])
     # Asymmetric for activations: an ELU's are mostly above -1 and well above 1.
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(io.StringIO()):  # Where NNCF shows its progress.

@@ -11,16 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from comdefend_cli.model import RADIUS
 
 #: Side of the paper's independent patches (section 3.2: "patch by patch").
 PATCH = 32
-#: Side of the squares that noise is drawn in, so that it does not depend on the tiling.
-NOISE_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -91,31 +85,3 @@ def _patches(length: int) -> list[Span]:
 
 def _cross(rows: list[Span], columns: list[Span]) -> list[Tile]:
     return [Tile(row, column) for row in rows for column in columns]
-
-
-def window_noise(seed: int, bits: int, rows: slice, columns: slice) -> Tensor:
-    """Standard normal noise for one window of a picture's code, (bits, rows, columns), float32.
-
-    A seed gives the pixel at one place the same noise in every window, whatever the picture, the tile size,
-    the batch and the device: each block of `NOISE_BLOCK` pixels a side has its own stream.
-    """
-    out = np.empty((bits, rows.stop - rows.start, columns.stop - columns.start), np.float32)
-    for y in range(rows.start // NOISE_BLOCK, (rows.stop - 1) // NOISE_BLOCK + 1):
-        for x in range(columns.start // NOISE_BLOCK, (columns.stop - 1) // NOISE_BLOCK + 1):
-            stream = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, y, x))))
-            block = stream.standard_normal((bits, NOISE_BLOCK, NOISE_BLOCK), np.float32)
-            block_rows, out_rows = _overlap(rows, y * NOISE_BLOCK)
-            block_columns, out_columns = _overlap(columns, x * NOISE_BLOCK)
-            out[:, out_rows, out_columns] = block[:, block_rows, block_columns]
-    return torch.from_numpy(out)
-
-
-def mixed_seed(*numbers: int) -> int:
-    """A seed of 64 bits made of several numbers of 0 or more, such as a seed and a count."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-def _overlap(window: slice, origin: int) -> tuple[slice, slice]:
-    """The part of a window in the block at `origin`, counted in the block and in the window."""
-    start, stop = max(window.start, origin), min(window.stop, origin + NOISE_BLOCK)
-    return slice(start - origin, stop - origin), slice(start - window.start, stop - window.start)

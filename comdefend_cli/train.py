@@ -61,6 +61,8 @@ class TrainConfig:
             each image draws its own up to this. The target stays clean. 0 is the paper's objective.
         input_noise_least: least standard deviation likewise. Above 0 the networks cannot take a clean picture for one
             without noise, and so smooth an attack away that they would otherwise pass on.
+        inference_noise: noise that pictures get before the trained networks unless told otherwise, in 8-bit levels; the weight
+            file says it, and what is measured is measured with it. It changes nothing in training.
         features: SHA-256 of the classifier in whose features the reconstruction is to be near the clean picture, or "".
         feature_weight: of the mean relative square distance of these features in the loss.
         optimizer: "muon", or "adam" as in the paper.
@@ -84,6 +86,7 @@ class TrainConfig:
     noise_std: float = 20.0
     input_noise: float = 0.0
     input_noise_least: float = 0.0
+    inference_noise: float = 0.0
     features: str = ""
     feature_weight: float = 0.01
     optimizer: str = "muon"
@@ -103,11 +106,13 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.seed >= 2**32:
             raise UsageError(f"seed must be below 2**32, not {self.seed}")
-        for name in ("seed", "penalty", "noise_std", "input_noise", "input_noise_least", "feature_weight", "warmup"):
+        for name in ("seed", "penalty", "noise_std", "input_noise", "input_noise_least", "inference_noise", "feature_weight", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.input_noise_least > self.input_noise:
             raise UsageError(f"input_noise_least must be at most input_noise, {self.input_noise}, not {self.input_noise_least}")
+        if self.inference_noise > 255:
+            raise UsageError(f"inference_noise must be at most 255 levels, not {self.inference_noise}")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
         if self.lr is not None and not 0 < self.lr < math.inf:
@@ -199,6 +204,7 @@ class Trainer:
             initialize(self.model, sample, self._generator(-2))
         else:
             self.model = _continued(start, self.model.architecture)
+        self.model.input_noise = config.inference_noise
         # Weights to go on from may have logits of any scale; `hold_logits` brings them down with time.
         start_rms = START_RMS if start is None else _logit_rms(self.model, sample)
         self._runaway_rms = RUNAWAY * max(top_rms(config.noise_std), start_rms)

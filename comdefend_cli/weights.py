@@ -3,8 +3,8 @@
 A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
 same for "rec", with N = 0, 2, ... 16, all float32, and where `comdefend quantize` put them the bytes of "int8.graph" and
 "int8.constants", the networks in 8-bit integers as OpenVINO's two files; the header's metadata holds one JSON object under
-"comdefend" with the architecture, how the weights came to be, and a SHA-256 of both and of all tensors, so that a byte that
-changed on the way is noticed. Nothing in it is executed.
+"comdefend" with the architecture, the noise that pictures get before it, how the weights came to be, and a SHA-256 of these and
+of all tensors, so that a byte that changed on the way is noticed. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ class Header:
     Attributes:
         architecture: channels, bits and widths of the networks.
         training: data, steps, settings, PSNR in dB and so on, as JSON values; free form.
+        input_noise: standard deviation of the noise that pictures get before these networks unless told otherwise, in 8-bit levels.
     """
 
     architecture: Architecture
     training: dict[str, Any] = field(default_factory=dict)
+    input_noise: float = 0.0
 
     def to_json(self) -> str:
         """One JSON object, as it stands in the file's metadata."""
@@ -145,7 +147,7 @@ def load(name_or_path: str) -> Weights:
     _refuse_changed(data, path)
     quantized = _take_quantized(tensors, path)
     _check(header.architecture, tensors, path)
-    model = ComDefend(header.architecture)
+    model = ComDefend(header.architecture, header.input_noise)
     model.load_state_dict(tensors)
     return Weights(name, sha256, header, model.eval().requires_grad_(False), quantized)
 
@@ -167,7 +169,7 @@ def save(path: Path, model: ComDefend, training: dict[str, Any], *, quantized: Q
         UsageError: the file is there and `overwrite` is false.
         ComdefendError: it cannot be written.
     """
-    header = Header(model.architecture, training)
+    header = Header(model.architecture, training, model.input_noise)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     for part, content in asdict(quantized).items() if quantized else ():
         tensors[f"int8.{part}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -217,7 +219,7 @@ def _parse_header(data: bytes, path: Path) -> Header:
             raise ValueError("its format version is unknown")
         shape = fields["architecture"]
         architecture = Architecture(_whole(shape["channels"]), _whole(shape["bits"]), tuple(map(_whole, shape["hidden"])))
-        return Header(architecture, dict(fields["training"]))
+        return Header(architecture, dict(fields["training"]), _level(fields.get("input_noise", 0.0)))
     except KeyError as error:
         problem = f"its header has no {error}"
     except (ValueError, TypeError, RecursionError) as error:
@@ -258,6 +260,13 @@ def _whole(value: object) -> int:
     if type(value) is not int:
         raise ValueError("its architecture holds something else than whole numbers")
     return value
+
+
+def _level(value: object) -> float:
+    """A standard deviation in 8-bit levels."""
+    if type(value) not in (int, float) or not 0 <= cast(float, value) <= 255:
+        raise ValueError("its input noise is not a number from 0 to 255")
+    return float(cast(float, value))
 
 
 def _parse_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:

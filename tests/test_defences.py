@@ -14,11 +14,11 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from conftest import photo
+from conftest import photo, small_model
 from PIL import Image
 from torch import Tensor, nn
 
-from comdefend_cli import Purifier, weights
+from comdefend_cli import Purifier, Settings, weights
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.evaluate.defences import NAMES, Defence, make
 from comdefend_cli.evaluate.defences.comdefend import ComDefendDefence
@@ -71,6 +71,7 @@ def cpu(spec: str) -> Defence:
         ("comdefend-12bit:votes=8,noise=20.0", "comdefend-12bit:noise=20,votes=8"),
         ("comdefend-12bit:tiling=paper", "comdefend-12bit:tiling=paper"),
         ("comdefend-4bit-gray:noise=0.5", "comdefend-4bit-gray:noise=0.5"),
+        ("comdefend-12bit:input-noise=0", "comdefend-12bit:input-noise=0"),
         ("comdefend-12bit:samples=4,input-noise=24.0,votes=1", "comdefend-12bit:input-noise=24,samples=4"),
     ],
 )
@@ -349,6 +350,21 @@ def test_comdefend_is_the_purifier(cifar: Tensor, grey: Tensor) -> None:
     }
     assert not defence.stochastic and defence.votes == 1
     assert defence.gradients == ("identity", "straight-through", "soft")
+
+
+def test_the_weights_own_noise_is_that_of_the_purifier_and_no_chance(cifar: Tensor, tmp_path: Path) -> None:
+    """It is the same in each call and for each picture, as `comdefend purify` puts it; asked for, it is random; 0 leaves it out."""
+    made = small_model()
+    made.input_noise = 20.0
+    path = tmp_path / "own.safetensors"
+    weights.save(path, made, {})
+    own, asked, without = (cpu(f"{path}{options}") for options in ("", ":input-noise=20", ":input-noise=0"))
+    x = cifar[:1].repeat(2, 1, 1, 1)
+    assert torch.equal(own(x), Purifier.from_pretrained(path, device="cpu", precision="float32")(x))
+    assert torch.equal(own(x), own(x)) and torch.equal(own(x)[0], own(x)[1])
+    assert not own.stochastic and asked.stochastic and not without.stochastic
+    assert [defence.settings["input-noise"] for defence in (own, asked, without)] == [20.0, 20.0, 0.0]
+    assert torch.equal(without(x), Purifier(made, None, Settings(input_noise=0.0))(x))
 
 
 def test_paper_tiling_is_the_purifiers(astronaut: np.ndarray) -> None:

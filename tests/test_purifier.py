@@ -19,7 +19,7 @@ from comdefend_cli import purifier as purifier_module
 from comdefend_cli.device import cpu_has_bfloat16, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.metrics import mean_psnr
-from comdefend_cli.model import ComDefend
+from comdefend_cli.model import RADIUS, ComDefend
 from comdefend_cli.tiles import exact_grid
 from comdefend_cli.windows import batches, stacked, true_float32
 
@@ -200,6 +200,46 @@ def test_noise_on_the_picture_has_the_standard_deviation_that_was_asked_for() ->
     assert float(seen[1].min()) >= 0 and float(seen[1].max()) <= 1
 
 
+def noisy_model(input_noise: float, channels: int = 3, bits: int = 12) -> ComDefend:
+    """A small model with noise of its own."""
+    model = small_model(channels, bits)
+    model.input_noise = input_noise
+    return model
+
+
+def test_weights_bring_the_noise_that_they_are_made_for() -> None:
+    """Unless it is told otherwise a purifier puts the weights' own noise on a picture, the same in each call; 0 puts none."""
+    x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
+    own = Purifier(noisy_model(20.0))
+    assert own.input_noise(3) == 20.0 and not own.settings.random
+    assert torch.equal(own(x), Purifier(small_model(), None, Settings(input_noise=20.0))(x))
+    assert torch.equal(own(x), own(x))
+    assert torch.equal(Purifier(noisy_model(20.0), None, Settings(input_noise=0.0))(x), Purifier(small_model())(x))
+    assert not torch.equal(Purifier(noisy_model(20.0), None, Settings(seed=1))(x), own(x))
+    assert not torch.equal(own.code(x), Purifier(small_model()).code(x))
+
+
+def test_colour_and_grey_networks_have_their_own_noise() -> None:
+    """Where only the colour networks are made for noise, a grey picture has none, and of several samples it needs one."""
+    x = torch.randint(0, 256, (1, 1, 40, 50), dtype=torch.uint8)
+    both = Purifier(noisy_model(20.0), small_model(1, 4), Settings(samples=3))
+    assert (both.input_noise(3), both.input_noise(1)) == (20.0, 0.0)
+    assert torch.equal(both(x), Purifier(None, small_model(1, 4))(x))
+    through_colour = Purifier(noisy_model(20.0))(x)
+    assert torch.equal(through_colour, Purifier(small_model(), None, Settings(input_noise=20.0))(x))
+    with pytest.raises(UsageError, match="none of their own"):
+        Purifier(small_model(), None, Settings(samples=3))
+
+
+def test_a_strip_has_the_noise_of_its_place() -> None:
+    """A strip that says which row it begins with is rebuilt as in the picture, beyond the border's reach."""
+    x = torch.randint(0, 256, (1, 3, 150, 40), dtype=torch.uint8)
+    purifier = Purifier(noisy_model(20.0), None, Settings(noise_std=2.0))
+    whole, strip = purifier(x), purifier.purify(x[:, :, 50:], top=50)
+    assert torch.equal(whole[:, :, 50 + RADIUS :], strip[:, :, RADIUS:])
+    assert not torch.equal(whole[:, :, 50 + RADIUS :], purifier(x[:, :, 50:])[:, :, RADIUS:])
+
+
 def test_samples_are_averaged() -> None:
     """The result is the mean of the pictures rebuilt from different draws: their spread falls with the number of samples."""
     x = torch.full((1, 3, 64, 64), 0.4)
@@ -335,7 +375,7 @@ def test_settings_out_of_range_are_refused() -> None:
         {"gradient": "x"},
         {"input_noise": -1},
         {"samples": 0, "noise_std": 1.0},
-        {"samples": 2},
+        {"samples": 2, "input_noise": 0.0},
     ]
     for values in wrong:
         with pytest.raises(UsageError):

@@ -1,14 +1,13 @@
-"""The tile grid and its noise, as pure functions."""
+"""The tile grid, as pure functions."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from comdefend_cli.model import RADIUS
-from comdefend_cli.tiles import PATCH, exact_grid, paper_grid, spans, window_noise
+from comdefend_cli.tiles import PATCH, exact_grid, paper_grid, spans
 
 
 @given(st.integers(1, 700), st.integers(1, 300), st.integers(0, 30))
@@ -48,20 +47,3 @@ def test_paper_grid_is_patches_without_overlap(height: int, width: int) -> None:
 def test_area_adds_up_to_the_picture() -> None:
     """Areas of the cores sum to the picture's, which is what progress counts."""
     assert sum(tile.area for tile in exact_grid(123, 457, 50)) == 123 * 457
-
-
-@given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 90), st.integers(1, 90))
-def test_noise_of_a_pixel_does_not_depend_on_the_window(top: int, left: int, height: int, width: int) -> None:
-    """Any window's noise is the same piece of one endless field."""
-    field = window_noise(7, 2, slice(0, 300), slice(0, 300))
-    rows, columns = slice(top, top + height), slice(left, left + width)
-    assert torch.equal(window_noise(7, 2, rows, columns), field[:, rows, columns])
-
-
-def test_noise_is_standard_normal_and_differs_by_seed() -> None:
-    """Mean 0, standard deviation 1, and other seeds draw other noise."""
-    one, other = (window_noise(seed, 12, slice(0, 128), slice(0, 128)) for seed in (0, 1))
-    assert abs(float(one.mean())) < 0.01
-    assert abs(float(one.std()) - 1) < 0.01
-    assert abs(float((one * other).mean())) < 0.01
-    assert RADIUS == 18

@@ -175,6 +175,17 @@ def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
         config(input_noise_least=1.0)
 
 
+@pytest.mark.usefixtures("narrow")
+def test_noise_at_inference_is_measured_with_and_changes_no_step(dataset: Dataset) -> None:
+    """What is measured has the noise that the weights will be used with; what is learnt is the same without."""
+    plain, noisy = (Trainer(config(inference_noise=std), dataset, CPU) for std in (0.0, 60.0))
+    losses = [[report.loss for report in run.run()] for run in (plain, noisy)]
+    assert losses[0] == losses[1] and noisy.model.input_noise == 60.0
+    assert plain.measure(4)["psnr_db"] != noisy.measure(4)["psnr_db"]
+    with pytest.raises(UsageError, match="inference_noise must be at most 255"):
+        config(inference_noise=256.0)
+
+
 def test_feature_distance_is_of_the_blocks_and_the_logits() -> None:
     """It is the mean relative square distance of the blocks' outputs and the logits, zero for equal pictures, and has a gradient."""
     torch.manual_seed(0)

@@ -122,11 +122,26 @@ def _sha256(path: Path) -> str:
 def test_a_run_leaves_weights_log_and_pictures(run: Run, cifar: Path, tmp_path: Path) -> None:
     """A whole run at full width: a loadable weight file with a complete header, a log, two pictures, no checkpoint."""
     out = tmp_path / "w.safetensors"
-    done = run(*_arguments(cifar, out), "--steps", 3, "--batch-size", 2, "--validate-every", 1, "--penalty", 0.001, "--bits", 8)
+    done = run(
+        *_arguments(cifar, out),
+        "--steps",
+        3,
+        "--batch-size",
+        2,
+        "--validate-every",
+        1,
+        "--penalty",
+        0.001,
+        "--bits",
+        8,
+        "--inference-noise",
+        20,
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w-curves.png", "w-pictures.png", "w.json", "w.safetensors"]
     loaded = weights.load(str(out))
     assert loaded.header.architecture == Architecture(3, 8)
+    assert loaded.header.input_noise == loaded.header.training["inference_noise"] == 20.0
     said = loaded.header.training
     expected = {"data": "cifar10", "steps": 3, "batch_size": 2, "seed": 0, "penalty": 0.001, "noise_std": 20.0, "input_noise": 0.0}
     expected |= {"optimizer": "muon", "lr": 0.02, "test_images": 6, "train_images": 30, "comdefend_version": __version__}

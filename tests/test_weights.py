@@ -76,6 +76,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "newer format": (content(lambda fields, tensors: fields.update(format_version=2)), "pip install -U comdefend-cli"),
     "unknown format": (content(lambda fields, tensors: fields.update(format_version="x")), "format version"),
     "no training": (content(lambda fields, tensors: fields.pop("training")), "has no 'training'"),
+    "noise in words": (content(lambda fields, tensors: fields.update(input_noise="much")), "not a number from 0 to 255"),
+    "noise that is true": (content(lambda fields, tensors: fields.update(input_noise=True)), "not a number from 0 to 255"),
+    "noise below none": (content(lambda fields, tensors: fields.update(input_noise=-1)), "not a number from 0 to 255"),
+    "endless noise": (content(lambda fields, tensors: fields.update(input_noise=float("inf"))), "not a number from 0 to 255"),
     "huge widths": (set_architecture(hidden=[1024] * 8), "its header's architecture has"),
     "widths beyond all": (set_architecture(hidden=[10**9] * 8), "widths from 1 to 1024"),
     "infinite width": (set_architecture(hidden=[float("inf")] * 8), "whole numbers"),
@@ -119,6 +123,17 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--overwrite"):
         weights.save(path, model, {})
     assert weights.read_header(str(path)) == (loaded.header, sha256, path)
+
+
+def test_a_file_says_what_noise_belongs_before_its_networks(tmp_path: Path) -> None:
+    """It is saved and loaded with the networks; a file from before there was such noise has none."""
+    model = ComDefend(NARROW, input_noise=20.0)
+    weights.save(tmp_path / "w.safetensors", model, {})
+    loaded = weights.load(str(tmp_path / "w.safetensors"))
+    assert loaded.header.input_noise == loaded.model.input_noise == 20.0
+    old = content(lambda fields, tensors: fields.pop("input_noise", None))
+    (tmp_path / "old.safetensors").write_bytes(old)
+    assert weights.load(str(tmp_path / "old.safetensors")).model.input_noise == 0.0
 
 
 def test_a_changed_byte_in_a_file_of_one_s_own_is_found(run: Run, tmp_path: Path) -> None:
@@ -241,7 +256,7 @@ def test_shipped_weights_are_described(name: str) -> None:
 def test_list_show_and_verify_commands(run: Run, small_weights: Path) -> None:
     """`list` is whole on narrow output and in JSON, `show` prints header, PSNR and hash, `verify` passes all that ship."""
     listed = run("weights", "list", COLUMNS="30").stdout.decode().splitlines()
-    assert len(listed) == 1 + len(SHIPPED) and listed[0].split() == ["name", "channels", "bits", "PSNR", "dB", "about"]
+    assert len(listed) == 1 + len(SHIPPED) and listed[0].split() == ["name", "channels", "bits", "noise", "PSNR", "dB", "about"]
     for line, (name, entry) in zip(listed[1:], weights.registry().items(), strict=True):
         assert line.startswith(name + " ") and line.endswith(entry["about"])
     rows = json.loads(CliRunner().invoke(app, ["weights", "list", "--json"]).stdout)

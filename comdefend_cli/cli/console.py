@@ -205,9 +205,12 @@ NoiseStd = Annotated[
     typer.Option("--noise-std", min=0.0, help="Standard deviation of noise on the code's logits, as in the authors' release (1). 0: none."),
 ]
 InputNoise = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--input-noise", min=0.0, help="Standard deviation of noise on the picture, in 8-bit levels, to drown an attack. 0: none."
+        "--input-noise",
+        min=0.0,
+        help="Standard deviation of noise on the picture, in 8-bit levels, to drown an attack. 0: none.",
+        show_default="what the weights are made for",
     ),
 ]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise; the mean of what is rebuilt is written.")]

@@ -54,7 +54,7 @@ def evaluate(
             help="Names with options, separated by spaces or semicolons: none, weights that ship or a weight file, bits, median, jpeg, tv, "
             "resize-pad, pixeldefend, hgd; for example 'none comdefend-12bit:noise=20,votes=8 jpeg:quality=75'.",
         ),
-    ] = "none comdefend-12bit comdefend-12bit-denoise-cifar10 comdefend-12bit-denoise bits:depth=3 median:size=3 jpeg:quality=75",
+    ] = "none comdefend-12bit comdefend-12bit-denoise:input-noise=0 comdefend-12bit-denoise bits:depth=3 median:size=3 jpeg:quality=75",
     attacks: Annotated[
         str | None,
         typer.Option(

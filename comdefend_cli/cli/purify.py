@@ -12,12 +12,12 @@ import typer
 
 from comdefend_cli.cli import console, purify_strips
 from comdefend_cli.cli.console import notice
-from comdefend_cli.cli.work import pixel_bar, settings_record
+from comdefend_cli.cli.work import pixel_bar, purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from comdefend_cli.images import Picture
-    from comdefend_cli.purifier import Purifier
+    from comdefend_cli.purifier import Purifier, Settings
     from comdefend_cli.weights import Weights
 
 STANDARD = Path("-")
@@ -39,7 +39,7 @@ def purify(
     tiling: console.Tiling = "exact",
     tile: console.Tile = None,
     noise_std: console.NoiseStd = 0.0,
-    input_noise: console.InputNoise = 0.0,
+    input_noise: console.InputNoise = None,
     samples: console.Samples = 1,
     seed: console.NoiseSeed = 0,
     compare: Annotated[
@@ -75,9 +75,7 @@ def purify(
         raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")
     _refuse_outputs(source, target, compare, overwrite=overwrite)
     format_name = _format(target, format)
-    if purify_strips.wanted(strips, source, target, whole=compare is not None or max(noise_std, input_noise) > 0, quiet=quiet):
-        from comdefend_cli.purifier import Settings
-
+    if purify_strips.wanted(strips, source, target, whole=compare is not None, quiet=quiet):
         purify_strips.run(
             source,
             target,
@@ -85,7 +83,7 @@ def purify(
             device=device,
             precision=precision,
             backend=backend,
-            settings=Settings(tiling, tile, samples=samples),  # type: ignore[arg-type]  # Checked by Settings.
+            settings=_settings(tiling, tile, noise_std, seed, input_noise, samples),
             strip=strip,
             overwrite=overwrite,
             max_megapixels=max_megapixels,
@@ -102,7 +100,7 @@ def purify(
     from comdefend_cli import machine
     from comdefend_cli import weights as weight_files
     from comdefend_cli.device import describe_device
-    from comdefend_cli.purifier import Purifier, Settings
+    from comdefend_cli.purifier import Purifier
 
     machine.limit_threads()
     if compare is not None:
@@ -110,7 +108,7 @@ def purify(
 
         height, width = picture.pixels.shape[:2]
         images.refuse_size(images.format_of(compare), height, comparison_width(width))
-    settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
+    settings = _settings(tiling, tile, noise_std, seed, input_noise, samples)
     name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)
     purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
@@ -132,10 +130,14 @@ def purify(
         console.print_json({**where, **_record(picture, cleaned, purifier, loaded, seconds)})
 
 
+def _settings(tiling: str, tile: int | None, noise_std: float, seed: int, input_noise: float | None, samples: int) -> Settings:
+    from comdefend_cli.purifier import Settings
+
+    return Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
+
+
 def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weights, seconds: float) -> dict[str, Any]:
     """What was done, for scripts; times in seconds, PSNR in dB."""
-    from comdefend_cli.device import describe_device
-
     height, width, channels = picture.pixels.shape
     return {
         "width": width,
@@ -144,9 +146,7 @@ def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weig
         "alpha": picture.alpha is not None,
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(picture.megapixels / seconds, 4),
-        **settings_record(purifier.settings, describe_device(next(purifier.parameters()).device), purifier.precision, purifier.backend),
-        "weights": loaded.name,
-        "weights_sha256": loaded.sha256,
+        **purifier_record(purifier, loaded),
         **_fidelity(picture, cleaned),
         "notices": picture.notices,
     }

@@ -47,7 +47,7 @@ def purify_dir(
     tiling: console.Tiling = "exact",
     tile: console.Tile = None,
     noise_std: console.NoiseStd = 0.0,
-    input_noise: console.InputNoise = 0.0,
+    input_noise: console.InputNoise = None,
     samples: console.Samples = 1,
     seed: console.NoiseSeed = 0,
     quality: console.Quality = None,

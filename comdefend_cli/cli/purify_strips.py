@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.cli import console
 from comdefend_cli.cli.console import notice
-from comdefend_cli.cli.work import pixel_bar, settings_record
+from comdefend_cli.cli.work import pixel_bar, purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet
     dashes = "-" in (str(source), str(target))
     if asked:
         if dashes or whole:
-            raise UsageError("--strips is from file to file, without --compare and noise; leave those out")
+            raise UsageError("--strips is from file to file, without --compare; leave that out")
         return True
     if dashes or whole or target.suffix.lower() not in (".png", ".tif", ".tiff") or not source.is_file():
         return False
@@ -103,9 +103,6 @@ def run(
 
 def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds: float, error: float) -> dict[str, Any]:
     """As of `comdefend purify`; seconds include reading and writing, and SSIM is not measured."""
-    from comdefend_cli.device import describe_device
-
-    parameter = next(purifier.parameters())
     return {
         "width": picture.width,
         "height": picture.height,
@@ -113,9 +110,7 @@ def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds:
         "alpha": picture.alpha,
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(picture.width * picture.height / 1e6 / seconds, 4),
-        **settings_record(purifier.settings, describe_device(parameter.device), purifier.precision, purifier.backend),
-        "weights": loaded.name,
-        "weights_sha256": loaded.sha256,
+        **purifier_record(purifier, loaded),
         "psnr_db": round(10 * math.log10(255**2 / error), 4) if error else None,
         "ssim": None,
         "notices": picture.notices,

@@ -53,6 +53,15 @@ def train(
     input_noise_least: Annotated[
         float, typer.Option("--input-noise-least", min=0.0, help="Least standard deviation of input noise; each image draws its own.")
     ] = 0.0,
+    inference_noise: Annotated[
+        float,
+        typer.Option(
+            "--inference-noise",
+            min=0.0,
+            max=255.0,
+            help="Noise that purify puts on pictures before these weights, in 8-bit levels.",
+        ),
+    ] = 0.0,
     features: Annotated[
         str | None,
         typer.Option("--features", metavar="CLASSIFIER", help="A classifier of train-classifier, whose features are to be kept."),
@@ -110,6 +119,7 @@ def train(
                 noise_std=noise_std,
                 input_noise=input_noise,
                 input_noise_least=input_noise_least,
+                inference_noise=inference_noise,
                 features=seen.sha256 if seen else "",
                 feature_weight=feature_weight,
                 optimizer=optimizer,

@@ -24,8 +24,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON arr
     if as_json:
         console.print_json(rows, indent=2)
         return
-    heads = ("name", "channels", "bits", "PSNR dB", "about")
-    lines = [(r["name"], str(r["channels"]), str(r["bits"]), _decibels(r["psnr_db"]), r["about"]) for r in rows]
+    heads = ("name", "channels", "bits", "noise", "PSNR dB", "about")
+    lines = [(r["name"], str(r["channels"]), str(r["bits"]), f"{r['input_noise']:g}", _decibels(r["psnr_db"]), r["about"]) for r in rows]
     if console.out.is_terminal:
         table = Table(*heads)
         for line in lines:
@@ -49,6 +49,7 @@ def _rows() -> list[dict[str, Any]]:
                 "name": name,
                 "channels": shape.channels,
                 "bits": shape.bits,
+                "input_noise": header.input_noise,
                 "psnr_db": training.get("psnr_db"),
                 "ssim": training.get("ssim"),
                 "sha256": sha256,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from comdefend_cli.cli.console import err
 
 if TYPE_CHECKING:
-    from comdefend_cli.purifier import Settings
+    from comdefend_cli.purifier import Purifier, Settings
+    from comdefend_cli.weights import Weights
 
 
 @contextmanager
@@ -35,7 +36,21 @@ def settings_record(settings: Settings, device: str, precision: str, backend: st
         "tiling": settings.tiling,
         "tile": settings.tile,
         "noise_std": settings.noise_std,
-        "input_noise": settings.input_noise,
+        "input_noise": settings.input_noise,  # Null: each picture's weights say it.
         "samples": settings.samples,
         "seed": settings.seed,
+    }
+
+
+def purifier_record(purifier: Purifier, weights: Weights) -> dict[str, Any]:
+    """The same of a purifier of one picture, with the noise that its weights chose."""
+    from comdefend_cli.device import describe_device
+
+    device = describe_device(next(purifier.parameters()).device)
+    record = settings_record(purifier.settings, device, purifier.precision, purifier.backend)
+    return {
+        **record,
+        "input_noise": purifier.input_noise(weights.header.architecture.channels),
+        "weights": weights.name,
+        "weights_sha256": weights.sha256,
     }

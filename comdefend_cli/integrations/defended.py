@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from comdefend_cli.classifier_networks import Normalise, Numbers
 from comdefend_cli.errors import UsageError
+from comdefend_cli.noise import mixed_seed
 from comdefend_cli.purifier import Purifier
-from comdefend_cli.tiles import mixed_seed
 
 DefendedGradient = Literal["straight-through", "identity", "soft", "none"]
 DEFENDED_GRADIENTS: tuple[str, ...] = get_args(DefendedGradient)

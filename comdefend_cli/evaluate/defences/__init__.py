@@ -1,8 +1,9 @@
 """Defences at test time, made from a spec: ComDefend and those that the paper compares with.
 
 none                                                      the pictures as they are
-NAME or PATH.safetensors[:noise=0,input-noise=0,samples=1,votes=1,tiling=exact,backend=torch]
-                                                          ComDefend, by weights that ship or by a file
+NAME or PATH.safetensors[:noise=0,input-noise=S,samples=1,votes=1,tiling=exact,backend=torch]
+                                                          ComDefend, by weights that ship or by a file; noise that is given is new
+                                                          in each call, the weights' own is what `comdefend purify` puts there
 bits[:depth=3], median[:size=3]                           feature squeezing (Xu et al., NDSS 2018)
 jpeg[:quality=75]                                         JPEG compression (Dziugaite et al., 2016)
 tv[:weight=0.1]                                           total variation (Rudin et al., 1992; Guo et al., ICLR 2018)
@@ -75,7 +76,7 @@ _KINDS: dict[str, _Kind] = {
 }
 _COMDEFEND: dict[str, Option] = {
     "noise": real(0, 0.0),
-    "input-noise": real(0, 0.0),
+    "input-noise": real(0, None),
     "samples": whole(1, MOST_VOTES, 1),
     "votes": whole(1, MOST_VOTES, 1),
     "tiling": one_of("exact", "paper"),

@@ -21,7 +21,8 @@ class ComDefendDefence(Defence):
         weights_name: a name that ships, or a weight file; the header says for how many channels.
         noise: standard deviation of Gaussian noise on the logits before they are rounded; 0 for none. Every call
             and every picture of a batch has noise of its own.
-        input_noise: the same of noise on the picture, in 8-bit levels.
+        input_noise: the same of noise on the picture, in 8-bit levels. None is the weights' own noise as `comdefend purify` puts it
+            there: the same for all pictures and calls, so known to an attacker who knows of the defence.
         samples: pictures rebuilt from as many draws of the noise, whose mean the classifier sees.
         votes: predictions averaged, each with noise of its own.
         tiling: "exact" or "paper", see :class:`comdefend_cli.Settings`.
@@ -41,7 +42,7 @@ class ComDefendDefence(Defence):
         weights_name: str,
         *,
         noise: float = 0.0,
-        input_noise: float = 0.0,
+        input_noise: float | None = None,
         samples: int = 1,
         votes: int = 1,
         tiling: str = "exact",
@@ -50,8 +51,9 @@ class ComDefendDefence(Defence):
         precision: str,
     ) -> None:
         loaded = weights.load(weights_name)
-        # Noise that pictures shared would make their errors depend on each other, and an accuracy's interval too narrow.
-        settings = Settings(cast(Tiling, tiling), noise_std=noise, input_noise=input_noise, samples=samples, noise_per_picture=True)
+        settings = Settings(cast(Tiling, tiling), noise_std=noise, input_noise=input_noise, samples=samples)
+        # Random noise that pictures shared would make their errors depend on each other, and an accuracy's interval too narrow.
+        settings = replace(settings, noise_per_picture=settings.random)
         purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
         record: dict[str, Any] = {
             "defence": "comdefend",
@@ -60,7 +62,7 @@ class ComDefendDefence(Defence):
             "channels": loaded.header.architecture.channels,
             "bits": loaded.header.architecture.bits,
             "noise": noise,
-            "input-noise": input_noise,
+            "input-noise": purifier.input_noise(loaded.header.architecture.channels),
             "samples": samples,
             "tiling": tiling,
             "precision": purifier.precision,

@@ -18,14 +18,16 @@ class Option:
     Attributes:
         parse: makes the value of its text; raises ValueError where that is none.
         what: what a value is, to complete "must be ...".
-        default: of the value; None where it must be given.
+        default: of the value.
         shown: whether the canonical form says it even when it has its default.
+        needed: whether it must be given.
     """
 
     parse: Callable[[str], Any]
     what: str
     default: Any = None
     shown: bool = False
+    needed: bool = False
 
 
 def whole(low: int, high: int, default: int, *, shown: bool = False) -> Option:
@@ -39,7 +41,7 @@ def whole(low: int, high: int, default: int, *, shown: bool = False) -> Option:
     return Option(parse, f"a whole number from {low} to {high}", default, shown)
 
 
-def real(low: float, default: float, *, above: bool = False, shown: bool = False) -> Option:
+def real(low: float, default: float | None, *, above: bool = False, shown: bool = False) -> Option:
     """A finite number of at least `low`, or `above` it."""
 
     def parse(text: str) -> float:
@@ -70,7 +72,7 @@ def file() -> Option:
             raise ValueError
         return text
 
-    return Option(parse, "a file", shown=True)
+    return Option(parse, "a file", shown=True, needed=True)
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -103,7 +105,7 @@ def parse_options(name: str, text: str, options: dict[str, Option]) -> dict[str,
         except ValueError:
             raise UsageError(f"defence {name}: {key} must be {options[key].what}, not {value!r}") from None
     for key, option in options.items():
-        if option.default is None and key not in values:
+        if option.needed and key not in values:
             raise UsageError(f"defence {name} needs {option.what}: {name}:{key}=FILE")
     return {key: values.get(key, option.default) for key, option in options.items()}
 

@@ -1,0 +1,52 @@
+"""Noise that depends on a seed and on a pixel's place alone: the same in every tiling, batch and strip, and on every device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Side of the squares that noise is drawn in.
+BLOCK = 64
+#: Pixels after which it repeats, down and across: what is drawn once serves pictures of any size.
+PERIOD = 16 * BLOCK
+
+
+def window_noise(seed: int, channels: int, rows: slice, columns: slice) -> Tensor:
+    """Standard normal noise for one window of a picture, (channels, rows, columns), float32, on the CPU."""
+    out = np.empty((channels, rows.stop - rows.start, columns.stop - columns.start), np.float32)
+    for y in range(rows.start // BLOCK, (rows.stop - 1) // BLOCK + 1):
+        for x in range(columns.start // BLOCK, (columns.stop - 1) // BLOCK + 1):
+            place = (y % (PERIOD // BLOCK), x % (PERIOD // BLOCK))
+            stream = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, *place))))
+            block = stream.standard_normal((channels, BLOCK, BLOCK), np.float32)
+            block_rows, out_rows = _overlap(rows, y * BLOCK)
+            block_columns, out_columns = _overlap(columns, x * BLOCK)
+            out[:, out_rows, out_columns] = block[:, block_rows, block_columns]
+    return torch.from_numpy(out)
+
+
+@lru_cache(maxsize=4)
+def field(seed: int, channels: int, device: torch.device) -> Tensor:
+    """One period of the noise, (channels, PERIOD, PERIOD), on a device that would wait for a CPU to draw each window anew."""
+    whole = slice(0, PERIOD)
+    return window_noise(seed, channels, whole, whole).to(device)
+
+
+def window_of(period: Tensor, rows: slice, columns: slice) -> Tensor:
+    """:func:`window_noise` out of a :func:`field`, on its device."""
+    down, across = (torch.arange(side.start, side.stop, device=period.device) % PERIOD for side in (rows, columns))
+    return period[:, down[:, None], across]
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed of 64 bits made of several numbers of 0 or more, such as a seed and a count."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _overlap(window: slice, origin: int) -> tuple[slice, slice]:
+    """The part of a window in the block at `origin`, counted in the block and in the window."""
+    start, stop = max(window.start, origin), min(window.stop, origin + BLOCK)
+    return slice(start - origin, stop - origin), slice(start - window.start, stop - window.start)
