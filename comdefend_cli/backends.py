@@ -29,6 +29,8 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 _TRITON = {"auto": (7, 0), "float16": (7, 0), "bfloat16": (8, 0), "float8": (8, 9)}
 #: Sides of tiles: all activations of two layers are in memory at once, of 1024 pixels a side in bfloat16 0.8 GB.
 _TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
+#: Pixels of a picture above which tiles are `_LARGE_TILE` a side at most: it takes so much memory itself that activations should take less.
+_LARGE, _LARGE_TILE = 2**25, 512
 #: All that `comdefend quantize` writes. A weight file comes from outside: a graph with anything else, such as a loop, is refused.
 _OPERATIONS = {"Parameter", "Constant", "Convert", "Subtract", "Multiply", "Add", "Convolution", "Elu", "Greater", "Sigmoid", "Result"}
 _OPERATIONS |= {"FakeQuantize"}
@@ -130,12 +132,13 @@ class Engine(Protocol):
     Attributes:
         name: of the backend.
         precision: "float32", "bfloat16", "float16", "float8" or "int8".
-        tile: side of a tile that suits it.
     """
 
     name: str
     precision: str
-    tile: int
+
+    def tile(self, pixels: int) -> int:
+        """Side of a tile that suits a picture of so many pixels."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
@@ -149,13 +152,17 @@ class TritonNetworks:
         float8: whether its large layers are computed in 8 bits.
     """
 
-    name, tile = "triton", 2048
+    name = "triton"
 
     def __init__(self, model: ComDefend, *, float8: bool = False) -> None:
         from comdefend_cli.fused import FusedNetworks
 
         self._networks = FusedNetworks(model, float8=float8)
         self.precision = "float8" if float8 else dtype_name(next(model.parameters()).dtype)
+
+    def tile(self, pixels: int) -> int:
+        """Side of a tile, whatever the picture's size."""
+        return 2048
 
     def __call__(self, x: Tensor) -> Tensor:
         """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
@@ -172,7 +179,6 @@ class OpenVINONetworks:
 
     Attributes:
         precision: never "auto".
-        tile: side of a tile that suits it.
 
     Raises:
         UsageError: OpenVINO is not installed, or a precision that is not there.
@@ -187,12 +193,16 @@ class OpenVINONetworks:
             raise UsageError(f"the openvino backend computes in {', '.join(_HINTS)}, not {precision}")
         if precision == "int8" and quantized is None:
             raise UsageError("these weights hold no int8 networks: make some with comdefend quantize")
-        self.precision, self.tile = precision, _TILES[precision]
+        self.precision = precision
         require("openvino", extra="openvino")
         self._networks = quantized if quantized and precision == "int8" else copy.deepcopy(model)
         self._channels = model.architecture.channels
         self._lock = threading.Lock()
         self._compiled: Any = None
+
+    def tile(self, pixels: int) -> int:
+        """Side of a tile, smaller for a picture of very many pixels."""
+        return min(_TILES[self.precision], _LARGE_TILE) if pixels > _LARGE else _TILES[self.precision]
 
     def __call__(self, x: Tensor) -> Tensor:
         """The picture (N, C, H, W), float32 in [0, 1], of one likewise.

@@ -317,7 +317,7 @@ class Purifier(nn.Module):
         """
         device = next(route.model.parameters()).device
         usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
-        tile = self.settings.tile or (route.engine.tile if route.engine else usual)
+        tile = self.settings.tile or (route.engine.tile(x.shape[2] * x.shape[3]) if route.engine else usual)
         batch_pixels = self._batch_pixels or BATCH_PIXELS[device.type]
         done = 0
 

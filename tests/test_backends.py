@@ -21,6 +21,7 @@ from comdefend_cli.evaluate.defences import make
 from comdefend_cli.export import made_pictures
 from comdefend_cli.graphs import serialised
 from comdefend_cli.metrics import mean_psnr
+from comdefend_cli.model import RADIUS
 from comdefend_cli.weights import Quantized, Weights
 
 pytest.importorskip("openvino")
@@ -49,6 +50,19 @@ def test_openvino_in_float32_is_pytorch_within_a_few_roundings(photograph: torch
     ours = purifier("float32", settings=Settings(tile=40), channels=channels)
     assert (ours.backend, ours.precision) == ("openvino", "float32")
     assert mean_psnr(ours(x), purifier("float32", "torch", channels=channels)(x)) > 55
+
+
+def test_tiles_of_very_large_pictures_are_smaller(monkeypatch: pytest.MonkeyPatch, photograph: torch.Tensor) -> None:
+    """A picture that takes much memory itself goes through in tiles whose activations take less; the pixels stay what they are."""
+    ours = purifier("float32")
+    whole = ours(photograph)
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(backends, "_LARGE", photograph[0, 0].numel() - 1)
+    monkeypatch.setattr(backends, "_LARGE_TILE", 15)
+    engine = ours.engines[3]
+    ours.engines[3] = type("Spy", (), {"tile": engine.tile, "__call__": lambda self, x: shapes.append(tuple(x.shape)) or engine(x)})()
+    assert mean_psnr(ours(photograph), whole) > 55
+    assert max(max(shape[2:]) for shape in shapes) <= 15 + 2 * RADIUS < max(photograph.shape[2:])
 
 
 def test_the_shipped_weights_in_bfloat16(photograph: torch.Tensor) -> None:

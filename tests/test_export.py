@@ -92,7 +92,18 @@ def test_the_command_compares_on_the_users_pictures(run: Run, small_weights: Pat
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert (record["pictures"], record["written"]) == (1, [str(tmp_path / "out.onnx")])
+    assert record["input_noise"] == 0 and b"noise" not in done.stderr
     assert run(*options).returncode == 2
+
+
+def test_the_command_says_what_noise_the_networks_are_made_for(run: Run, tmp_path: Path) -> None:
+    """The file does not add it, so whoever uses it must know."""
+    pytest.importorskip("onnxruntime")
+    model = small_model()
+    model.input_noise = 20.0
+    weights.save(tmp_path / "noisy.safetensors", model, {})
+    done = run("export", tmp_path / "out.onnx", "--format", "onnx", "--weights", tmp_path / "noisy.safetensors")
+    assert done.returncode == 0 and b"standard deviation 20/255" in done.stderr
 
 
 def test_both_files_of_openvino_are_replaced_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,14 +20,19 @@ from comdefend_cli.device import cpu_has_bfloat16, resolve_device, resolve_preci
 from comdefend_cli.errors import UsageError
 from comdefend_cli.metrics import mean_psnr
 from comdefend_cli.model import RADIUS, ComDefend
+from comdefend_cli.noise import mixed_seed, window_noise
 from comdefend_cli.tiles import exact_grid
 from comdefend_cli.windows import batches, stacked, true_float32
 
 
-def untiled(model: ComDefend, x: Tensor) -> Tensor:
-    """The whole picture through the network at once, rounded to 8 bits."""
+def untiled(model: ComDefend, x: Tensor, left: int = 0) -> Tensor:
+    """The whole picture, whose own place begins `left` pixels from the border, through the network at once, rounded to 8 bits."""
+    noisy = x.float() / 255
+    if model.input_noise:
+        rows, columns = slice(0, x.shape[2]), slice(left, left + x.shape[3])
+        noisy = (noisy + window_noise(mixed_seed(0, 0, 1), 3, rows, columns) * (model.input_noise / 255)).clamp(0, 1)
     with torch.inference_mode():
-        return (model(x.float() / 255) * 255).round().to(torch.uint8)
+        return (model(noisy) * 255).round().to(torch.uint8)
 
 
 def tensor(pixels: np.ndarray) -> Tensor:
@@ -83,8 +88,10 @@ def test_seams_are_what_paper_tiling_has_and_exact_has_not(shipped: Purifier, as
     x = tensor(astronaut[40:140, 150:250])
     assert shipped.color is not None
     paper = Purifier(shipped.color, None, Settings("paper"))(x)
-    patches = torch.cat([untiled(shipped.color, x[..., left : left + 32]) for left in range(0, 100, 32)], dim=3)
-    assert torch.equal(paper[:, :, :32], torch.cat([untiled(shipped.color, p) for p in x[:, :, :32].split(32, dim=3)], dim=3))
+    patches = torch.cat([untiled(shipped.color, x[..., left : left + 32], left) for left in range(0, 100, 32)], dim=3)
+    assert torch.equal(
+        paper[:, :, :32], torch.cat([untiled(shipped.color, p, 32 * i) for i, p in enumerate(x[:, :, :32].split(32, dim=3))], dim=3)
+    )
     assert patches.shape == paper.shape
     assert not torch.equal(paper, untiled(shipped.color, x))
 

@@ -301,7 +301,7 @@ def test_list_on_a_terminal_is_a_table(monkeypatch: pytest.MonkeyPatch, capsys: 
     from comdefend_cli.cli import console
     from comdefend_cli.cli.weights import list_
 
-    monkeypatch.setattr(console, "out", Console(force_terminal=True, width=60, soft_wrap=True))
+    monkeypatch.setattr(console, "out", Console(force_terminal=True, width=80, soft_wrap=True))
     list_()
     lines = capsys.readouterr().out.splitlines()
     assert any(SHIPPED[0][:10] in line and "│" in line for line in lines)

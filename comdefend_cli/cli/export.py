@@ -41,8 +41,8 @@ def export(
 ) -> None:
     """Write weights for other software, after comparing its output with PyTorch's.
 
-    The file takes a picture, float32 (N, channels, H, W) in [0, 1] of any size, and returns the purified one likewise.
-    openvino writes two files, OUT.xml and OUT.bin.
+    The file takes a picture, float32 (N, channels, H, W) in [0, 1] of any size, and returns the purified one likewise. Noise that
+    the weights are made for is not in it: add it to the picture, as a note says. openvino writes two files, OUT.xml and OUT.bin.
     """
     from comdefend_cli import export as exports
     from comdefend_cli import files, machine
@@ -57,13 +57,18 @@ def export(
     pictures = [_read(path, loaded.header.architecture.channels) for path in check or ()]
     done = exports.export(loaded, format, target, pictures=pictures, int8=precision == "int8", overwrite=overwrite)
     names = [str(path) for path in done.paths]
+    noise = loaded.header.input_noise
     if as_json:
-        console.print_json({"written": names, "psnr_db": _finite(done.psnr_db), "pictures": done.pictures, "weights_sha256": loaded.sha256})
+        fidelity = {"psnr_db": _finite(done.psnr_db), "pictures": done.pictures}
+        console.print_json({"written": names, **fidelity, "input_noise": noise, "weights_sha256": loaded.sha256})
     else:
         near = "the same levels as" if _finite(done.psnr_db) is None else f"at least {done.psnr_db:.1f} dB to"
         console.print_line(
             f"wrote {' and '.join(names)}: {near} PyTorch's float32 output on {done.pictures} {'pictures' if check else 'made pictures'}"
         )
+    if noise:
+        said = f"Gaussian noise of standard deviation {noise:g}/255, clipped to [0, 1] with the picture"
+        notice(f"these networks are made for pictures with noise, which the file does not add: give it {said}", quiet=as_json)
 
 
 @console.command
