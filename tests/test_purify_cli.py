@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import Run, small_model
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_images import png_claiming
@@ -70,6 +71,36 @@ def test_purify_writes_what_the_api_gives(run: Run, picture: Path, small_weights
     assert wide.shape == (40, 4 * 50 + 3 * 4, 3)
     assert np.array_equal(wide[:, :50], before)
     assert np.array_equal(wide[:, 108:158], after)
+
+
+def test_the_weights_own_noise_is_put_on_unless_told_otherwise(run: Run, picture: Path) -> None:
+    """One picture and a folder get it, the same in every run; --input-noise 0 leaves it out, --seed draws other noise."""
+    model = small_model()
+    model.input_noise = 20.0
+    path = picture.with_name("noisy.safetensors")
+    weights.save(path, model, {})
+    made = {}
+    for name, options in {
+        "own": (),
+        "again": (),
+        "asked": ("--input-noise", 20),
+        "none": ("--input-noise", 0),
+        "seed": ("--seed", 1),
+    }.items():
+        done = run("purify", picture, picture.with_name(f"{name}.png"), "--weights", path, "--device", "cpu", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["input_noise"] == (0.0 if name == "none" else 20.0)
+        made[name] = np.array(Image.open(picture.with_name(f"{name}.png")))
+    assert np.array_equal(made["own"], made["again"]) and np.array_equal(made["own"], made["asked"])
+    assert not np.array_equal(made["own"], made["none"]) and not np.array_equal(made["own"], made["seed"])
+    folder = picture.parent / "folder"
+    folder.mkdir()
+    shutil.copy(picture, folder / "in.png")
+    out = picture.parent / "out"
+    for options, kept, expected in (((), 0, "own"), ((), 1, "own"), (("--seed", 1), 0, "seed"), (("--input-noise", 0), 0, "none")):
+        done = run("purify-dir", folder, "--out", out, "--weights", path, "--device", "cpu", "--json", *options)
+        assert json.loads(done.stdout)["kept"] == kept, options
+        assert np.array_equal(np.array(Image.open(out / "in.png")), made[expected]), options
 
 
 def test_shipped_weights_purify_a_real_photo(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
