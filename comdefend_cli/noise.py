@@ -28,17 +28,18 @@ def window_noise(seed: int, channels: int, rows: slice, columns: slice) -> Tenso
     return torch.from_numpy(out)
 
 
+def kept_noise(seed: int, channels: int, rows: slice, columns: slice, device: torch.device) -> Tensor:
+    """:func:`window_noise` on a device, from one period that is drawn once and kept, except for small windows on the CPU."""
+    if device.type == "cpu" and (rows.stop - rows.start) * (columns.stop - columns.start) < PERIOD**2:
+        return window_noise(seed, channels, rows, columns)
+    down, across = (torch.arange(side.start, side.stop, device=device) % PERIOD for side in (rows, columns))
+    return _period(seed, channels, device)[:, down[:, None], across]
+
+
 @lru_cache(maxsize=4)
-def field(seed: int, channels: int, device: torch.device) -> Tensor:
-    """One period of the noise, (channels, PERIOD, PERIOD), on a device that would wait for a CPU to draw each window anew."""
+def _period(seed: int, channels: int, device: torch.device) -> Tensor:
     whole = slice(0, PERIOD)
     return window_noise(seed, channels, whole, whole).to(device)
-
-
-def window_of(period: Tensor, rows: slice, columns: slice) -> Tensor:
-    """:func:`window_noise` out of a :func:`field`, on its device."""
-    down, across = (torch.arange(side.start, side.stop, device=period.device) % PERIOD for side in (rows, columns))
-    return period[:, down[:, None], across]
 
 
 def mixed_seed(*numbers: int) -> int:

@@ -20,7 +20,7 @@ from comdefend_cli.backends import Engine, OpenVINONetworks, TritonNetworks, des
 from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
-from comdefend_cli.noise import field, mixed_seed, window_noise, window_of
+from comdefend_cli.noise import kept_noise, mixed_seed, window_noise
 from comdefend_cli.tiles import Tile, exact_grid, paper_grid
 from comdefend_cli.windows import IN_FLIGHT, Batch, batches, counted, fetched, filled, stacked, true_float32
 
@@ -397,10 +397,8 @@ class Purifier(nn.Module):
             places.append((index if own else 0, rows.start, columns.start))
             if places[-1] not in drawn and own:
                 drawn[places[-1]] = window_noise(mixed_seed(seed, index), channels, rows, columns).to(device)
-            elif places[-1] not in drawn and device.type == "cpu":
-                drawn[places[-1]] = window_noise(seed, channels, rows, columns)
             elif places[-1] not in drawn:
-                drawn[places[-1]] = window_of(field(seed, channels, device), rows, columns)
+                drawn[places[-1]] = kept_noise(seed, channels, rows, columns, device)
         return torch.stack([drawn[place] for place in (places if len(drawn) > 1 else places[:1])])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from comdefend_cli.noise import PERIOD, field, window_noise, window_of
+from comdefend_cli.noise import PERIOD, kept_noise, window_noise
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 90), st.integers(1, 90))
@@ -17,13 +17,14 @@ def test_noise_of_a_pixel_does_not_depend_on_the_window(top: int, left: int, hei
     assert torch.equal(window_noise(7, 2, rows, columns), whole[:, rows, columns])
 
 
-@settings(deadline=None)
-@given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1, 1500), st.integers(1, 90))
-def test_a_window_of_one_period_is_the_window_itself(top: int, left: int, height: int, width: int) -> None:
-    """What a GPU takes out of one period, drawn once, is what a CPU draws, at any place and of any size."""
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1000, 1500), st.integers(1000, 1300))
+@example(0, 0, PERIOD, PERIOD)
+@example(7, 5000, 10, 10)
+def test_noise_that_is_kept_is_that_which_is_drawn(top: int, left: int, height: int, width: int) -> None:
+    """What large windows and GPUs take out of one period, drawn once, is what is drawn anew, at any place and of any size."""
     rows, columns = slice(top, top + height), slice(left, left + width)
-    taken = window_of(field(3, 1, torch.device("cpu")), rows, columns)
-    assert torch.equal(taken, window_noise(3, 1, rows, columns))
+    assert torch.equal(kept_noise(3, 1, rows, columns, torch.device("cpu")), window_noise(3, 1, rows, columns))
 
 
 def test_noise_repeats_after_its_period_and_not_before() -> None:
