@@ -8,10 +8,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from comdefend_cli.windows import Batch
+
 #: Side of the squares that noise is drawn in.
 BLOCK = 64
 #: Pixels after which it repeats, down and across: what is drawn once serves pictures of any size.
 PERIOD = 16 * BLOCK
+
+
+def batch_noise(batch: Batch, channels: int, seed: int, top: int, device: torch.device, *, own: bool) -> Tensor:
+    """Standard normal noise for the windows of a batch, (N, channels, rows, columns), float32.
+
+    Args:
+        batch: the windows.
+        channels: of the noise.
+        seed: 0 or more.
+        top: the row of the picture that the windows' rows are counted from.
+        device: where it is wanted.
+        own: whether each picture of the batch has noise of its own. Otherwise it is drawn once for each place, and where all windows
+            lie in one place, N is 1.
+    """
+    drawn: dict[tuple[int, int, int], Tensor] = {}
+    places = []
+    for index, part in batch:
+        rows, columns = slice(part.rows.window.start + top, part.rows.window.stop + top), part.columns.window
+        place = (index if own else 0, rows.start, columns.start)
+        if place not in drawn and own:
+            drawn[place] = window_noise(mixed_seed(seed, index), channels, rows, columns).to(device)
+        elif place not in drawn:
+            drawn[place] = kept_noise(seed, channels, rows, columns, device)
+        places.append(place)
+    return torch.stack([drawn[place] for place in (places if len(drawn) > 1 else places[:1])])
 
 
 def window_noise(seed: int, channels: int, rows: slice, columns: slice) -> Tensor:

@@ -20,7 +20,7 @@ from comdefend_cli.backends import Engine, OpenVINONetworks, TritonNetworks, des
 from comdefend_cli.device import dtype_name, resolve_device, resolve_precision
 from comdefend_cli.errors import UsageError
 from comdefend_cli.model import GRADIENTS, ComDefend, Gradient, binarize
-from comdefend_cli.noise import kept_noise, mixed_seed, window_noise
+from comdefend_cli.noise import batch_noise, mixed_seed
 from comdefend_cli.tiles import Tile, exact_grid, paper_grid
 from comdefend_cli.windows import IN_FLIGHT, Batch, batches, counted, fetched, filled, stacked, true_float32
 
@@ -378,28 +378,15 @@ class Purifier(nn.Module):
         if std == 0:
             return windows
         seed = mixed_seed(self.settings.seed, sample, _INPUT)
-        noise = self._noise(batch, windows.shape[1], seed, top, windows.device)
+        noise = batch_noise(batch, windows.shape[1], seed, top, windows.device, own=self.settings.noise_per_picture)
         return torch.add(windows, noise, alpha=std / 255).clamp_(0, 1)
 
     def _logit_noise(self, batch: Batch, model: ComDefend, sample: int = 0, top: int = 0) -> Tensor | None:
         if self.settings.noise_std == 0:
             return None
         seed = mixed_seed(self.settings.seed, sample, _LOGITS) if sample else self.settings.seed
-        return self._noise(batch, model.architecture.bits, seed, top, next(model.parameters()).device) * self.settings.noise_std
-
-    def _noise(self, batch: Batch, channels: int, seed: int, top: int, device: torch.device) -> Tensor:
-        """Standard normal noise for a batch's windows, drawn once for each place; one for all of them where they lie in one place."""
-        own = self.settings.noise_per_picture
-        drawn: dict[tuple[int, int, int], Tensor] = {}
-        places = []
-        for index, part in batch:
-            rows, columns = slice(part.rows.window.start + top, part.rows.window.stop + top), part.columns.window
-            places.append((index if own else 0, rows.start, columns.start))
-            if places[-1] not in drawn and own:
-                drawn[places[-1]] = window_noise(mixed_seed(seed, index), channels, rows, columns).to(device)
-            elif places[-1] not in drawn:
-                drawn[places[-1]] = kept_noise(seed, channels, rows, columns, device)
-        return torch.stack([drawn[place] for place in (places if len(drawn) > 1 else places[:1])])
+        device = next(model.parameters()).device
+        return batch_noise(batch, model.architecture.bits, seed, top, device, own=self.settings.noise_per_picture) * self.settings.noise_std
 
 
 def _forget_engines(purifier: Purifier, keys: object) -> None:
