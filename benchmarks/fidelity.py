@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How near purified pictures stay to their originals, and what precision changes in them.
 
-    python benchmarks/fidelity.py --data-dir DATA [--pictures DIR] [--images N] [--weights NAME|PATH ...]
+    python benchmarks/fidelity.py --data-dir DATA [--pictures DIR] [--images N] [--input-noise S] [--weights NAME|PATH ...]
 
 For each weight file: mean PSNR and SSIM over test images of the data it was trained on, and over the pictures of a
 folder (grey where the weights are grey). For each other precision: share of code bits flipped and PSNR to float32.
@@ -21,7 +21,7 @@ from torch import Tensor
 from comdefend_cli import datasets, images, weights
 from comdefend_cli.device import cpu_has_bfloat16
 from comdefend_cli.metrics import TOP_PSNR, mean_psnr, psnr, ssim
-from comdefend_cli.purifier import LUMA, Purifier
+from comdefend_cli.purifier import LUMA, Purifier, Settings
 
 
 def measure(purifier: Purifier, batches: list[Tensor]) -> dict[str, Any]:
@@ -36,9 +36,9 @@ def measure(purifier: Purifier, batches: list[Tensor]) -> dict[str, Any]:
     return {"n": count, "psnr_db": round(sum(decibels) / count, 3), "ssim": round(sum(similarity) / count, 4)}
 
 
-def precision(name: str, other: str, batch: Tensor) -> dict[str, Any]:
+def precision(name: str, other: str, batch: Tensor, settings: Settings) -> dict[str, Any]:
     """What another precision changes: share of code bits, PSNR of the result to float32's, and PSNR of both to the originals."""
-    exact, rough = (Purifier.from_pretrained(name, device="cpu", precision=value) for value in ("float32", other))
+    exact, rough = (Purifier.from_pretrained(name, device="cpu", precision=value, settings=settings) for value in ("float32", other))
     flipped = (exact.code(batch) != rough.code(batch)).float().mean()
     first, second = exact.purify(batch), rough.purify(batch)
     return {
@@ -68,14 +68,16 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="official files of CIFAR-10 and Fashion-MNIST")
     parser.add_argument("--pictures", type=Path, help="a folder of photographs, such as Kodak's")
     parser.add_argument("--images", type=int, default=1000, help="test images a data set")
+    parser.add_argument("--input-noise", type=float, help="in 8-bit levels; default: what the weights are made for")
     parser.add_argument("--precision-images", type=int, default=32, help="of these for each precision")
     parser.add_argument("--weights", nargs="*", default=sorted(weights.registry()), help="names or files; default all that ship")
     arguments = parser.parse_args()
+    settings = Settings(input_noise=arguments.input_noise)
     results: dict[str, Any] = {}
     for name in arguments.weights:
         header, _, _ = weights.read_header(name)
         channels = header.architecture.channels
-        purifier = Purifier.from_pretrained(name, device="cpu", precision="float32")
+        purifier = Purifier.from_pretrained(name, device="cpu", precision="float32", settings=settings)
         data = header.training.get("data")
         if data not in datasets.DATASETS:  # Imported, or trained on a folder of pictures.
             data = "cifar10" if channels == 3 else "fashion-mnist"
@@ -83,7 +85,7 @@ def main() -> None:
         results[name] = {data: measure(purifier, list(torch.split(test, 256)))}
         if arguments.pictures:
             results[name][arguments.pictures.name] = measure(purifier, folder(arguments.pictures, channels))
-        results[name]["bfloat16"] = precision(name, "bfloat16", test[: arguments.precision_images])
+        results[name]["bfloat16"] = precision(name, "bfloat16", test[: arguments.precision_images], settings)
         print(name, json.dumps(results[name]), flush=True)
     native = {"native_bfloat16": cpu_has_bfloat16()}
     about = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), **native}
