@@ -37,6 +37,7 @@ from torch import Tensor
 from comdefend_cli import Purifier, Settings, bands, images, weights
 from comdefend_cli.device import cpu_has_bfloat16
 from comdefend_cli.metrics import psnr
+from comdefend_cli.model import HIDDEN
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-toolbox", "numpy", "pillow")
 TILES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
@@ -183,16 +184,16 @@ def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
     kinds = [variant for variant in variants(None) if variant[1]["backend"] == "torch"]
     purifiers = {name: Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cpu", **options) for name, options in kinds}
     rates: dict[str, dict[int, list[float]]] = {name: {pixels: [] for pixels in BANDS} for name in purifiers}
-    usual = bands.THREAD_PIXELS
+    usual = bands.THREAD_BYTES
     for _ in range(rounds):
         for name, purifier in purifiers.items():
             for pixels in BANDS:
-                bands.THREAD_PIXELS = pixels
+                bands.THREAD_BYTES = pixels * max(HIDDEN) * next(purifier.parameters()).dtype.itemsize
                 began = time.perf_counter()
                 purifier(x)
                 rates[name][pixels].append(x[0, 0].numel() / 1e6 / (time.perf_counter() - began))
                 tell(f"{name}: bands of {pixels} pixels a thread: {rates[name][pixels][-1]:.4f}")
-    bands.THREAD_PIXELS = usual
+    bands.THREAD_BYTES = usual
     return [{"band": pixels, **{name: _short(statistics.median(rates[name][pixels])) for name in rates}} for pixels in BANDS]
 
 
@@ -206,9 +207,9 @@ def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
     rates: dict[tuple[str, int], list[float]] = {}
 
     def rate(key: tuple[str, int], x: Tensor, batch: int) -> None:
+        purifier._batch_pixels = batch * x[0, 0].numel()
         began = time.perf_counter()
-        for part in x.split(batch):
-            purifier(part)
+        purifier(x)
         rates.setdefault(key, []).append(len(x) * x[0, 0].numel() / 1e6 / (time.perf_counter() - began))
         tell(f"{key[0]} {key[1]}: {rates[key][-1]:.4f}")
 

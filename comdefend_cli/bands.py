@@ -18,17 +18,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from comdefend_cli.model import RADIUS, ComDefend, Conv3x3, ConvELU, binarize, elu_, to_picture
+from comdefend_cli.model import HIDDEN, RADIUS, ComDefend, Conv3x3, ConvELU, binarize, elu_, to_picture
 
-#: Pixels of a band for each thread: of its 256 channels in 2 bytes, 4 MB. See the table of bands in docs/performance.md.
-THREAD_PIXELS = 2**13
+#: Bytes of a band's widest activations for each thread: 8,192 pixels in float32, 16,384 in 16 bits. See the table of bands in
+#: docs/performance.md.
+THREAD_BYTES = 2**23
 #: Threads from which a band no longer grows, as its activations, some 3 kB a pixel in float32, would fill the memory.
 MOST_THREADS = 16
 
 
-def band_pixels() -> int:
-    """Pixels of a band, over all pictures of a batch."""
-    return THREAD_PIXELS * min(torch.get_num_threads(), MOST_THREADS)
+def band_pixels(dtype: torch.dtype) -> int:
+    """Pixels of a band in networks of this dtype, over all pictures of a batch."""
+    return THREAD_BYTES // (max(HIDDEN) * dtype.itemsize) * min(torch.get_num_threads(), MOST_THREADS)
 
 
 @torch.no_grad()
@@ -59,7 +60,7 @@ def code(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int |
 def _codes(model: ComDefend, x: Tensor, noise: Tensor | None, pixels: int | None) -> Iterator[tuple[Tensor, bool]]:
     """Bands of the code in the weights' dtype, each with whether it is the last."""
     com, dtype, done = _Layers(model.com), next(model.parameters()).dtype, 0
-    for rows, last in _cut(x.shape[2], max(1, (pixels or band_pixels()) // (len(x) * x.shape[3]))):
+    for rows, last in _cut(x.shape[2], max(1, (pixels or band_pixels(dtype)) // (len(x) * x.shape[3]))):
         logits = com((x[:, :, rows] - 0.5).to(dtype).contiguous(memory_format=torch.channels_last), last)
         if noise is not None:
             logits = logits + noise[:, :, done : done + logits.shape[2]]

@@ -37,7 +37,7 @@ Progress = Callable[[int], None]
 LUMA = (0.299, 0.587, 0.114)
 #: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
 #: at 512 a side 15 % more pixels than the picture has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
-#: memory is little more than its pixels; not so where gradients are wanted.
+#: memory is little more than its pixels; not so where gradients are wanted. What a batch has there holds for other engines than PyTorch.
 DEFAULT_TILE = {"cpu": 2048, "cuda": 1024, "mps": 512}
 GRADIENT_TILE = 512
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
@@ -250,7 +250,7 @@ class Purifier(nn.Module):
             noisy = self._noisy(windows, batch, route.model, sample, top)
             if route.engine:
                 return iter([route.engine(noisy)])
-            if _large(noisy) and not noisy.requires_grad:
+            if _large(noisy, route.model) and not noisy.requires_grad:
                 return bands.purify(route.model, noisy, noise)
             return iter([route.model(noisy, noise, self.settings.gradient if noisy.requires_grad else "none")])
 
@@ -288,7 +288,7 @@ class Purifier(nn.Module):
 
         def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
             noisy, noise = self._noisy(route.adapt(windows), batch, route.model), self._logit_noise(batch, route.model)
-            if _large(noisy):
+            if _large(noisy, route.model):
                 parts = bands.code(route.model, noisy, noise)
             else:
                 logits = route.model.com(noisy)
@@ -315,10 +315,13 @@ class Purifier(nn.Module):
 
         When memory runs out, x is begun again in smaller tiles and batches.
         """
-        device = next(route.model.parameters()).device
+        parameter = next(route.model.parameters())
+        device = parameter.device
         usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
         tile = self.settings.tile or (route.engine.tile(x.shape[2] * x.shape[3]) if route.engine else usual)
-        batch_pixels = self._batch_pixels or BATCH_PIXELS[device.type]
+        # PyTorch's batches on a CPU are no larger than bands, which fit the cache.
+        usual_batch = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.band_pixels(parameter.dtype)
+        batch_pixels = self._batch_pixels or usual_batch
         done = 0
 
         def count(pixels: int) -> None:
@@ -404,9 +407,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 _Network = Callable[[Tensor, Batch], Iterator[Tensor]]
 
 
-def _large(windows: Tensor) -> bool:
+def _large(windows: Tensor, model: ComDefend) -> bool:
     """Whether each window is large enough to go through the networks in bands; batches of small ones are faster at once."""
-    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.band_pixels()
+    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.band_pixels(next(model.parameters()).dtype)
 
 
 def _same(x: Tensor) -> Tensor:

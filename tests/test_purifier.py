@@ -312,7 +312,7 @@ class Forgetful(ComDefend):
 
 def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is the same, the person is told, and the next picture starts with the smaller tile."""
-    monkeypatch.setattr(bands, "band_pixels", lambda: 10**6)  # Whole windows, as on a GPU.
+    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)  # Whole windows, as on a GPU.
     model = small_model()
     forgetful = Forgetful(model.architecture).eval()
     forgetful.load_state_dict(model.state_dict())
