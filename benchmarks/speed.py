@@ -69,11 +69,22 @@ def variants(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
+def rapid(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
+    """The variants but those in float32."""
+    return [(name, options) for name, options in variants(int8) if "float32" not in options["precision"]]
+
+
+def built(options: dict[str, str], settings: Settings | None = None) -> Purifier:
+    """The purifier of a variant."""
+    given = options.get("weights", weights.DEFAULT_COLOR)
+    return Purifier.from_pretrained(given, device="cpu", settings=settings, **_without(options, "weights"))
+
+
 def networks(x: Tensor, kinds: list[tuple[str, dict[str, str]]]) -> list[Method]:
     """Ours within this process, on uint8 (1, 3, H, W)."""
     made = []
     for name, options in kinds:
-        purifier = Purifier.from_pretrained(options.get("weights", weights.DEFAULT_COLOR), device="cpu", **_without(options, "weights"))
+        purifier = built(options)
         made.append(Method(f"ours, network: {name}", lambda purifier=purifier: purifier(x), x[0, 0].numel(), f"{x.shape[2]}x{x.shape[3]}"))
     return made
 
@@ -163,13 +174,12 @@ def curve(arguments: argparse.Namespace) -> dict[str, Any]:
     pixels = picture(arguments.picture, arguments.size)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     sides = [side for side in TILES if side < arguments.size] + [arguments.size]
-    kinds = [(name, options) for name, options in variants(arguments.int8) if "float32" not in options["precision"]]
+    kinds = rapid(arguments.int8)
     rates: dict[str, dict[int, list[float]]] = {name: {side: [] for side in sides} for name, _ in kinds}
     for _ in range(arguments.rounds):
         for name, options in kinds:
             for side in sides:
-                given = options.get("weights", weights.DEFAULT_COLOR)
-                purifier = Purifier.from_pretrained(given, device="cpu", settings=Settings(tile=side), **_without(options, "weights"))
+                purifier = built(options, Settings(tile=side))
                 purifier(x[:, :, :64, :64])
                 began = time.perf_counter()
                 purifier(x)
@@ -199,28 +209,39 @@ def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
 
 def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
     """Megapixels a second of small pictures against how many make a batch, and of a crop against the threads, in turns."""
-    name, options = variants(None)[0]
-    purifier = Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cpu", **options)
+    purifiers = {name: built(options) for name, options in rapid(arguments.int8)}
+    default = next(iter(purifiers))
     pixels = torch.from_numpy(picture(arguments.picture, arguments.size)).permute(2, 0, 1)
     cut = pixels.unfold(1, THUMBNAIL, THUMBNAIL).unfold(2, THUMBNAIL, THUMBNAIL).flatten(1, 2).transpose(0, 1)[:THUMBNAILS].contiguous()
     crop = pixels[None, :, : arguments.crop, : arguments.crop].contiguous()
-    rates: dict[tuple[str, int], list[float]] = {}
+    by_batch: dict[int, dict[str, list[float]]] = {count: {name: [] for name in purifiers} for count in BATCHES}
+    by_threads: dict[int, dict[str, list[float]]] = {count: {default: []} for count in range(1, arguments.threads + 1)}
 
-    def rate(key: tuple[str, int], x: Tensor, batch: int) -> None:
-        purifier._batch_pixels = batch * x[0, 0].numel()
+    def rate(x: Tensor, batch: int, name: str) -> float:
+        purifiers[name]._batch_pixels = batch * x[0, 0].numel()
         began = time.perf_counter()
-        purifier(x)
-        rates.setdefault(key, []).append(len(x) * x[0, 0].numel() / 1e6 / (time.perf_counter() - began))
-        tell(f"{key[0]} {key[1]}: {rates[key][-1]:.4f}")
+        purifiers[name](x)
+        found = len(x) * x[0, 0].numel() / 1e6 / (time.perf_counter() - began)
+        tell(
+            f"{name}, {len(x)} pictures of {x.shape[2]}x{x.shape[3]} in batches of {batch}, {torch.get_num_threads()} threads: {found:.4f}"
+        )
+        return found
 
     for _ in range(arguments.rounds):
-        for count in BATCHES:
-            rate(("batch", count), cut, count)
-        for threads in range(1, arguments.threads + 1):
+        for count, rates in by_batch.items():
+            for name in purifiers:
+                rates[name].append(rate(cut, count, name))
+        for threads, rates in by_threads.items():
             torch.set_num_threads(threads)
-            rate(("threads", threads), crop, 1)
-    rows = [{kind: count, name: _short(statistics.median(values))} for (kind, count), values in rates.items()]
-    return {"batches": [row for row in rows if "batch" in row], "by_threads": [row for row in rows if "threads" in row], **about(arguments)}
+            rates[default].append(rate(crop, 1, default))
+
+    def rows(kind: str, measured: dict[int, dict[str, list[float]]]) -> list[dict[str, Any]]:
+        return [
+            {kind: count, **{name: _short(statistics.median(values)) for name, values in rates.items()}}
+            for count, rates in measured.items()
+        ]
+
+    return {"batches": rows("batch", by_batch), "by_threads": rows("threads", by_threads), **about(arguments)}
 
 
 def growth(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -37,7 +37,8 @@ Progress = Callable[[int], None]
 LUMA = (0.299, 0.587, 0.114)
 #: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
 #: at 512 a side 15 % more pixels than the picture has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
-#: memory is little more than its pixels; not so where gradients are wanted. What a batch has there holds for other engines than PyTorch.
+#: memory is little more than its pixels; not so where gradients are wanted. Batches of so many pixels are OpenVINO's on a CPU;
+#: PyTorch's are no larger than bands.
 DEFAULT_TILE = {"cpu": 2048, "cuda": 1024, "mps": 512}
 GRADIENT_TILE = 512
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
@@ -319,7 +320,6 @@ class Purifier(nn.Module):
         device = parameter.device
         usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
         tile = self.settings.tile or (route.engine.tile(x.shape[2] * x.shape[3]) if route.engine else usual)
-        # PyTorch's batches on a CPU are no larger than bands, which fit the cache.
         usual_batch = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.band_pixels(parameter.dtype)
         batch_pixels = self._batch_pixels or usual_batch
         done = 0
