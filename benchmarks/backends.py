@@ -20,8 +20,9 @@ from fidelity import folder
 from json_out import emit
 from torch import Tensor
 
-from comdefend_cli import Purifier, datasets
-from comdefend_cli.metrics import TOP_PSNR, psnr
+from comdefend_cli import Purifier
+from comdefend_cli.data import datasets
+from comdefend_cli.network.metrics import TOP_PSNR, psnr
 
 KINDS = (("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"))
 

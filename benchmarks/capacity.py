@@ -43,7 +43,7 @@ def photograph(megapixels: float) -> Image.Image:
 
 def journal_bytes() -> float:
     """Bytes that a finished picture takes in the state file of purify-dir, with names as of a camera's in a subfolder."""
-    from comdefend_cli import journal
+    from comdefend_cli.batch import journal
 
     with tempfile.TemporaryDirectory() as name:
         out, count = Path(name) / "out", 100
@@ -56,8 +56,8 @@ def journal_bytes() -> float:
 
 def plan_bytes() -> float:
     """Bytes of memory that the plan and the journal hold of a picture that is to do, and is then done."""
-    from comdefend_cli import journal
-    from comdefend_cli.plan import Job
+    from comdefend_cli.batch import journal
+    from comdefend_cli.batch.plan import Job
 
     count = 20_000
     with tempfile.TemporaryDirectory() as name, journal.opened(Path(name) / "out") as state:
@@ -83,7 +83,7 @@ def rate(work: Callable[[], object], megapixels: float, seconds: float) -> float
 
 def measure_codec(megapixels: float, seconds: float) -> dict[str, Any]:
     """One core's rates and the bytes a pixel, by the settings that comdefend writes with."""
-    from comdefend_cli import images
+    from comdefend_cli.imaging import images
 
     picture = photograph(megapixels)
     exact = picture.width * picture.height / 1e6

@@ -24,10 +24,11 @@ from json_out import emit
 from PIL import Image
 from torch import Tensor
 
-from comdefend_cli import images, machine
-from comdefend_cli.purifier import BATCH_PIXELS, DEFAULT_TILE
-from comdefend_cli.tiles import exact_grid
-from comdefend_cli.windows import batches, filled, joined
+from comdefend_cli.imaging import images
+from comdefend_cli.inference.purifier import BATCH_PIXELS, DEFAULT_TILE
+from comdefend_cli.inference.tiles import exact_grid
+from comdefend_cli.inference.windows import batches, filled, joined
+from comdefend_cli.runtime import machine
 
 
 def copies(x: Tensor) -> Tensor:

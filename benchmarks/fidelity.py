@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comdefend_cli import datasets, images, weights
-from comdefend_cli.device import cpu_has_bfloat16
-from comdefend_cli.metrics import TOP_PSNR, mean_psnr, psnr, ssim
-from comdefend_cli.purifier import LUMA, Purifier, Settings
+from comdefend_cli.data import datasets
+from comdefend_cli.imaging import images
+from comdefend_cli.inference.purifier import LUMA, Purifier, Settings
+from comdefend_cli.network import weights
+from comdefend_cli.network.metrics import TOP_PSNR, mean_psnr, psnr, ssim
+from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 
 def measure(purifier: Purifier, batches: list[Tensor]) -> dict[str, Any]:

@@ -28,9 +28,10 @@ import skimage
 import torch
 from PIL import Image
 
-from comdefend_cli import folder, machine
-from comdefend_cli.folder import Networks, Options
-from comdefend_cli.purifier import BATCH_PIXELS
+from comdefend_cli.batch import local as folder
+from comdefend_cli.batch.local import Networks, Options
+from comdefend_cli.inference.purifier import BATCH_PIXELS
+from comdefend_cli.runtime import machine
 
 #: Longest sides of the photographs in turn: from what a web page shows to a small camera's.
 SIDES = (200, 320, 448, 640, 800)

@@ -25,10 +25,11 @@ from speed import picture
 from speed_rivals import PATCH, Method, flops_a_pixel
 from torch import Tensor
 
-from comdefend_cli import Purifier, weights
-from comdefend_cli.graphs import PlainComDefend
-from comdefend_cli.metrics import psnr
-from comdefend_cli.model import ComDefend
+from comdefend_cli import Purifier
+from comdefend_cli.backends.graphs import PlainComDefend
+from comdefend_cli.network import weights
+from comdefend_cli.network.metrics import psnr
+from comdefend_cli.network.model import ComDefend
 
 #: Side of the matrices whose product is the limit.
 MATRIX = 8192

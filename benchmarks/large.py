@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from processes import Run, purify, watch
 
-from comdefend_cli import weights
-from comdefend_cli.extras import require
-from comdefend_cli.model import Architecture, ComDefend
+from comdefend_cli.network import weights
+from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.runtime.extras import require
 
 
 def make(path: Path, side: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import speed_report
 
 from comdefend_cli.errors import ComdefendError, UsageError
-from comdefend_cli.files import write_atomically
+from comdefend_cli.runtime.files import write_atomically
 
 #: Levels of the short table.
 SHOWN = (2.0, 8.0)

@@ -24,12 +24,15 @@ from typing import Any
 import torch
 from folder import make_thumbnails
 
-from comdefend_cli import folder, machine, weights, with_ray
-from comdefend_cli.folder import Networks, Options
-from comdefend_cli.model import Architecture, ComDefend
-from comdefend_cli.places import Folder
-from comdefend_cli.ray_worker import Order
-from comdefend_cli.with_ray import Cluster
+from comdefend_cli.batch import local as folder
+from comdefend_cli.batch import ray_engine as with_ray
+from comdefend_cli.batch.local import Networks, Options
+from comdefend_cli.batch.ray_engine import Cluster
+from comdefend_cli.batch.ray_worker import Order
+from comdefend_cli.batch.storage import Folder
+from comdefend_cli.network import weights
+from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.runtime import machine
 
 
 def local(source: Path, out: Path, path: Path) -> float:

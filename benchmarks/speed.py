@@ -34,14 +34,17 @@ from processes import Run, purify, watch
 from speed_rivals import Method, art_defences, authors_way, flops_a_pixel, limits, plain_pytorch
 from torch import Tensor
 
-from comdefend_cli import Purifier, Settings, bands, images, weights
-from comdefend_cli.device import cpu_has_bfloat16
-from comdefend_cli.metrics import psnr
-from comdefend_cli.model import HIDDEN
+from comdefend_cli import Purifier, Settings
+from comdefend_cli.backends import bands
+from comdefend_cli.imaging import images
+from comdefend_cli.network import weights
+from comdefend_cli.network.metrics import psnr
+from comdefend_cli.network.model import HIDDEN
+from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-toolbox", "numpy", "pillow")
 TILES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
-#: Pixels of a band a thread, see `comdefend_cli.bands`.
+#: Pixels of a band a thread, see `comdefend_cli.backends.bands`.
 BANDS = tuple(2**power for power in range(10, 18))
 #: Pictures of a batch, and pixels of a side that they have; and how many there are in all.
 BATCHES, THUMBNAIL, THUMBNAILS = (1, 4, 16, 32, 64, 128, 256), 32, 256

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comdefend_cli.device import cpu_has_bfloat16
-from comdefend_cli.graphs import PlainComDefend
-from comdefend_cli.model import ComDefend
+from comdefend_cli.backends.graphs import PlainComDefend
+from comdefend_cli.network.model import ComDefend
+from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 PATCH = 32
 #: Side of the matrices whose product is the machine's limit.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from comdefend_cli.errors import ComdefendError
 
 if TYPE_CHECKING:
-    from comdefend_cli.purifier import Purifier, Settings
+    from comdefend_cli.inference.purifier import Purifier, Settings
 
 __version__: str
 
@@ -20,7 +20,7 @@ __all__ = ["ComdefendError", "Purifier", "Settings", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import what takes long, as torch does, only when it is asked for."""
     if name in ("Purifier", "Settings"):
-        from comdefend_cli import purifier
+        from comdefend_cli.inference import purifier
 
         return getattr(purifier, name)
     if name == "__version__":

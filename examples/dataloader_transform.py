@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from comdefend_cli.integrations import PurifyTransform
-from comdefend_cli.metrics import psnr
+from comdefend_cli.network.metrics import psnr
 
 
 class Photographs(Dataset[tuple[Tensor, Tensor]]):

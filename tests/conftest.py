@@ -14,8 +14,8 @@ import skimage
 import torch
 from PIL import Image
 
-from comdefend_cli import weights
-from comdefend_cli.model import Architecture, ComDefend
+from comdefend_cli.network import weights
+from comdefend_cli.network.model import Architecture, ComDefend
 
 #: Wide enough for codes that differ from pixel to pixel, small enough for hundreds of runs.
 SMALL = (8,) * 8
@@ -23,7 +23,7 @@ SMALL = (8,) * 8
 #: Most tests compare with PyTorch's pixels; `auto` would take OpenVINO where it is installed.
 os.environ["COMDEFEND_BACKEND"] = "torch"
 
-#: As `comdefend_cli.extras.require` does: tests that import OpenVINO themselves report nothing either.
+#: As `comdefend_cli.runtime.extras.require` does: tests that import OpenVINO themselves report nothing either.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]

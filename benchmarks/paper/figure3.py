@@ -24,15 +24,15 @@ from side_by_side import grid
 from torch import Tensor
 from training import trained
 
-from comdefend_cli import datasets
 from comdefend_cli.cli.train import resolve_training_precision
-from comdefend_cli.compare import code_image
-from comdefend_cli.device import resolve_device
+from comdefend_cli.data import datasets
 from comdefend_cli.errors import UsageError
-from comdefend_cli.files import write_atomically
-from comdefend_cli.metrics import mean_psnr
-from comdefend_cli.model import ComDefend
-from comdefend_cli.train import TrainConfig
+from comdefend_cli.inference.compare import code_image
+from comdefend_cli.network.metrics import mean_psnr
+from comdefend_cli.network.model import ComDefend
+from comdefend_cli.runtime.device import resolve_device
+from comdefend_cli.runtime.files import write_atomically
+from comdefend_cli.training.trainer import TrainConfig
 
 NOISE = 20.0
 #: How many times each pixel is repeated; pixels between cells, between panels, and of a line of text.

@@ -19,11 +19,11 @@ from options import add_classifiers, add_evaluation, add_weights, parser, run
 from published import CLEAN, FIGURE4_CAPTION, TABLE5, TRAINING, Column
 from systems import NONE, Line, lines_of_small_pictures
 
+from comdefend_cli.data.labelled import load
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.data import load
 from comdefend_cli.evaluate.stats import percentages
-from comdefend_cli.extras import require
-from comdefend_cli.files import write_atomically
+from comdefend_cli.runtime.extras import require
+from comdefend_cli.runtime.files import write_atomically
 
 DATA = "cifar10"
 #: A line's colour and dashes; as the evaluation's report has them.

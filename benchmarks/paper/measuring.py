@@ -19,14 +19,14 @@ from published import CLEAN, Column, Table
 from side_by_side import Reasons, beside, grid, interval
 from systems import Line, lines_of_imagenet
 
-from comdefend_cli.device import describe_device, resolve_device
+from comdefend_cli.data.labelled import Labelled, load
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.evaluate.attacks import canonical
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.cells import GREY_BOX, Cell
-from comdefend_cli.evaluate.data import Labelled, load
 from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System
-from comdefend_cli.files import write_atomically
+from comdefend_cli.runtime.device import describe_device, resolve_device
+from comdefend_cli.runtime.files import write_atomically
 
 SECONDS_BETWEEN_REPORTS = 20.0
 LEFT_OUT = "left out by --attacks"

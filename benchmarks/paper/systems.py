@@ -13,10 +13,10 @@ from pathlib import Path
 
 from published import TEST, TRAINING, Row, Table
 
-from comdefend_cli.classifiers import EFFICIENTNET, Classifier, load_classifier
-from comdefend_cli.device import resolve_device
+from comdefend_cli.classifiers.loading import EFFICIENTNET, Classifier, load_classifier
 from comdefend_cli.evaluate.defences import Defence, make
 from comdefend_cli.evaluate.protocol import System
+from comdefend_cli.runtime.device import resolve_device
 
 NONE = "none"
 #: Networks that are looked for, the paper's last.

@@ -20,11 +20,11 @@ import torch
 from published import TABLE3
 from training import trained
 
-from comdefend_cli import datasets
 from comdefend_cli.cli.train import resolve_training_precision
-from comdefend_cli.device import describe_device, resolve_device
-from comdefend_cli.files import write_atomically
-from comdefend_cli.train import TrainConfig
+from comdefend_cli.data import datasets
+from comdefend_cli.runtime.device import describe_device, resolve_device
+from comdefend_cli.runtime.files import write_atomically
+from comdefend_cli.training.trainer import TrainConfig
 
 
 def markdown(rows: dict[int, dict[str, Any]], about: str) -> str:

@@ -23,14 +23,14 @@ from side_by_side import beside, grid, interval
 from torch import Tensor
 from training import trained
 
-from comdefend_cli import datasets
-from comdefend_cli.classifiers import Classifier, load_classifier
+from comdefend_cli.classifiers.loading import Classifier, load_classifier
 from comdefend_cli.cli.train import resolve_training_precision
-from comdefend_cli.device import resolve_device
+from comdefend_cli.data import datasets
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.evaluate.stats import percentages
-from comdefend_cli.purifier import Purifier
-from comdefend_cli.train import TrainConfig
+from comdefend_cli.inference.purifier import Purifier
+from comdefend_cli.runtime.device import resolve_device
+from comdefend_cli.training.trainer import TrainConfig
 
 QUICK_LAMBDAS, QUICK_PHIS = (0.01, 0.0001), (1.0, 20.0, 50.0)
 

@@ -15,7 +15,7 @@ from options import add_classifiers, add_evaluation, add_weights, parser, run
 from published import TABLE6
 from systems import absent_networks, lines_of_small_pictures
 
-from comdefend_cli.evaluate.data import load
+from comdefend_cli.data.labelled import load
 
 DATA = "fashion-mnist"
 

@@ -6,10 +6,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from comdefend_cli import weights
-from comdefend_cli.datasets import Dataset
-from comdefend_cli.device import resolve_device
-from comdefend_cli.train import TrainConfig, Trainer
+from comdefend_cli.data.datasets import Dataset
+from comdefend_cli.network import weights
+from comdefend_cli.runtime.device import resolve_device
+from comdefend_cli.training.trainer import TrainConfig, Trainer
 
 
 def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, images: int = 200) -> weights.Weights:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from comdefend_cli.errors import ComdefendError, reason
-from comdefend_cli.files import unwritable
+from comdefend_cli.runtime.files import unwritable
 
 #: Results go to standard output; everything said to a person goes to standard error.
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -61,7 +61,7 @@ def command(function: Function) -> Function:
                 raise
             fail(ComdefendError(f"{error.filename}: {reason(error)}; check the path and its permissions"))
         except (MemoryError, RuntimeError) as error:
-            from comdefend_cli.purifier import is_out_of_memory
+            from comdefend_cli.inference.purifier import is_out_of_memory
 
             if not is_out_of_memory(error):
                 raise

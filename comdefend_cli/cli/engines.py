@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.folder import Networks, Work
-    from comdefend_cli.plan import Options
-    from comdefend_cli.purifier import Settings
-    from comdefend_cli.with_ray import Run
+    from comdefend_cli.batch.local import Networks, Work
+    from comdefend_cli.batch.plan import Options
+    from comdefend_cli.batch.ray_engine import Run
+    from comdefend_cli.inference.purifier import Settings
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Asked:
 
 def refuse(engine: str, source: str, out: str, cluster: RayOptions) -> None:
     """Raise :class:`UsageError` for an unknown engine, or for what only the other one can do."""
-    from comdefend_cli import places
+    from comdefend_cli.batch import storage as places
 
     if engine not in ("local", "ray"):
         raise UsageError(f"unknown engine {engine!r}: use local or ray")
@@ -68,7 +68,8 @@ def opened(engine: str, asked: Asked, cluster: RayOptions) -> Iterator[tuple[Wor
 
 @contextmanager
 def _here(asked: Asked) -> Iterator[tuple[Work, Networks]]:
-    from comdefend_cli import folder, machine
+    from comdefend_cli.batch import local as folder
+    from comdefend_cli.runtime import machine
 
     machine.limit_threads()
     networks = folder.Networks(
@@ -80,8 +81,9 @@ def _here(asked: Asked) -> Iterator[tuple[Work, Networks]]:
 
 @contextmanager
 def _on_cluster(asked: Asked, options: RayOptions) -> Iterator[tuple[Run, Networks]]:
-    from comdefend_cli import places, with_ray
-    from comdefend_cli.ray_worker import Order
+    from comdefend_cli.batch import ray_engine as with_ray
+    from comdefend_cli.batch import storage as places
+    from comdefend_cli.batch.ray_worker import Order
 
     cpus = 1.0 if options.cpus is None else options.cpus
     cluster = with_ray.Cluster(options.address, options.workers, cpus, options.gpus)

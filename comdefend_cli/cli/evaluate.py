@@ -21,8 +21,8 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.classifiers import Classifier
-    from comdefend_cli.evaluate.data import Labelled
+    from comdefend_cli.classifiers.loading import Classifier
+    from comdefend_cli.data.labelled import Labelled
     from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System
 
 
@@ -104,12 +104,12 @@ def evaluate(
 
     Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted.
     """
-    from comdefend_cli import files, machine
-    from comdefend_cli.device import describe_device, resolve_device
-    from comdefend_cli.evaluate import data as pictures
+    from comdefend_cli.data import labelled as pictures
     from comdefend_cli.evaluate.cells import THREATS
     from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, Protocol
-    from comdefend_cli.extras import require
+    from comdefend_cli.runtime import files, machine
+    from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.runtime.extras import require
 
     for module in ("foolbox", "art", "matplotlib"):
         require(module, extra="evaluate")
@@ -173,8 +173,8 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _make_folder(out: Path) -> None:
-    from comdefend_cli import files
     from comdefend_cli.errors import ComdefendError, reason
+    from comdefend_cli.runtime import files
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _refuse_filled(folder: Path) -> None:
 
 def _systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str) -> list[System]:
     """Each classifier behind each defence."""
-    from comdefend_cli.classifiers import load_classifier
+    from comdefend_cli.classifiers.loading import load_classifier
     from comdefend_cli.evaluate.defences import make
     from comdefend_cli.evaluate.protocol import System
 
@@ -246,10 +246,10 @@ def _live(evaluation: Evaluation, quiet: bool) -> Iterator[None]:
 
 def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite: bool) -> None:
     """results.json last: where it is, all else is."""
-    from comdefend_cli.evaluate.charts import write_charts
-    from comdefend_cli.evaluate.gallery import gallery
-    from comdefend_cli.evaluate.report import markdown_tables, render
-    from comdefend_cli.files import write_atomically
+    from comdefend_cli.evaluate.reporting.charts import write_charts
+    from comdefend_cli.evaluate.reporting.gallery_pictures import gallery
+    from comdefend_cli.evaluate.reporting.page import markdown_tables, render
+    from comdefend_cli.runtime.files import write_atomically
 
     # Without results.json these are what an interrupted run of the same command left.
     write_charts(results, out / "charts", overwrite=True)
@@ -260,14 +260,14 @@ def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite
 
 
 def _save_adversarial(evaluation: Evaluation, folder: Path, quiet: bool) -> None:
-    from comdefend_cli.evaluate.gallery import save_adversarial
+    from comdefend_cli.evaluate.reporting.gallery_pictures import save_adversarial
 
     count = save_adversarial(evaluation, folder)
     notice(f"wrote {count} adversarial pictures below {folder}: try comdefend purify-dir --recursive on it", quiet=quiet)
 
 
 def _show(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    from comdefend_cli.evaluate.report import rich_tables
+    from comdefend_cli.evaluate.reporting.page import rich_tables
 
     if as_json:
         typer.echo(json.dumps(results))

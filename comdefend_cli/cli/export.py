@@ -10,7 +10,7 @@ import typer
 from comdefend_cli.cli import console
 from comdefend_cli.cli.console import notice
 from comdefend_cli.errors import UsageError
-from comdefend_cli.extras import require
+from comdefend_cli.runtime.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +44,9 @@ def export(
     The file takes a picture, float32 (N, channels, H, W) in [0, 1] of any size, and returns the purified one likewise. Noise that
     the weights are made for is not in it: add it to the picture, as a note says. openvino writes two files, OUT.xml and OUT.bin.
     """
-    from comdefend_cli import export as exports
-    from comdefend_cli import files, machine
-    from comdefend_cli import weights as weight_files
+    from comdefend_cli.backends import export as exports
+    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.runtime import files, machine
 
     if precision not in exports.LEAST:
         raise UsageError(f"unknown precision {precision!r}: use {' or '.join(exports.LEAST)}")
@@ -92,10 +92,12 @@ def quantize(
 
     The new file holds the old networks too, and serves everywhere the old one did.
     """
-    from comdefend_cli import datasets, files, images, machine
-    from comdefend_cli import quantize as quantizing
-    from comdefend_cli import weights as weight_files
+    from comdefend_cli.backends import quantize as quantizing
     from comdefend_cli.cli.train import download_bar, tell_skipped
+    from comdefend_cli.data import datasets
+    from comdefend_cli.imaging import images
+    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.runtime import files, machine
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
@@ -128,7 +130,7 @@ def _read(path: Path, channels: int) -> Tensor:
     """The middle of a picture, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
     import torch
 
-    from comdefend_cli import images
+    from comdefend_cli.imaging import images
 
     pixels = torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None]
     if pixels.shape[1] > channels:

@@ -16,9 +16,9 @@ from comdefend_cli.cli.work import pixel_bar, purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.images import Picture
-    from comdefend_cli.purifier import Purifier, Settings
-    from comdefend_cli.weights import Weights
+    from comdefend_cli.imaging.images import Picture
+    from comdefend_cli.inference.purifier import Purifier, Settings
+    from comdefend_cli.network.weights import Weights
 
 STANDARD = Path("-")
 #: Megapixels from which a progress bar is worth its place.
@@ -67,7 +67,7 @@ def purify(
 
     Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey pictures stay grey.
     """
-    from comdefend_cli import images
+    from comdefend_cli.imaging import images
 
     console.show_warnings(quiet)
     images.trust_own_limit()
@@ -97,14 +97,14 @@ def purify(
         notice(text, quiet=quiet)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
-    from comdefend_cli import machine
-    from comdefend_cli import weights as weight_files
-    from comdefend_cli.device import describe_device
-    from comdefend_cli.purifier import Purifier
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.runtime import machine
+    from comdefend_cli.runtime.device import describe_device
 
     machine.limit_threads()
     if compare is not None:
-        from comdefend_cli.compare import comparison_width
+        from comdefend_cli.inference.compare import comparison_width
 
         height, width = picture.pixels.shape[:2]
         images.refuse_size(images.format_of(compare), height, comparison_width(width))
@@ -122,7 +122,7 @@ def purify(
         notice(f"{images.LOSSY[format_name]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
     _write(target, images.encode(cleaned, format_name, quality=quality, strip=strip), overwrite)
     if compare is not None:
-        from comdefend_cli.compare import comparison
+        from comdefend_cli.inference.compare import comparison
 
         images.write(compare, comparison(purifier, picture.pixels, cleaned.pixels), overwrite=overwrite)
     if as_json:
@@ -131,7 +131,7 @@ def purify(
 
 
 def _settings(tiling: str, tile: int | None, noise_std: float, seed: int, input_noise: float | None, samples: int) -> Settings:
-    from comdefend_cli.purifier import Settings
+    from comdefend_cli.inference.purifier import Settings
 
     return Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
 
@@ -154,7 +154,8 @@ def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weig
 
 def _refuse_outputs(source: Path, target: Path, compare: Path | None, *, overwrite: bool) -> None:
     """Find out before the work what would fail after it."""
-    from comdefend_cli import files, images
+    from comdefend_cli.imaging import images
+    from comdefend_cli.runtime import files
 
     if compare is not None:
         for path, name in ((source, "IN"), (target, "OUT")):
@@ -168,7 +169,7 @@ def _refuse_outputs(source: Path, target: Path, compare: Path | None, *, overwri
 
 
 def _format(target: Path, wanted: str | None) -> str:
-    from comdefend_cli import images
+    from comdefend_cli.imaging import images
 
     if target != STANDARD:
         if wanted is not None:
@@ -188,7 +189,7 @@ def _run(purifier: Purifier, picture: Picture, quiet: bool) -> Picture:
 
 
 def _write(target: Path, data: bytes, overwrite: bool) -> None:
-    from comdefend_cli import files
+    from comdefend_cli.runtime import files
 
     if target == STANDARD:
         console.write_out(data)
@@ -202,7 +203,7 @@ def _fidelity(picture: Picture, cleaned: Picture) -> dict[str, float | None]:
 
     import torch
 
-    from comdefend_cli.metrics import psnr, ssim
+    from comdefend_cli.network.metrics import psnr, ssim
 
     a, b = (torch.from_numpy(item.pixels).permute(2, 0, 1)[None] for item in (picture, cleaned))
     values = {"psnr_db": float(psnr(a, b)), "ssim": ssim(a, b)}

@@ -21,8 +21,8 @@ from comdefend_cli.cli.work import settings_record
 from comdefend_cli.errors import ComdefendError, UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.folder import Networks, Result, Work
-    from comdefend_cli.with_ray import Run
+    from comdefend_cli.batch.local import Networks, Result, Work
+    from comdefend_cli.batch.ray_engine import Run
 
 #: Bytes of a report that are kept in memory before it is finished.
 _SPOOL = 2**20
@@ -81,7 +81,9 @@ def purify_dir(
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
-    from comdefend_cli import images, places, plan
+    from comdefend_cli.batch import plan
+    from comdefend_cli.batch import storage as places
+    from comdefend_cli.imaging import images
 
     console.show_warnings(quiet)
     images.trust_own_limit()
@@ -93,7 +95,7 @@ def purify_dir(
         plan.refuse_folders(Path(source), Path(target), recursive=recursive)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
-    from comdefend_cli.purifier import Settings
+    from comdefend_cli.inference.purifier import Settings
 
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     summary = Summary(source, target, report)
@@ -162,7 +164,7 @@ class Summary:
 
     def add(self, result: Result) -> None:
         """Count one result."""
-        from comdefend_cli.images import LOSSY
+        from comdefend_cli.imaging.images import LOSSY
 
         self.counts[result.status] += 1
         self.notices.update(result.notices)
@@ -283,7 +285,7 @@ def _report(path: Path | None, out: Path, *, overwrite: bool) -> Iterator[Callab
     import shutil
     import tempfile
 
-    from comdefend_cli import files
+    from comdefend_cli.runtime import files
 
     _refuse_report(path, overwrite=overwrite)
     if path.parent.exists() or path.parent.resolve() != out.resolve():  # The output folder will be made.
@@ -316,7 +318,9 @@ def _put(lines: IO[bytes], result: Result) -> None:
 
 def _refuse_report(path: Path, *, overwrite: bool) -> None:
     """A report replaces a report, or nothing; never a picture."""
-    from comdefend_cli import files, images, journal
+    from comdefend_cli.batch import journal
+    from comdefend_cli.imaging import images
+    from comdefend_cli.runtime import files
 
     files.refuse_existing(path, overwrite=True)
     if path.suffix.lower() in images.suffixes(writable=False) or path.name == journal.STATE:

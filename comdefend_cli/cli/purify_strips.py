@@ -1,4 +1,4 @@
-"""`comdefend purify` on a picture that is too large to be held: see :mod:`comdefend_cli.large`."""
+"""`comdefend purify` on a picture that is too large to be held: see :mod:`comdefend_cli.batch.strips`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from comdefend_cli.cli.work import pixel_bar, purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.large import LargePicture
-    from comdefend_cli.purifier import Purifier, Settings
-    from comdefend_cli.weights import Weights
+    from comdefend_cli.batch.strips import LargePicture
+    from comdefend_cli.inference.purifier import Purifier, Settings
+    from comdefend_cli.network.weights import Weights
 
 #: Megapixels from which a picture goes through in strips unasked, where all that is wanted can be had so.
 LARGE = 50.0
@@ -38,7 +38,7 @@ def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet
         return False
     if not _is_large(source):
         return False
-    from comdefend_cli import large  # Imports PyTorch, for which a picture that cannot be read should not wait.
+    from comdefend_cli.batch import strips as large  # Imports PyTorch, for which a picture that cannot be read should not wait.
 
     if not large.reads(source):
         return False
@@ -52,7 +52,7 @@ def _is_large(source: Path) -> bool:
     """By its header; whatever is wrong with the file, reading it as any other picture will say it."""
     from PIL import Image
 
-    from comdefend_cli import images
+    from comdefend_cli.imaging import images
 
     try:
         with Image.open(source, formats=images.readable()) as image:
@@ -77,10 +77,11 @@ def run(
     quiet: bool,
 ) -> None:
     """Purify from file to file, and print the record that was asked for."""
-    from comdefend_cli import large, machine
-    from comdefend_cli import weights as weight_files
-    from comdefend_cli.device import describe_device
-    from comdefend_cli.purifier import Purifier
+    from comdefend_cli.batch import strips as large
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.runtime import machine
+    from comdefend_cli.runtime.device import describe_device
 
     machine.limit_threads()
     with large.opened(source, max_megapixels=max_megapixels) as picture:

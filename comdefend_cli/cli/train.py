@@ -21,8 +21,8 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.datasets import Dataset, DownloadProgress
-    from comdefend_cli.train import Report, Trainer
+    from comdefend_cli.data.datasets import Dataset, DownloadProgress
+    from comdefend_cli.training.trainer import Report, Trainer
 
 #: Test images that PSNR is measured on for the weight file's header.
 FINAL_IMAGES = 5000
@@ -86,11 +86,13 @@ def train(
     Beside --out OUT.safetensors it writes OUT.json (the log), OUT-curves.png, OUT-pictures.png, and OUT.checkpoint while it runs.
     Under torchrun, the processes share each batch.
     """
-    from comdefend_cli import images, machine, weights
-    from comdefend_cli.classifiers import load_classifier
-    from comdefend_cli.device import describe_device, resolve_device
-    from comdefend_cli.distributed import process_group, together
-    from comdefend_cli.train import TrainConfig, Trainer, load_checkpoint
+    from comdefend_cli.classifiers.loading import load_classifier
+    from comdefend_cli.imaging import images
+    from comdefend_cli.network import weights
+    from comdefend_cli.runtime import machine
+    from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.training.distributed import process_group, together
+    from comdefend_cli.training.trainer import TrainConfig, Trainer, load_checkpoint
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
@@ -146,7 +148,7 @@ def train(
 @contextmanager
 def _one_voice(rank: int) -> Iterator[None]:
     """Under torchrun, end quietly where another process tells the person why."""
-    from comdefend_cli.distributed import PeerError
+    from comdefend_cli.training.distributed import PeerError
 
     try:
         yield
@@ -170,8 +172,8 @@ def _outputs(out: Path) -> dict[str, Path]:
 
 def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> bool:
     """Find out before hours of training what would fail after them; returns whether outputs may be replaced."""
-    from comdefend_cli import files
-    from comdefend_cli.train import checkpoint_is_final
+    from comdefend_cli.runtime import files
+    from comdefend_cli.training.trainer import checkpoint_is_final
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
@@ -189,8 +191,8 @@ def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: boo
 
 def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: bool) -> Dataset:
     """The data set; the first process goes ahead, so that only it downloads."""
-    from comdefend_cli import datasets
-    from comdefend_cli.distributed import together
+    from comdefend_cli.data import datasets
+    from comdefend_cli.training.distributed import together
 
     loaded: Dataset | None = None
     for mine in (rank == 0, rank > 0):
@@ -214,7 +216,7 @@ def resolve_training_precision(name: str, device: torch.device) -> str:
     Raises:
         UsageError: the name is unknown, or the device does not compute in it.
     """
-    from comdefend_cli.device import dtype_name, resolve_precision
+    from comdefend_cli.runtime.device import dtype_name, resolve_precision
 
     chosen = dtype_name(resolve_precision(name, device))
     # Older GPUs are fastest in float16, which does not hold this loss's gradients.
@@ -222,7 +224,7 @@ def resolve_training_precision(name: str, device: torch.device) -> str:
 
 
 def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
-    from comdefend_cli.train import TrainConfig
+    from comdefend_cli.training.trainer import TrainConfig
 
     if epochs is None:
         return TrainConfig.steps if steps is None else steps
@@ -251,8 +253,8 @@ def _loop(trainer: Trainer, history: list[Report], checkpoint: Path, checkpoint_
 
 
 def _save(checkpoint: Path, trainer: Trainer, history: list[Report]) -> None:
-    from comdefend_cli.distributed import together
-    from comdefend_cli.train import save_checkpoint
+    from comdefend_cli.training.distributed import together
+    from comdefend_cli.training.trainer import save_checkpoint
 
     with together():
         if trainer.rank == 0:
@@ -300,9 +302,10 @@ def download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
 
 def _finish(trainer: Trainer, dataset: Dataset, history: list[Report], out: Path, *, overwrite: bool, quiet: bool) -> None:
     """Measure the trained networks and write all that a run leaves."""
-    from comdefend_cli import images, weights
-    from comdefend_cli.files import write_atomically
-    from comdefend_cli.plots import curves, reconstructions
+    from comdefend_cli.imaging import images
+    from comdefend_cli.network import weights
+    from comdefend_cli.runtime.files import write_atomically
+    from comdefend_cli.training.plots import curves, reconstructions
 
     notice(f"measuring on {min(FINAL_IMAGES, len(dataset.test))} test images", quiet=quiet)
     training = _training(trainer, dataset)
@@ -333,8 +336,8 @@ def _training(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
 
 
 def _machine(trainer: Trainer) -> dict[str, Any]:
-    from comdefend_cli import machine
-    from comdefend_cli.device import describe_device
+    from comdefend_cli.runtime import machine
+    from comdefend_cli.runtime.device import describe_device
 
     device = describe_device(trainer.device)
     return {"platform": platform.platform(), "cpus": machine.cores(), "device": device, "processes": trainer.processes}

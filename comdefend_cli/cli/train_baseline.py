@@ -14,8 +14,8 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.datasets import Dataset
-    from comdefend_cli.evaluate.defences.training import BaselineConfig, BaselineTrainer
+    from comdefend_cli.data.datasets import Dataset
+    from comdefend_cli.training.baseline import BaselineConfig, BaselineTrainer
 
 KINDS = ("pixelcnn", "hgd")
 #: Steps and pictures a step where nothing is said: about 7 minutes each on one core of an AMD EPYC (Zen 4), in bfloat16.
@@ -57,10 +57,11 @@ def train_baseline(
 
     pixelcnn learns clean pictures; hgd learns to undo attacks on --classifier.
     """
-    from comdefend_cli import datasets, files, machine
     from comdefend_cli.cli.train import download_bar, resolve_training_precision
-    from comdefend_cli.device import describe_device, resolve_device
-    from comdefend_cli.evaluate.defences.training import BaselineConfig
+    from comdefend_cli.data import datasets
+    from comdefend_cli.runtime import files, machine
+    from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.training.baseline import BaselineConfig
 
     if kind not in KINDS:
         raise UsageError(f"unknown network {kind!r}: use {' or '.join(KINDS)}")
@@ -98,7 +99,7 @@ def _trainer(config: BaselineConfig, dataset: Dataset, where: torch.device, clas
         from comdefend_cli.evaluate.defences.pixelcnn import PixelCNNTrainer
 
         return PixelCNNTrainer(config, dataset, where)
-    from comdefend_cli.classifiers import load_classifier
+    from comdefend_cli.classifiers.loading import load_classifier
     from comdefend_cli.evaluate.defences.hgd import HGDTrainer
 
     guide = load_classifier(classifier, where, data=dataset.name)

@@ -17,8 +17,8 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.datasets import Dataset
-    from comdefend_cli.train_classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
+    from comdefend_cli.data.datasets import Dataset
+    from comdefend_cli.training.classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
 
 
 @console.command
@@ -75,13 +75,14 @@ def train_classifier(
     quiet: console.Quiet = False,
 ) -> None:
     """Train a reference classifier for `comdefend evaluate`."""
-    from comdefend_cli import machine, weights
-    from comdefend_cli.checkpoint import load_checkpoint
-    from comdefend_cli.classifiers import default_path, load_classifier_file
+    from comdefend_cli.classifiers.loading import default_path, load_classifier_file
     from comdefend_cli.cli.train import resolve_training_precision
-    from comdefend_cli.device import describe_device, resolve_device
-    from comdefend_cli.evaluate.data import CLASSES
-    from comdefend_cli.train_classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
+    from comdefend_cli.data.labelled import CLASSES
+    from comdefend_cli.network import weights
+    from comdefend_cli.runtime import machine
+    from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.training.checkpoint import load_checkpoint
+    from comdefend_cli.training.classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
 
     if data not in CLASSES:
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
@@ -124,8 +125,8 @@ def train_classifier(
 
 
 def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> None:
-    from comdefend_cli import files
     from comdefend_cli.errors import ComdefendError, reason
+    from comdefend_cli.runtime import files
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a classifier file ends in .safetensors")
@@ -143,11 +144,11 @@ def _dataset(config: ClassifierConfig, data_dir: Path, purifying: object, where:
     """The data set, its noisy copies, and all of it once through the purifier, where these are asked for."""
     import torch
 
-    from comdefend_cli import datasets
-    from comdefend_cli.augmentation import noisy, purify_images
     from comdefend_cli.cli.train import download_bar
-    from comdefend_cli.purifier import Purifier
-    from comdefend_cli.weights import Weights
+    from comdefend_cli.data import datasets
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.network.weights import Weights
+    from comdefend_cli.training.augmentation import noisy, purify_images
 
     with download_bar(quiet) as progress:
         dataset = datasets.load(config.data, data_dir, download=download, progress=progress)
@@ -180,7 +181,7 @@ def _loop(trainer: ClassifierTrainer, history: list[ClassifierReport], checkpoin
     """Train to the end; write checkpoints at intervals and on Ctrl-C."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from comdefend_cli.checkpoint import save_checkpoint
+    from comdefend_cli.training.checkpoint import save_checkpoint
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     stop: list[int] = []
@@ -203,7 +204,7 @@ def _loop(trainer: ClassifierTrainer, history: list[ClassifierReport], checkpoin
 
 def _finish(trainer: ClassifierTrainer, dataset: Dataset, out: Path, *, overwrite: bool, quiet: bool) -> None:
     from comdefend_cli import __version__
-    from comdefend_cli.classifiers import save_classifier
+    from comdefend_cli.classifiers.loading import save_classifier
 
     accuracy = round(trainer.measure(), 2)
     record = {**trainer.training_record(), "comdefend_version": __version__, "accuracy": accuracy, "test_images": len(dataset.test)}

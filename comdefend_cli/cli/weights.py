@@ -38,7 +38,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON arr
 
 
 def _rows() -> list[dict[str, Any]]:
-    from comdefend_cli import weights
+    from comdefend_cli.network import weights
 
     rows = []
     for name, entry in weights.registry().items():
@@ -67,7 +67,7 @@ def _decibels(value: object) -> str:
 @console.command
 def show(which: Which) -> None:
     """Print a weight file's header as JSON: architecture, PSNR in dB, how it was trained, and the file's SHA-256."""
-    from comdefend_cli import weights
+    from comdefend_cli.network import weights
 
     header, sha256, path = weights.read_header(which)
     top = {"file": str(path), "sha256": sha256, "psnr_db": header.training.get("psnr_db")}
@@ -78,7 +78,8 @@ def show(which: Which) -> None:
 @console.command
 def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", help="Default: all that ship.")] = None) -> None:
     """Load weights completely: hash (of those that ship), header, shapes, finite values, int8 networks where OpenVINO is installed."""
-    from comdefend_cli import backends, weights
+    from comdefend_cli.backends import select as backends
+    from comdefend_cli.network import weights
 
     failed = 0
     for name in [which] if which is not None else list(weights.registry()):
@@ -105,8 +106,10 @@ def import_(
     overwrite: console.Overwrite = False,
 ) -> None:
     """Convert your own copy of the authors' released checkpoints, safely: arrays are read and nothing else."""
-    from comdefend_cli import __version__, files, weights
-    from comdefend_cli.authors import convert
+    from comdefend_cli import __version__
+    from comdefend_cli.network import weights
+    from comdefend_cli.network.authors import convert
+    from comdefend_cli.runtime import files
 
     if target.suffix != ".safetensors":
         raise UsageError(f"{target}: a weight file ends in .safetensors")

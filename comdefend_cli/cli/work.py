@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from comdefend_cli.cli.console import err
 
 if TYPE_CHECKING:
-    from comdefend_cli.purifier import Purifier, Settings
-    from comdefend_cli.weights import Weights
+    from comdefend_cli.inference.purifier import Purifier, Settings
+    from comdefend_cli.network.weights import Weights
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def settings_record(settings: Settings, device: str, precision: str, backend: st
 
 def purifier_record(purifier: Purifier, weights: Weights) -> dict[str, Any]:
     """The same of a purifier of one picture, with the noise that its weights chose."""
-    from comdefend_cli.device import describe_device
+    from comdefend_cli.runtime.device import describe_device
 
     device = describe_device(next(purifier.parameters()).device)
     record = settings_record(purifier.settings, device, purifier.precision, purifier.backend)

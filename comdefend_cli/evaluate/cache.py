@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from comdefend_cli.errors import ComdefendError, reason
-from comdefend_cli.files import write_atomically
+from comdefend_cli.runtime.files import write_atomically
 
 
 def key_of(identity: dict[str, Any]) -> str:

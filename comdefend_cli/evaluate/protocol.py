@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli import __version__
-from comdefend_cli.classifiers import Classifier
+from comdefend_cli.classifiers.loading import Classifier
+from comdefend_cli.data.labelled import Labelled
 from comdefend_cli.errors import UsageError, reason
 from comdefend_cli.evaluate import attacks as library
 from comdefend_cli.evaluate.attacks import Attack
 from comdefend_cli.evaluate.cache import Cache, key_of
 from comdefend_cli.evaluate.cells import ADAPTIVE, BLACK_BOX, CLEAN, GREY_BOX, THREATS, Cell, GradientCheck, headlines
-from comdefend_cli.evaluate.data import Labelled
 from comdefend_cli.evaluate.defences import Defence
 from comdefend_cli.evaluate.masking import Alarm, alarms
 from comdefend_cli.integrations import Defended

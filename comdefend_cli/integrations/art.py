@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.errors import UsageError
-from comdefend_cli.extras import require
 from comdefend_cli.integrations.defended import Defended, DefendedGradient
+from comdefend_cli.runtime.extras import require
 
 _preprocessor: Any = require("art.defences.preprocessor.preprocessor", extra="evaluate")
 

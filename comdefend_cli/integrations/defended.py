@@ -11,10 +11,10 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.classifier_networks import Normalise, Numbers
+from comdefend_cli.classifiers.networks import Normalise, Numbers
 from comdefend_cli.errors import UsageError
-from comdefend_cli.noise import mixed_seed
-from comdefend_cli.purifier import Purifier
+from comdefend_cli.inference.noise import mixed_seed
+from comdefend_cli.inference.purifier import Purifier
 
 DefendedGradient = Literal["straight-through", "identity", "soft", "none"]
 DEFENDED_GRADIENTS: tuple[str, ...] = get_args(DefendedGradient)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comdefend_cli import weights as weight_files
-from comdefend_cli.purifier import Purifier, Settings
+from comdefend_cli.inference.purifier import Purifier, Settings
+from comdefend_cli.network import weights as weight_files
 
 if TYPE_CHECKING:
     Picture = TypeVar("Picture", Tensor, Image.Image)

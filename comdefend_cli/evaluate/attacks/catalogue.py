@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.victim import Expectation, Victim, device_of, seeded, undisturbed, within
-from comdefend_cli.extras import require
+from comdefend_cli.runtime.extras import require
 
 #: From settings, model, clean pictures, labels and epsilon to adversarial pictures.
 Perturb = Callable[[dict[str, Any], Victim, Tensor, Tensor, float], Tensor]

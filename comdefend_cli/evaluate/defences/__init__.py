@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comdefend_cli import weights
-from comdefend_cli.device import resolve_device
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.defences import simple
 from comdefend_cli.evaluate.defences.base import Defence
@@ -28,6 +26,8 @@ from comdefend_cli.evaluate.defences.comdefend import ComDefendDefence
 from comdefend_cli.evaluate.defences.hgd import HGDDefence
 from comdefend_cli.evaluate.defences.pixeldefend import PixelDefend
 from comdefend_cli.evaluate.defences.spec import Option, canonical, file, one_of, parse_options, real, split_spec, whole
+from comdefend_cli.network import weights
+from comdefend_cli.runtime.device import resolve_device
 
 __all__ = ["NAMES", "Defence", "make"]
 

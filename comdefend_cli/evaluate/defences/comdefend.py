@@ -8,9 +8,9 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
-from comdefend_cli import weights
 from comdefend_cli.evaluate.defences.base import Defence
-from comdefend_cli.purifier import Purifier, Settings, Tiling
+from comdefend_cli.inference.purifier import Purifier, Settings, Tiling
+from comdefend_cli.network import weights
 
 
 class ComDefendDefence(Defence):

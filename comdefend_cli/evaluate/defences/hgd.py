@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, l1_loss
 
-from comdefend_cli.datasets import Dataset
+from comdefend_cli.data.datasets import Dataset
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.defences import stored
 from comdefend_cli.evaluate.defences.base import Defence
-from comdefend_cli.evaluate.defences.training import BaselineConfig, BaselineTrainer, seeded
-from comdefend_cli.train_classifier import signed_gradient
+from comdefend_cli.training import stored
+from comdefend_cli.training.baseline import BaselineConfig, BaselineTrainer, seeded
+from comdefend_cli.training.classifier import signed_gradient
 
 KIND = "hgd"
 #: Most L-infinity distance of the attacks it is trained on, in 8-bit levels, and steps of the iterative one.

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu, linear, pad
 
-from comdefend_cli.datasets import Dataset
-from comdefend_cli.evaluate.defences import stored
+from comdefend_cli.data.datasets import Dataset
 from comdefend_cli.evaluate.defences.mixture import Mixture, parameters_a_component, to_unit
-from comdefend_cli.evaluate.defences.training import BaselineConfig, BaselineTrainer, seeded
+from comdefend_cli.training import stored
+from comdefend_cli.training.baseline import BaselineConfig, BaselineTrainer, seeded
 
 KIND = "pixelcnn"
 #: Reach of the first convolution, and of those in the blocks, in pixels.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from comdefend_cli.evaluate.defences.base import Defence
-from comdefend_cli.extras import require
+from comdefend_cli.runtime.extras import require
 
 #: Xie et al. resize pictures of 299 pixels a side to less than 331, and pad them to 331.
 SIDE, PADDED_SIDE = 299, 331

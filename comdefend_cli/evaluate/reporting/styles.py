@@ -11,7 +11,7 @@ from typing import Any
 
 from comdefend_cli.evaluate.reporting.markup import Html, tag
 from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, System, Tables
-from comdefend_cli.extras import require
+from comdefend_cli.runtime.extras import require
 
 INK, MUTED, GRID, PAPER = "#1c2127", "#5c6670", "#dde1e6", "#ffffff"
 COLORS = ("#122ca1", "#c0597c", "#1d8fd6", "#848f13", "#670032", "#515901")

@@ -1,0 +1,1 @@
+"""What computes the networks: PyTorch in bands, OpenVINO, Triton; also quantization and export."""

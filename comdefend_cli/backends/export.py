@@ -1,0 +1,134 @@
+"""Weights as files for other software: ONNX, OpenVINO and `torch.export`, each run and compared with PyTorch before it is left in place."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comdefend_cli.backends import graphs
+from comdefend_cli.backends.select import read_int8
+from comdefend_cli.errors import ComdefendError, UsageError
+from comdefend_cli.network.metrics import psnr
+from comdefend_cli.network.model import ComDefend
+from comdefend_cli.network.weights import Weights
+from comdefend_cli.runtime import files
+from comdefend_cli.runtime.extras import require
+
+#: Endings by format.
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
+#: Least PSNR in dB of a file's output to PyTorch's in float32, in 8-bit levels. A logit next to zero may round to the other side where
+#: sums are added in another order, so not all values are the same.
+LEAST = {"float32": 55.0, "int8": 30.0}
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        paths: the files.
+        psnr_db: the lowest of all pictures, to PyTorch's float32 output; infinite where all levels are the same.
+        pictures: how many were compared.
+    """
+
+    paths: tuple[Path, ...]
+    psnr_db: float
+    pictures: int
+
+
+def export(
+    loaded: Weights, format: str, path: Path, *, pictures: Sequence[Tensor] = (), int8: bool = False, overwrite: bool = False
+) -> Exported:
+    """Write weights in a format, if the file's output on pictures is PyTorch's.
+
+    Args:
+        loaded: the weights.
+        format: one of `FORMATS`.
+        path: the file; for OpenVINO, the .xml file, beside which a .bin file will be.
+        pictures: uint8 (1, channels, H, W) each, to compare on; those of :func:`made_pictures` if there are none.
+        int8: the networks in 8-bit integers, for OpenVINO.
+        overwrite: replace files that are there.
+
+    Raises:
+        UsageError: an unknown format, another ending than the format's, a file that is there, or a library that is not.
+        WeightsError: the networks in 8-bit integers are damaged.
+        ComdefendError: the output differs; nothing is written.
+    """
+    contents = _contents(loaded, format, path, int8)
+    targets = [path.with_suffix(ending) for ending in contents]
+    for target in targets:
+        files.refuse_existing(target, overwrite=overwrite)
+    compared = list(pictures) or made_pictures(loaded.model.architecture.channels)
+    worst = _compared(_runner(format, list(contents.values())), loaded.model, compared)
+    least = LEAST["int8" if int8 else "float32"]
+    if not worst >= least:
+        raise ComdefendError(f"{path}: its output is {worst:.1f} dB from PyTorch's, less than {least:g}; nothing was written")
+    with ExitStack() as stack:  # None takes its place before all are written; the one that is named comes last.
+        for target, content in zip(targets, contents.values(), strict=True):
+            stack.enter_context(files.atomic(target, overwrite=overwrite)).write(content)
+    return Exported(tuple(targets), worst, len(compared))
+
+
+def made_pictures(channels: int) -> list[Tensor]:
+    """Pictures with smooth parts, edges and texture, uint8 (1, channels, H, W) of two odd sizes, always the same."""
+    made = []
+    for height, width in ((61, 83), (40, 37)):
+        rng = np.random.default_rng(height)
+        rows, columns = np.mgrid[:height, :width].astype(np.float64)
+        picture = np.empty((channels, height, width))
+        for channel in picture:
+            a, b, c = rng.uniform(0.02, 0.25, 3)
+            channel[...] = 0.5 + 0.3 * np.sin(a * rows + b * columns) + 0.15 * np.sign(np.sin(c * (rows - columns)))
+        noisy = picture + rng.normal(0, 0.02, picture.shape)
+        made.append(torch.from_numpy((noisy * 255).round().clip(0, 255).astype(np.uint8))[None])
+    return made
+
+
+def _contents(loaded: Weights, format: str, path: Path, int8: bool) -> dict[str, bytes]:
+    """The files to write, by ending; the one that is named comes first."""
+    if format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}: use {', '.join(FORMATS)}")
+    if path.suffix != FORMATS[format]:
+        raise UsageError(f"{path}: a file of {format} ends in {FORMATS[format]}")
+    if int8 and (format != "openvino" or loaded.quantized is None):
+        raise UsageError("int8 needs --format openvino, and weights made by comdefend quantize")
+    if format == "openvino":
+        made = loaded.quantized if int8 and loaded.quantized else graphs.serialised(graphs.openvino_model(loaded.model))
+        if int8:
+            read_int8(made, loaded.model.architecture.channels)
+        return {".xml": made.graph, ".bin": made.constants}
+    return {FORMATS[format]: graphs.onnx_model(loaded.model) if format == "onnx" else graphs.torch_program(loaded.model)}
+
+
+def _compared(run: Run, model: ComDefend, pictures: Sequence[Tensor]) -> float:
+    """The lowest PSNR of pictures, one by one and, which tells whether batches work, the first one twice."""
+    lowest = float("inf")
+    for picture in [*pictures, pictures[0].repeat(2, 1, 1, 1)]:
+        x = picture.float() / 255
+        with torch.no_grad():
+            expected = (model(x) * 255).round().to(torch.uint8)
+        found = (torch.from_numpy(run(x.numpy())) * 255).round().to(torch.uint8)
+        lowest = min(lowest, float(psnr(expected, found).min()))
+    return lowest
+
+
+def _runner(format: str, contents: list[bytes]) -> Run:
+    """What runs a file's content, read back as its users will read it."""
+    if format == "onnx":
+        session = require("onnxruntime", extra="onnx").InferenceSession(contents[0], providers=["CPUExecutionProvider"])
+        return lambda x: np.asarray(session.run(None, {graphs.INPUT: x})[0])
+    if format == "torch-export":
+        program = torch.export.load(io.BytesIO(contents[0])).module()
+        return lambda x: np.asarray(program(torch.from_numpy(x)).detach())
+    core = require("openvino", extra="openvino").Core()
+    compiled = core.compile_model(core.read_model(*contents), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: np.asarray(compiled([x])[0])

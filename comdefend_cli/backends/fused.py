@@ -1,0 +1,201 @@
+"""Both networks on an NVIDIA GPU: each convolution with its bias and ELU in one kernel, so that no activation is written twice.
+
+The kernel is in Triton, which comes with PyTorch's CUDA builds for Linux. It takes a convolution as a matrix product: the rows are
+pixels, the columns output channels, and what is summed over are the input channels of nine neighbours, which it fetches where they lie.
+Pictures are (N, H, W, C) here, C rounded up to a power of two from `LEAST` on with channels of zeros, which the tensor cores want.
+
+In "float8" the layers that take most of the time multiply numbers of 8 bits (e4m3: 4 of exponent, 3 of mantissa), the others bfloat16.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import pad
+
+from comdefend_cli.network.model import ComDefend, Conv3x3, ConvELU, binarize, to_picture
+
+#: Fewest channels that a product of the tensor cores takes.
+LEAST = 16
+FLOAT8 = torch.float8_e4m3fn
+#: Input times output channels from which a layer is computed in 8 bits where these are asked for.
+LARGE = 64 * 128
+#: The largest number of e4m3, and by what activations are divided to stay below it: of photographs they reach 800.
+MOST, SHRINK = 448.0, 8.0
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a layer is cut: `rows` pixels by `columns` output channels a program, `depth` input channels at a time.
+
+    Attributes:
+        stages: of the pipeline that fetches what comes next while the tensor cores multiply.
+        warps: of a program.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    stages: int = 3
+    warps: int = 8
+
+    def bytes(self, itemsize: int) -> int:
+        """Shared memory that a program takes for what it multiplies, numbers of so many bytes."""
+        return (self.rows + self.columns) * self.depth * self.stages * itemsize
+
+
+#: The fastest of those that were measured on an H100, by bytes of a number, input and output channels.
+BLOCKS = {
+    (2, 16, 16): Blocks(256, 16, 16, 4, 4),
+    (2, 16, 32): Blocks(128, 32, 16, 3, 4),
+    (2, 32, 64): Blocks(256, 64, 32, 4, 8),
+    (2, 64, 128): Blocks(128, 128, 64, 3, 8),
+    (2, 128, 256): Blocks(128, 256, 64, 3, 8),
+    (2, 256, 128): Blocks(256, 128, 64, 4, 8),
+    (2, 128, 64): Blocks(128, 64, 64, 3, 4),
+    (2, 64, 32): Blocks(256, 32, 64, 3, 8),
+    (2, 32, 16): Blocks(128, 16, 32, 3, 4),
+    (1, 64, 128): Blocks(128, 128, 64, 3, 4),
+    (1, 128, 256): Blocks(128, 256, 128, 3, 8),
+    (1, 256, 128): Blocks(128, 128, 128, 3, 8),
+    (1, 128, 64): Blocks(128, 64, 128, 3, 4),
+}
+
+
+# One compilation for pictures of all sizes: for those that are multiples of 16 another would be no faster.
+@triton.jit(do_not_specialize=["pixels", "height", "width"])  # type: ignore[untyped-decorator]
+def _conv3x3(  # type: ignore[no-untyped-def]
+    x, weight, factor, bias, y, pixels, height, width,
+    inputs: tl.constexpr, outputs: tl.constexpr, elu: tl.constexpr, shrink: tl.constexpr, most: tl.constexpr,
+    rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """One block of `rows` pixels by `columns` output channels; `depth` channels of one neighbour at a time, added in float32."""
+    pixel = tl.program_id(0) * rows + tl.arange(0, rows)
+    column = tl.program_id(1) * columns + tl.arange(0, columns)
+    channel = tl.arange(0, depth)
+    there = pixel < pixels
+    above, left = (pixel // width) % height, pixel % width
+    # In 64 bits: there are more activations than 32 bits count.
+    neighbours = x + pixel.to(tl.int64)[:, None] * inputs + channel[None, :]
+    kernels = weight + column[None, :] * (9 * inputs) + channel[:, None]
+    total = tl.zeros((rows, columns), tl.float32)
+    for step in tl.range(0, 9 * (inputs // depth), num_stages=stages):
+        place, first = step // (inputs // depth), step % (inputs // depth) * depth
+        down, right = place // 3 - 1, place % 3 - 1
+        inside = there & (above + down >= 0) & (above + down < height) & (left + right >= 0) & (left + right < width)
+        offset = (down * width + right) * inputs + first
+        a = tl.load(neighbours + offset, mask=inside[:, None], other=0.0)
+        b = tl.load(kernels + (place * inputs + first))
+        total = tl.dot(a, b, total)
+    total = total * tl.load(factor + column)[None, :] + tl.load(bias + column)[None, :]
+    if elu:
+        total = tl.where(total > 0, total, tl.exp(tl.minimum(total, 0)) - 1)
+    if y.dtype.element_ty == tl.float8e4nv:
+        total = tl.minimum(total * (1 / shrink), most)
+    tl.store(y + pixel.to(tl.int64)[:, None] * outputs + column[None, :], total.to(y.dtype.element_ty), mask=there[:, None])
+
+
+class Layer:
+    """A convolution, ready for the kernel.
+
+    Args:
+        convolution: its weights are read now.
+        float8: whether it takes activations in 8 bits.
+    """
+
+    def __init__(self, convolution: Conv3x3, *, float8: bool = False) -> None:
+        self.inputs, self.outputs = _wide(convolution.in_channels), _wide(convolution.out_channels)
+        more = self.outputs - convolution.out_channels
+        weight, bias = convolution.weight.detach().permute(0, 2, 3, 1), convolution.bias
+        assert bias is not None
+        weight = pad(weight, (0, self.inputs - convolution.in_channels, 0, 0, 0, 0, 0, more)).contiguous()
+        self.bias = pad(bias.detach().float(), (0, more))
+        self.factor = torch.ones_like(self.bias)
+        self.dtype = FLOAT8 if float8 else weight.dtype
+        if float8:
+            # Each output channel has a scale of its own, so that its largest weight is the largest number.
+            scale = weight.float().abs().amax((1, 2, 3)).clamp_min(1e-12) / MOST
+            weight, self.factor = weight / scale[:, None, None, None], scale * SHRINK
+        self.weight = weight.to(self.dtype)
+
+    def __call__(self, x: Tensor, *, elu: bool, dtype: torch.dtype) -> Tensor:
+        """The layer's output, on request through an ELU.
+
+        Args:
+            x: (N, H, W, inputs), contiguous, of this layer's dtype; in 8 bits divided by `SHRINK`.
+            elu: whether an ELU follows.
+            dtype: of the result.
+
+        Returns:
+            (N, H, W, outputs), in 8 bits likewise.
+        """
+        y = torch.empty((*x.shape[:3], self.outputs), dtype=dtype, device=x.device)
+        pixels = x.shape[0] * x.shape[1] * x.shape[2]
+        cut = self.blocks
+        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+            _conv3x3[triton.cdiv(pixels, cut.rows), self.outputs // cut.columns](
+                x, self.weight, self.factor, self.bias, y, pixels, x.shape[1], x.shape[2],
+                inputs=self.inputs, outputs=self.outputs, elu=elu, shrink=SHRINK, most=MOST,
+                rows=cut.rows, columns=cut.columns, depth=cut.depth, stages=cut.stages, num_warps=cut.warps,
+            )  # fmt: skip
+        return y
+
+    @property
+    def blocks(self) -> Blocks:
+        """Those that were measured; of other widths, or where the GPU has less shared memory than an H100, some that fit any."""
+        measured = BLOCKS.get((self.dtype.itemsize, self.inputs, self.outputs))
+        if measured and measured.bytes(self.dtype.itemsize) <= shared_memory(self.weight.device):
+            return measured
+        return Blocks(64, min(self.outputs, 128), min(self.inputs, 32), 2, 4)
+
+
+class FusedNetworks:
+    """Both networks, without gradient.
+
+    Args:
+        model: in bfloat16 or float16, on a GPU; it is read now, so that what happens to it later does not matter.
+        float8: whether the large layers are computed in 8 bits.
+    """
+
+    def __init__(self, model: ComDefend, *, float8: bool = False) -> None:
+        self._com, self._rec = (_layers(network, float8) for network in (model.com, model.rec))
+        self._dtype = next(model.parameters()).dtype
+        self._widths = model.architecture.bits, model.architecture.channels
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The picture (N, channels, H, W), float32 in [0, 1], of one in any floating dtype."""
+        bits, channels = self._widths
+        return to_picture(self._through(self._rec, binarize(self._through(self._com, x - 0.5, bits)), channels))
+
+    def _through(self, layers: list[Layer], x: Tensor, outputs: int) -> Tensor:
+        """Of x (N, C, H, W) what all layers make of it, (N, outputs, H, W)."""
+        y = x.permute(0, 2, 3, 1).to(self._dtype)
+        y = pad(y, (0, layers[0].inputs - y.shape[3])).contiguous()
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
+            y = layer(y, elu=after is not None, dtype=after.dtype if after else self._dtype)
+        return y[..., :outputs].permute(0, 3, 1, 2)
+
+
+def _layers(network: ConvELU, float8: bool) -> list[Layer]:
+    convolutions = [layer for layer in network if isinstance(layer, Conv3x3)]
+    return [Layer(each, float8=float8 and each.in_channels * each.out_channels >= LARGE) for each in convolutions]
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that one program may take there."""
+    if device.type != "cuda":  # Triton's interpreter.
+        return 2**31
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
+
+
+def _wide(channels: int) -> int:
+    """Channels as they lie in memory."""
+    return max(LEAST, 1 << (channels - 1).bit_length())

@@ -1,0 +1,1 @@
+"""Reference classifiers, and loading a user's own."""

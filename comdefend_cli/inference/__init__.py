@@ -1,0 +1,1 @@
+"""`Purifier`: its settings, tiles and noise."""

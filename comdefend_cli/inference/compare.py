@@ -1,0 +1,49 @@
+"""Pictures of what ComDefend does: input, code, output and their difference."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from comdefend_cli.imaging.images import Picture
+from comdefend_cli.inference.purifier import Purifier
+
+#: How many times differences are amplified, around middle grey.
+AMPLIFY = 8
+GAP = 4
+
+
+def code_image(code: np.ndarray, channels: int) -> np.ndarray:
+    """The code as a picture: its bits dealt to the channels in order, as digits of a binary number.
+
+    Args:
+        code: zeros and ones, uint8 (H, W, bits).
+        channels: 1 or 3.
+
+    Returns:
+        uint8 (H, W, channels). Bits have no order of weight in the network, so this shows structure, not colour.
+    """
+    planes = []
+    for part in np.array_split(np.arange(code.shape[2]), channels):
+        digits = 2 ** np.arange(len(part))[::-1]
+        planes.append(np.round(code[..., part] @ digits * (255 / digits.sum())))
+    return np.stack(planes, axis=2).astype(np.uint8)
+
+
+def amplified(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """`after - before`, `AMPLIFY` times, around 128; uint8, the shape of both."""
+    difference = after.astype(np.int16) - before.astype(np.int16)
+    return np.clip(128 + AMPLIFY * difference, 0, 255).astype(np.uint8)
+
+
+def comparison_width(width: int) -> int:
+    """Pixels from left to right of the comparison of a picture that is so wide."""
+    return 4 * width + 3 * GAP
+
+
+def comparison(purifier: Purifier, before: np.ndarray, after: np.ndarray) -> Picture:
+    """Input, code, output and amplified difference side by side; uint8 (H, W, C) each."""
+    code = purifier.code(torch.from_numpy(before).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    gap = np.full((before.shape[0], GAP, before.shape[2]), 255, np.uint8)
+    parts = [before, gap, code_image(code, before.shape[2]), gap, after, gap, amplified(before, after)]
+    return Picture(np.concatenate(parts, axis=1))

@@ -1,0 +1,1 @@
+"""The paper's two networks, and the files that hold their weights."""

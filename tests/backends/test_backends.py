@@ -1,0 +1,287 @@
+"""OpenVINO in place of PyTorch: the same pictures, what it refuses, and when `auto` takes it; networks in 8-bit integers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, small_model
+from PIL import Image
+
+from comdefend_cli import Purifier, Settings
+from comdefend_cli.backends import select as backends
+from comdefend_cli.backends.export import made_pictures
+from comdefend_cli.backends.graphs import serialised
+from comdefend_cli.backends.select import OpenVINONetworks, resolve_backend
+from comdefend_cli.errors import UsageError, WeightsError
+from comdefend_cli.evaluate.defences import make
+from comdefend_cli.network import weights
+from comdefend_cli.network.metrics import mean_psnr
+from comdefend_cli.network.model import RADIUS
+from comdefend_cli.network.weights import Quantized, Weights
+
+pytest.importorskip("openvino")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photograph(astronaut: np.ndarray) -> torch.Tensor:
+    """A crop of a photograph, uint8 (1, 3, 60, 75)."""
+    return torch.from_numpy(astronaut[40:100, 180:255].copy()).permute(2, 0, 1)[None]
+
+
+def loaded(channels: int = 3, quantized: Quantized | None = None) -> Weights:
+    model = small_model(channels)
+    return Weights("small", "", weights.Header(model.architecture), model, quantized)
+
+
+def purifier(precision: str, backend: str = "openvino", settings: Settings | None = None, **more: object) -> Purifier:
+    return Purifier.from_weights([loaded(**more)], device="cpu", precision=precision, backend=backend, settings=settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_openvino_in_float32_is_pytorch_within_a_few_roundings(photograph: torch.Tensor, channels: int) -> None:
+    """In float32, grey and colour, batch and tiles, nearly all levels are PyTorch's."""
+    x = photograph[:, :channels].repeat(2, 1, 1, 1)
+    ours = purifier("float32", settings=Settings(tile=40), channels=channels)
+    assert (ours.backend, ours.precision) == ("openvino", "float32")
+    assert mean_psnr(ours(x), purifier("float32", "torch", channels=channels)(x)) > 55
+
+
+def test_tiles_of_very_large_pictures_are_smaller(monkeypatch: pytest.MonkeyPatch, photograph: torch.Tensor) -> None:
+    """A picture that takes much memory itself goes through in tiles whose activations take less; the pixels stay what they are."""
+    ours = purifier("float32")
+    whole = ours(photograph)
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(backends, "_LARGE", photograph[0, 0].numel() - 1)
+    monkeypatch.setattr(backends, "_LARGE_TILE", 15)
+    engine = ours.engines[3]
+    ours.engines[3] = type("Spy", (), {"tile": engine.tile, "__call__": lambda self, x: shapes.append(tuple(x.shape)) or engine(x)})()
+    assert mean_psnr(ours(photograph), whole) > 55
+    assert max(max(shape[2:]) for shape in shapes) <= 15 + 2 * RADIUS < max(photograph.shape[2:])
+
+
+def test_the_shipped_weights_in_bfloat16(photograph: torch.Tensor) -> None:
+    """With the shipped weights, in bfloat16 where the CPU multiplies it, at least 35 dB to PyTorch's float32."""
+    ours = Purifier.from_pretrained(device="cpu", precision="bfloat16", backend="openvino")
+    assert mean_psnr(ours(photograph), Purifier.from_pretrained(device="cpu", precision="float32")(photograph)) >= 35
+
+
+def test_grey_pictures_go_through_networks_for_colour(photograph: torch.Tensor) -> None:
+    """A grey picture without grey networks comes back as grey, as with PyTorch."""
+    x = photograph[:, :1]
+    assert mean_psnr(purifier("float32")(x), purifier("float32", "torch")(x)) > 55
+
+
+def test_gradients_and_noise_are_refused(photograph: torch.Tensor) -> None:
+    """Neither is silently left out: both are errors of usage that name the other backend."""
+    with pytest.raises(UsageError, match="torch"):
+        purifier("float32")((photograph / 255).requires_grad_())
+    with pytest.raises(UsageError, match="torch"):
+        purifier("float32", settings=Settings(noise_std=1.0))
+    noisy = purifier("float32")
+    noisy.settings = Settings(noise_std=1.0)
+    with pytest.raises(UsageError, match="torch"):
+        noisy(photograph)
+
+
+def test_the_code_stays_with_pytorch(photograph: torch.Tensor) -> None:
+    """`code` is PyTorch's, whatever computes the picture."""
+    assert torch.equal(purifier("float32").code(photograph), purifier("float32", "torch").code(photograph))
+
+
+def test_copies_and_pickles_compute_the_same(photograph: torch.Tensor) -> None:
+    """A compiled purifier can be copied and sent to another process."""
+    ours = purifier("float32")
+    expected = ours(photograph)
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(twin(photograph), expected)
+
+
+def test_engines_go_where_the_module_gets_other_weights_or_another_place(photograph: torch.Tensor) -> None:
+    """Other weights and another device are PyTorch's; staying on the CPU changes nothing."""
+    ours = purifier("float32").cpu()
+    assert ours.backend == "openvino"
+    other = Purifier(small_model(seed=1))
+    ours.load_state_dict(other.state_dict())
+    assert ours.backend == "torch"
+    assert torch.equal(ours(photograph), other(photograph))
+    assert purifier("float32").to("meta").backend == "torch"
+
+
+def resolved(name: str = "auto", precision: str = "auto", device: str = "cpu", noisy: bool = False, quantized: bool = False) -> str:
+    return resolve_backend(name, torch.device(device), precision, noisy=noisy, quantized=quantized)
+
+
+def test_auto_takes_what_is_installed_and_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO for bfloat16 or int8 on a CPU without noise; PyTorch for float32, on GPUs, with noise and where OpenVINO is absent."""
+    monkeypatch.setattr(backends, "cpu_has_bfloat16", lambda: True)
+    assert resolved() == resolved(precision="bfloat16") == resolved(quantized=True) == "openvino"
+    assert resolved(precision="float32") == resolved(noisy=True) == resolved(device="cuda") == resolved("torch") == "torch"
+    monkeypatch.setattr(backends, "cpu_has_bfloat16", lambda: False)
+    assert (resolved(), resolved(quantized=True), resolved(precision="bfloat16", quantized=True)) == ("torch", "openvino", "torch")
+    for absent in (None, ModuleSpec("openvino", None)):  # The second is what a folder of that name looks like.
+        monkeypatch.setattr(backends, "find_spec", lambda name, absent=absent: absent)
+        assert resolved(quantized=True) == "torch"
+
+
+def test_what_a_backend_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown names, a GPU, noise, float16 and absent int8 networks are errors of usage; an absent OpenVINO names its extra."""
+    for name, more in (("tpu", {}), ("openvino", {"device": "cuda"}), ("openvino", {"noisy": True}), ("torch", {"precision": "int8"})):
+        with pytest.raises(UsageError):
+            resolved(name, **more)  # type: ignore[arg-type]
+    for precision in ("float16", "int8"):
+        with pytest.raises(UsageError):
+            OpenVINONetworks(small_model(), precision)
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(UsageError, match=r"comdefend-cli\[openvino\]"):
+        resolved("openvino")
+
+
+def test_the_command_takes_a_backend(run: Run, small_weights: Path, photograph: torch.Tensor, tmp_path: Path) -> None:
+    """`comdefend purify --backend openvino` writes nearly the picture of `--backend torch`, and its record says so."""
+    Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(tmp_path / "in.png")
+    made = {}
+    for name in ("torch", "openvino"):
+        options = ["--weights", small_weights, "--precision", "float32", "--backend", name, "--json", "--device", "cpu"]
+        done = run("purify", tmp_path / "in.png", tmp_path / f"{name}.png", *options)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["backend"] == name
+        made[name] = torch.from_numpy(np.array(Image.open(tmp_path / f"{name}.png"))).permute(2, 0, 1)[None]
+    assert mean_psnr(made["torch"], made["openvino"]) > 55
+
+
+def test_a_defence_with_openvino_says_so_and_offers_the_identity_alone(small_weights: Path, photograph: torch.Tensor) -> None:
+    """Its name and settings tell it from PyTorch's, and an attacker that knows it gets no gradient but the identity."""
+    defence = make(f"{small_weights}:backend=openvino", device="cpu", precision="float32")
+    plain = make(str(small_weights), device="cpu", precision="float32")
+    assert defence.name.endswith(":backend=openvino")
+    assert defence.settings["backend"] == "openvino"
+    assert defence.gradients == ("identity",)
+    assert "straight-through" in plain.gradients
+    assert "backend" not in plain.settings
+    x = photograph / 255
+    assert float((defence(x) - plain(x)).abs().mean()) < 1e-3
+
+
+# Networks in 8-bit integers.
+
+
+@pytest.fixture(scope="module")
+def quantized() -> Quantized:
+    """The small networks in 8-bit integers, as `comdefend quantize` makes them."""
+    pytest.importorskip("nncf")
+    from comdefend_cli.backends.quantize import quantize
+
+    return quantize(small_model(), torch.cat([picture[:, :, :37, :37] for picture in made_pictures(3)]))
+
+
+def test_int8_resembles_float32_and_is_not_it(quantized: Quantized, photograph: torch.Tensor) -> None:
+    """The random networks of the tests, whose codes flip easily, still give a similar picture, in integers."""
+    ours = purifier("auto", quantized=quantized)
+    assert ours.how == "int8 with openvino"
+    x = photograph / 255
+    other = Purifier(small_model(seed=1))
+    near, far = (
+        mean_psnr((ours(x) * 255).round().byte(), (each(x) * 255).round().byte()) for each in (purifier("float32", "torch"), other)
+    )
+    assert far + 3 < near < 50
+    assert b"FakeQuantize" in quantized.graph
+
+
+def test_a_weight_file_keeps_int8_networks_beside_the_others(quantized: Quantized, tmp_path: Path, photograph: torch.Tensor) -> None:
+    """Saved and loaded they are the same bytes; with PyTorch the file computes what it did without them; a half of them is damage."""
+    weights.save(tmp_path / "q.safetensors", small_model(), {}, quantized=quantized)
+    found = weights.load(str(tmp_path / "q.safetensors"))
+    assert found.quantized == quantized
+    plain = Purifier.from_weights([found], device="cpu", precision="float32")
+    assert torch.equal(plain(photograph), purifier("float32", "torch")(photograph))
+    from safetensors.torch import load, save
+
+    data = (tmp_path / "q.safetensors").read_bytes()
+    fields = {weights.KEY: json.dumps({k: v for k, v in weights.read_metadata(data, weights.KEY).items() if k != "sha256"})}
+    halved = {name: tensor for name, tensor in load(data).items() if name != "int8.constants"}
+    (tmp_path / "half.safetensors").write_bytes(save(halved, fields))
+    with pytest.raises(WeightsError, match="int8"):
+        weights.load(str(tmp_path / "half.safetensors"))
+
+
+def test_int8_networks_from_outside_are_refused_where_they_are_something_else(
+    quantized: Quantized, run: Run, photograph: torch.Tensor, tmp_path: Path
+) -> None:
+    """Damage, a graph of another library (which may name files), other operations and other shapes are one line each, and no picture."""
+    onnx = pytest.importorskip("onnx")
+    ov, op = pytest.importorskip("openvino"), pytest.importorskip("openvino.opset13")
+    (tmp_path / "secret.bin").write_bytes(bytes(12))
+    outside = onnx.TensorProto(name="c", data_type=onnx.TensorProto.FLOAT, dims=[1, 3, 1, 1], data_location=onnx.TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=str(tmp_path / "secret.bin"))
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, "H", "W"]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "c"], ["y"])], "g", ends[:1], ends[1:], [outside])
+    foreign = Quantized(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]).SerializeToString(), b"none")
+    x = op.parameter([-1, 3, -1, -1], np.float32)
+    spaced = serialised(ov.Model([op.result(op.interpolate(x, [4, 4], "nearest", "sizes", axes=[2, 3]))], [x], "other"))
+    x = op.parameter([-1, 1, -1, -1], np.float32)
+    narrow = serialised(ov.Model([op.result(op.sigmoid(x))], [x], "narrow"))
+    for bad in (
+        Quantized(b"garbage", b"none"),
+        Quantized(b"<?xml", b"none"),
+        foreign,
+        spaced,
+        narrow,
+        Quantized(quantized.graph, b"short"),
+    ):
+        with pytest.raises(WeightsError, match="int8 networks"):
+            purifier("auto", quantized=bad)(photograph)
+    weights.save(tmp_path / "bad.safetensors", small_model(), {}, quantized=foreign)
+    Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(tmp_path / "in.png")
+    for command in (
+        ["purify", tmp_path / "in.png", tmp_path / "out.png", "--device", "cpu", "--backend", "auto", "--weights"],
+        ["weights", "verify"],
+    ):
+        done = run(*command, tmp_path / "bad.safetensors")
+        assert done.returncode == 1
+        assert b"int8 networks" in done.stderr
+        assert b"Traceback" not in done.stderr
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.slow
+def test_the_quantize_command(run: Run, small_weights: Path, astronaut: np.ndarray, tmp_path: Path) -> None:
+    """`comdefend quantize` makes a weight file that `purify` computes in integers by default, and never replaces one unasked."""
+    pytest.importorskip("nncf")
+    (tmp_path / "clean").mkdir()
+    for index in range(3):
+        Image.fromarray(astronaut[100 * index : 100 * index + 48, 100:160]).save(tmp_path / "clean" / f"{index}.png")
+    options = ["--data", tmp_path / "clean", "--weights", small_weights, "--out", tmp_path / "q.safetensors", "--pictures", 4]
+    done = run("quantize", *options)
+    assert done.returncode == 0, done.stderr
+    assert weights.load(str(tmp_path / "q.safetensors")).header.training["quantized"]["pictures"] == 4
+    assert run("quantize", *options).returncode == 2
+    options = ["--weights", tmp_path / "q.safetensors", "--backend", "auto", "--device", "cpu", "--json"]
+    record = run("purify", tmp_path / "clean" / "0.png", tmp_path / "out.png", *options)
+    assert json.loads(record.stdout)["precision"] == "int8", record.stderr
+
+
+@pytest.mark.parametrize("command", ["purify", "quantize"])
+def test_nothing_is_reported_to_the_makers(run: Run, small_weights: Path, photograph: torch.Tensor, tmp_path: Path, command: str) -> None:
+    """OpenVINO and NNCF keep a number of the user and counts of use in the home folder, and send them: neither is done."""
+    pytest.importorskip("nncf")
+    home, pictures = tmp_path / "home", tmp_path / "pictures"
+    home.mkdir()
+    pictures.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(pictures / name)
+    if command == "purify":
+        options = [pictures / "a.png", tmp_path / "out.png", "--device", "cpu", "--backend", "openvino"]
+    else:
+        options = ["--data", pictures, "--out", tmp_path / "q.safetensors", "--pictures", 1]
+    done = run(command, *options, "--weights", small_weights, HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert not (home / "intel").exists()

@@ -1,0 +1,165 @@
+"""Files for other software: they compute what PyTorch does, and none is left that does not."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, small_model
+from PIL import Image
+
+from comdefend_cli.backends import export as exports
+from comdefend_cli.backends import graphs
+from comdefend_cli.backends.export import FORMATS, export, made_pictures
+from comdefend_cli.cli.export import _read as read_picture
+from comdefend_cli.errors import ComdefendError, UsageError, WeightsError
+from comdefend_cli.network import weights
+from comdefend_cli.network.metrics import mean_psnr
+from comdefend_cli.network.weights import Quantized, Weights
+from comdefend_cli.runtime import files
+
+NEEDS = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}
+#: torch.export takes seconds.
+QUICK = [format for format in FORMATS if format != "torch-export"]
+
+
+def loaded(channels: int = 3) -> Weights:
+    model = small_model(channels)
+    return Weights("small", "", weights.Header(model.architecture), model)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("format", [*QUICK, pytest.param("torch-export", marks=pytest.mark.slow)])
+def test_a_file_computes_what_pytorch_does(format: str, channels: int, tmp_path: Path) -> None:
+    """Each format, grey and colour, of any height, width and number of pictures, read back by the library that it is for."""
+    pytest.importorskip(NEEDS[format])
+    path = tmp_path / f"out{FORMATS[format]}"
+    done = export(loaded(channels), format, path)
+    assert set(done.paths) == set(tmp_path.iterdir())
+    assert done.psnr_db > 55
+    x = torch.rand((3, channels, 23, 31), generator=torch.Generator().manual_seed(0))
+    found = exports._runner(format, [path.read_bytes() for path in done.paths])(x.numpy())
+    levels = [(value * 255).round().to(torch.uint8) for value in (torch.from_numpy(found), small_model(channels)(x))]
+    assert mean_psnr(*levels) > 55
+
+
+@pytest.mark.parametrize("format", QUICK)
+def test_a_file_that_computes_something_else_is_not_left(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the written networks differ from PyTorch's, it is an error, and there is no file."""
+    pytest.importorskip(NEEDS[format])
+    name = {"onnx": "onnx_model", "openvino": "openvino_model"}[format]
+    right = getattr(graphs, name)
+    monkeypatch.setattr(graphs, name, lambda model: right(small_model(seed=1)))
+    with pytest.raises(ComdefendError, match="dB"):
+        export(loaded(), format, tmp_path / f"out{FORMATS[format]}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_requests_are_refused(tmp_path: Path) -> None:
+    """An unknown format, another ending, a file that is there, and int8 networks that are not, are errors of usage."""
+    (tmp_path / "there.onnx").write_bytes(b"mine")
+    for format, name, more in (
+        ("tflite", "a.tflite", {}),
+        ("onnx", "a.xml", {}),
+        ("onnx", "there.onnx", {}),
+        ("openvino", "a.xml", {"int8": True}),
+    ):
+        with pytest.raises(UsageError):
+            export(loaded(), format, tmp_path / name, **more)  # type: ignore[arg-type]
+    assert (tmp_path / "there.onnx").read_bytes() == b"mine"
+
+
+def test_made_pictures_are_pictures() -> None:
+    """They are the same each time, of several sizes, and neither flat nor noise: most neighbours are close, some are not."""
+    for one, other in zip(made_pictures(3), made_pictures(3), strict=True):
+        assert torch.equal(one, other)
+        steps = one.float().diff(dim=3).abs()
+        assert steps.median() < 20
+        assert steps.max() > 50
+
+
+def test_the_command_compares_on_the_users_pictures(run: Run, small_weights: Path, astronaut: np.ndarray, tmp_path: Path) -> None:
+    """`comdefend export` writes the file, says on how many pictures it was compared, and refuses a second time."""
+    pytest.importorskip("onnxruntime")
+    Image.fromarray(astronaut[:40, :50]).save(tmp_path / "photo.png")
+    options = ["export", tmp_path / "out.onnx", "--format", "onnx", "--weights", small_weights, "--check", tmp_path / "photo.png", "--json"]
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["pictures"], record["written"]) == (1, [str(tmp_path / "out.onnx")])
+    assert record["input_noise"] == 0 and b"noise" not in done.stderr
+    assert run(*options).returncode == 2
+
+
+def test_the_command_says_what_noise_the_networks_are_made_for(run: Run, tmp_path: Path) -> None:
+    """The file does not add it, so whoever uses it must know."""
+    pytest.importorskip("onnxruntime")
+    model = small_model()
+    model.input_noise = 20.0
+    weights.save(tmp_path / "noisy.safetensors", model, {})
+    done = run("export", tmp_path / "out.onnx", "--format", "onnx", "--weights", tmp_path / "noisy.safetensors")
+    assert done.returncode == 0 and b"standard deviation 20/255" in done.stderr
+
+
+def test_both_files_of_openvino_are_replaced_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there is refused, --overwrite replaces both, and where the second cannot be written the first stays."""
+    pytest.importorskip("openvino")
+    (tmp_path / "a.bin").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"a\.bin"):
+        export(loaded(), "openvino", tmp_path / "a.xml")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    export(loaded(), "openvino", tmp_path / "a.xml", overwrite=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"a.xml", "a.bin"}
+    atomic = files.atomic
+
+    @contextmanager
+    def full(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+        with atomic(path, overwrite=overwrite) as file:
+            if path.suffix == ".bin":
+                raise OSError(errno.ENOSPC, "full")
+            yield file
+
+    monkeypatch.setattr(files, "atomic", full)
+    with pytest.raises(ComdefendError):
+        export(Weights("other", "", loaded().header, small_model(seed=1)), "openvino", tmp_path / "a.xml", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_int8_networks_are_exported_as_they_are(tmp_path: Path) -> None:
+    """The files are those in the weights; networks in it that are none are refused."""
+    pytest.importorskip("nncf")
+    from comdefend_cli.backends.quantize import quantize
+
+    quantized = quantize(small_model(), torch.cat([picture[:, :, :37, :37] for picture in made_pictures(3)]))
+    given = Weights("small", "", loaded().header, small_model(), quantized)
+    with pytest.raises(ComdefendError, match="dB"):  # The tests' random networks flip too many bits.
+        export(given, "openvino", tmp_path / "a.xml", int8=True)
+    exports_least = exports.LEAST["int8"]
+    exports.LEAST["int8"] = 5.0
+    try:
+        export(given, "openvino", tmp_path / "a.xml", int8=True)
+    finally:
+        exports.LEAST["int8"] = exports_least
+    assert ((tmp_path / "a.xml").read_bytes(), (tmp_path / "a.bin").read_bytes()) == (quantized.graph, quantized.constants)
+    with pytest.raises(WeightsError):
+        export(Weights("small", "", given.header, given.model, Quantized(b"no", b"")), "openvino", tmp_path / "b.xml", int8=True)
+
+
+@pytest.mark.parametrize("size", [(20, 700), (600, 30), (513, 40)])
+def test_the_middle_of_a_large_picture_is_compared(size: tuple[int, int], tmp_path: Path) -> None:
+    """At most 512 pixels a side, from the middle."""
+    height, width = size
+    pixels = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png", 3)
+    assert found.shape == (1, 3, min(height, 512), min(width, 512))
+    top, left = max(0, (height - 512) // 2), max(0, (width - 512) // 2)
+    assert found[0, :, 0, 0].tolist() == pixels[top, left].tolist()

@@ -1,0 +1,256 @@
+"""What stands under `purify-dir`: the three stages at once, their budget, and the state file."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, photo
+from PIL import Image
+
+from comdefend_cli import Purifier
+from comdefend_cli.batch import journal
+from comdefend_cli.batch import local as folder
+from comdefend_cli.batch.local import Networks, Options
+from comdefend_cli.batch.pipeline import Budget, Item, Pipeline, Stopped
+from comdefend_cli.errors import UsageError
+
+
+@dataclass
+class Number(Item):
+    """An item that is a number, of so many megapixels."""
+
+    value: int
+    megapixels: float = 1.0
+
+
+class Recorder:
+    """Stages that write down what was done to which numbers, and what was held at a time."""
+
+    def __init__(self, *, bad: set[int] | None = None, limit: int = 4) -> None:
+        self.bad, self.limit = bad or set(), limit
+        self.batches: list[list[int]] = []
+        self.written: list[int] = []
+        self.held = self.most = 0.0
+        self.lock = threading.Lock()
+
+    def measure(self, item: Number) -> float:
+        return item.megapixels
+
+    def read(self, item: Number) -> None:
+        with self.lock:
+            self.held += item.megapixels
+            self.most = max(self.most, self.held)
+
+    def group(self, item: Number) -> tuple[Hashable, int]:
+        return item.value % 2, self.limit
+
+    def compute(self, items: list[Number]) -> None:
+        self.batches.append([item.value for item in items])
+        time.sleep(0.002)
+        if any(item.value in self.bad for item in items):
+            raise ValueError("bad number")
+
+    def write(self, item: Number) -> None:
+        with self.lock:
+            self.written.append(item.value)
+
+    def release(self, item: Number) -> None:
+        with self.lock:
+            self.held -= item.megapixels
+
+
+def test_the_pipeline_does_each_item_once_in_batches_of_one_group() -> None:
+    """A hundred items all come out once; batches hold one group, more than one item where there are more, and never over their limit."""
+    stages = Recorder()
+    values = [item.value for item in Pipeline(stages, map(Number, range(100)), readers=3, writers=3).results()]
+    assert sorted(values) == sorted(stages.written) == list(range(100))
+    assert all(len({value % 2 for value in batch}) == 1 and len(batch) <= 4 for batch in stages.batches)
+    assert len(stages.batches) < 100
+
+
+def test_a_bad_item_does_not_take_its_batch_along() -> None:
+    """Where a batch fails, its items are tried alone, and only those that fail then have failed."""
+    stages = Recorder(bad={6, 31})
+    results = Pipeline(stages, map(Number, range(40)), readers=2, writers=2).results()
+    failed = {item.value: str(item.error) for item in results if item.error}
+    assert failed == {6: "bad number", 31: "bad number"}
+    assert sorted(stages.written) == [value for value in range(40) if value not in failed]
+
+
+def test_what_is_in_work_stays_within_the_budget() -> None:
+    """Never more megapixels at a time than the budget, but for one item alone that is larger; that one is not passed over for ever."""
+    stages = Recorder()
+    items = [Number(value, 30.0 if value == 20 else 1.0) for value in range(60)]
+    assert len(list(Pipeline(stages, items, readers=4, writers=4, budget=8.0).results())) == 60
+    assert stages.most == 30.0
+    stages = Recorder()
+    assert len(list(Pipeline(stages, map(Number, range(60)), readers=4, writers=4, budget=8.0).results())) == 60
+    assert stages.most <= 8.0
+
+
+def test_a_stopped_pipeline_ends_with_what_was_computed_written() -> None:
+    """After a stop the results end by themselves, and each written item was among them."""
+    stages = Recorder(limit=1)
+    pipeline = Pipeline(stages, map(Number, range(100_000)), readers=2, writers=2, budget=10.0)
+    values = []
+    for item in pipeline.results():
+        values.append(item.value)
+        pipeline.stop_asked = True
+    assert 0 < len(values) < 1000
+    assert sorted(values) == sorted(stages.written)
+
+
+def test_a_mistake_in_a_thread_ends_the_run() -> None:
+    """What no stage was to raise comes out of the results instead of leaving them waiting."""
+
+    class Broken(Recorder):
+        def release(self, item: Number) -> None:
+            raise RuntimeError("mistake")
+
+    with pytest.raises(RuntimeError, match="mistake"):
+        list(Pipeline(Broken(), map(Number, range(10)), readers=2, writers=2).results())
+
+
+def test_a_closed_budget_lets_nobody_wait() -> None:
+    """Who waits for room is woken by its closing, and told to stop."""
+    budget = Budget(1.0)
+    budget.acquire(5.0)
+    threading.Timer(0.05, budget.close).start()
+    with pytest.raises(Stopped):
+        budget.acquire(0.5)
+
+
+def status(path: Path) -> os.stat_result:
+    path.touch()
+    return path.stat()
+
+
+def test_the_state_file_survives_torn_and_strange_lines(tmp_path: Path) -> None:
+    """After a line cut short anywhere, all lines before it and after it count."""
+    stamp = status(tmp_path / "file")
+    out = tmp_path / "out"
+    with journal.opened(out) as state:
+        state.begin(["a", "b"])
+        state.done("a", "a", stamp, stamp, "key")
+        state.done("b", "b", stamp, stamp, "key")
+    path = out / journal.STATE
+    whole = path.read_bytes()
+    for cut in range(len(whole.splitlines(keepends=True)[-1]) + 1):
+        path.write_bytes(b"[1]\n\xff\n" + whole[: len(whole) - cut])
+        with journal.opened(out) as state:
+            assert state.finished("a", "a", stamp, stamp, "key")
+            assert state.finished("b", "b", stamp, stamp, "key") == (cut <= 1)
+            assert state.knows("b")
+            state.done("c", "c", stamp, stamp, "key")
+        with journal.opened(out) as state:
+            assert state.finished("c", "c", stamp, stamp, "key")
+            assert not state.finished("c", "c", stamp, stamp, "other")
+            assert not state.finished("c", "a", stamp, stamp, "key")
+    path.write_text('{"comdefend_state": 2}\n')
+    with pytest.raises(UsageError, match="another version"), journal.opened(out):
+        pass
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    """Of the half-written files, those of outputs that were begun and not finished go; all others stay."""
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    with journal.opened(out) as state:
+        state.begin(["a.png", "sub/b.png", "c.png", "../out-of-it.png"])
+        state.done("c.png", "c.png", status(out / "c.png"), status(out / "c.png"), "key")
+    ours = [out / ".a.png.0123abcd.part", out / "sub" / ".b.png.0123abcd.part"]
+    others = [out / ".c.png.0123abcd.part", out / ".x.png.0123abcd.part", out / ".a.png.part", tmp_path / ".out-of-it.png.0123abcd.part"]
+    for path in (*ours, *others):
+        path.touch()
+    with journal.opened(out) as state:
+        state.sweep()
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in others)
+
+
+def test_refused_work_leaves_no_folder(tmp_path: Path) -> None:
+    """A journal that nothing was written to takes itself and the folders it made away, and leaves those it found."""
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new" / "newer", tmp_path / "there"):
+        with journal.opened(out):
+            assert (out / journal.STATE).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_the_defaults_for_colour_and_grey_by_picture(tmp_path: Path) -> None:
+    """Without --weights, a colour and a grey picture get the pixels of the API's default pair."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    pictures = {"color.png": photo("astronaut.png")[:24, :30], "gray.png": photo("camera.png")[100:124, 100:130]}
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(source / name)
+    networks = Networks(None, device="cpu", precision="float32")
+    with folder.opened(source, out, networks) as work:
+        assert [result.status for result in work.results()] == ["done", "done"]
+    api = Purifier.from_pretrained(device="cpu", precision="float32")
+    for name, pixels in pictures.items():
+        assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
+    with folder.opened(source, out, Networks(None, device="cpu", precision="float32")) as work:
+        assert [result.status for result in work.results()] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_beside_a_gpu_copies_take_one_thread(
+    tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, device: str
+) -> None:
+    """The networks on a CPU keep all threads; for another device PyTorch has one on the CPU, until the run has ended."""
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    torch.set_num_threads(3)
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / "a.png")
+    networks = Networks(str(small_weights), device="cpu")
+    networks.device = torch.device(device)  # As if; the networks stay where they are.
+    seen: list[int] = []
+    purify = networks.purifier.purify
+    monkeypatch.setattr(networks.purifier, "purify", lambda *arguments: (seen.append(torch.get_num_threads()), purify(*arguments))[1])
+    with folder.opened(source, tmp_path / "out", networks) as work:
+        assert [result.status for result in work.results()] == ["done"]
+    assert seen == [3 if device == "cpu" else 1]
+    assert torch.get_num_threads() == 3
+
+
+def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path, small_weights: Path) -> None:
+    """Even with --overwrite, a file that an input leads to stays as it is."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    Image.fromarray(photo("astronaut.png")[:16, :16]).save(out / "a.png")
+    before = (out / "a.png").read_bytes()
+    (source / "a.png").symlink_to(out / "a.png")
+    networks = Networks(str(small_weights), device="cpu")
+    with pytest.raises(UsageError, match="inputs are never changed"), folder.opened(source, out, networks, Options(overwrite=True)):
+        pass
+    assert (out / "a.png").read_bytes() == before
+
+
+def test_the_command_agrees_with_purify(tmp_path: Path, run: Run, small_weights: Path) -> None:
+    """Purified alone and in a folder with others of its size, a picture has the same pixels; a report may lie in the output folder."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for index in range(6):
+        Image.fromarray(photo("astronaut.png")[30 * index : 30 * index + 40, 200:250]).save(source / f"{index}.jpg", quality=95)
+    options = ("--weights", small_weights, "--precision", "float32", "--device", "cpu")
+    report = tmp_path / "in-purified" / "results.jsonl"
+    many = run("purify-dir", source, "--format", "png", "--report", report, "--quiet", *options)
+    assert (many.returncode, many.stderr, many.stdout) == (0, b"", b"")
+    assert len([json.loads(line) for line in report.read_text().splitlines()]) == 6
+    alone = run("purify", source / "3.jpg", tmp_path / "3.png", "--quiet", *options)
+    assert alone.returncode == 0, alone.stderr
+    assert np.array_equal(np.array(Image.open(tmp_path / "3.png")), np.array(Image.open(tmp_path / "in-purified" / "3.png")))

@@ -1,0 +1,373 @@
+"""`purify-dir --engine ray`: what a worker does, and a local cluster of two workers as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run
+from PIL import Image
+
+from comdefend_cli.batch import journal
+from comdefend_cli.batch import local as folder
+from comdefend_cli.batch import ray_engine as with_ray
+from comdefend_cli.batch.journal import STATE
+from comdefend_cli.batch.local import Networks, Options, Result
+from comdefend_cli.batch.plan import Job
+from comdefend_cli.batch.ray_engine import Cluster
+from comdefend_cli.batch.ray_worker import ATTEMPTS, Order, Task, Worker
+from comdefend_cli.batch.storage import Folder, Place, Url
+from comdefend_cli.errors import UsageError
+from comdefend_cli.network import weights
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """Twelve photographs of two sizes, one grey, one in a subfolder, and one that is broken."""
+    source = tmp_path / "images"
+    (source / "sub").mkdir(parents=True)
+    for index in range(10):
+        Image.fromarray(astronaut[20 * index : 20 * index + 32 + index % 2, 200:232]).save(source / f"{index}.png")
+    Image.fromarray(astronaut[:30, :40, 0]).save(source / "gray.bmp")
+    Image.fromarray(astronaut[:50, :70]).save(source / "sub" / "large.jpg", quality=90)
+    (source / "broken.png").write_bytes((source / "0.png").read_bytes()[:200])
+    return source
+
+
+def order(path: Path) -> Order:
+    """What all tests ask for."""
+    return Order(str(path), "cpu", "float32")
+
+
+def worker(source: Path, out: Path, path: Path) -> Worker:
+    """A worker in this process."""
+    return Worker(Task(str(source), str(out), order(path), Options(recursive=True), 1.0, "run"), weights.load(str(path)))
+
+
+def begin(out: Path) -> None:
+    """An output folder as the run's first process makes it: with a journal."""
+    out.mkdir()
+    (out / STATE).touch()
+
+
+def row(*names: str) -> dict[str, Any]:
+    """A block of jobs that replace nothing."""
+    return {"number": 7, "jobs": json.dumps([[name, name, 1, False] for name in names])}
+
+
+def statuses(answer: dict[str, Any]) -> list[str]:
+    """Of a worker's answer, in the jobs' order."""
+    return [record["status"] for record in json.loads(answer["results"])]
+
+
+def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """The second attempt does the same again, removes half-written files of the first, and leaves those of others."""
+    out = tmp_path / "out"
+    begin(out)
+    attempt = worker(pictures, out, small_weights)
+    assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
+    assert json.loads((out / f"{folder.BEGUN}run-7").read_text()) == {"outputs": ["0.png", "broken.png", "1.png"], "attempts": 1}
+    for name in (".1.png.0123abcd.part", ".other.png.0123abcd.part"):
+        (out / name).touch()
+    first = (out / "0.png").read_bytes()
+    (out / "0.png").write_bytes(b"cut short")
+    assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
+    assert (out / "0.png").read_bytes() == first
+    assert [path.name for path in out.iterdir() if path.name.endswith(".part")] == [".other.png.0123abcd.part"]
+
+
+def test_a_block_that_kills_its_workers_is_given_up(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """After so many attempts none of which came to its end, the pictures are failed with a reason, and nothing is tried again."""
+    out = tmp_path / "out"
+    begin(out)
+    (out / f"{folder.BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": ATTEMPTS}))
+    answer = worker(pictures, out, small_weights)(row("0.png"))
+    assert statuses(answer) == ["failed"]
+    assert "died" in json.loads(answer["results"])[0]["reason"]
+    assert not (out / "0.png").exists()
+    assert json.loads(answer["left"]) == ["0.png"]  # For the journal, so that the next run may replace what they left.
+
+
+def test_a_second_attempt_replaces_nothing_but_what_the_first_may_have_made(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """A file that stood there before the first attempt stays; what that one left is told until it is done."""
+    out = tmp_path / "out"
+    begin(out)
+    (out / "0.png").write_bytes(b"mine")
+    attempt = worker(pictures, out, small_weights)
+    assert statuses(attempt(row("0.png", "1.png"))) == ["failed", "done"]
+    again = attempt(row("0.png", "1.png"))
+    assert statuses(again) == ["failed", "done"]
+    assert json.loads(again["left"]) == []
+    assert (out / "0.png").read_bytes() == b"mine"
+
+
+def test_a_machine_that_does_not_see_the_output_folder_makes_none(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """Without the journal that the first process made, it is another folder: nothing is written, and the reason says so."""
+    answer = worker(pictures, tmp_path / "out", small_weights)(row("0.png"))
+    assert statuses(answer) == ["failed"]
+    assert "does not see" in json.loads(answer["results"])[0]["reason"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_came_after_planning_is_not_replaced(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """What stands where an output should go, and was not begun by a worker, fails that picture alone and stays."""
+    out = tmp_path / "out"
+    begin(out)
+    (out / "0.png").write_bytes(b"mine")
+    answer = worker(pictures, out, small_weights)(row("0.png", "1.png"))
+    assert statuses(answer) == ["failed", "done"]
+    assert "already exists" in json.loads(answer["results"])[0]["reason"]
+    assert (out / "0.png").read_bytes() == b"mine"
+
+
+def test_a_worker_that_cannot_begin_fails_its_block_only(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """An output folder that cannot be written to is the reason of each failure, not the end of the run."""
+    (tmp_path / "out").write_text("a file")
+    answer = worker(pictures, tmp_path / "out", small_weights)(row("0.png", "1.png"))
+    assert statuses(answer) == ["failed", "failed"]
+
+
+def test_what_a_dead_run_had_begun_is_ours(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """After a run that ended before its journal knew of a block, the next takes its outputs for ours and does them again."""
+    out = tmp_path / "out"
+    begin(out)
+    worker(pictures, out, small_weights)(row("0.png", "1.png"))
+    (out / f".{folder.BEGUN}run-8.0123abcd.part").write_text('{"outputs": ["2.p')
+    (pictures / "broken.png").unlink()
+    networks = Networks(str(small_weights), device="cpu", precision="float32")
+    with folder.opened(pictures, out, networks, Options(recursive=True)) as work:
+        assert Counter(result.status for result in work.results()) == {"done": 12}
+    assert not list(out.glob(f"*{folder.BEGUN}*"))
+
+
+def test_blocks_end_where_they_have_enough() -> None:
+    """By number and by bytes, in order; a picture over the limit is a block of its own."""
+    jobs = [Job(str(index), str(index), 1, False) for index in range(150)]
+    assert [len(block) for block in with_ray._blocks(jobs, 64)] == [64, 64, 22]
+    sizes = (20, 20, 20, 40, 1)
+    jobs = [Job(str(index), str(index), size * 2**20, False) for index, size in enumerate(sizes)]
+    blocks = list(with_ray._blocks(jobs, 64))
+    assert [len(block) for block in blocks] == [1, 1, 1, 1, 1]
+    assert [job for block in blocks for job in block] == jobs
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, pictures: Path, run: Run) -> None:
+    """Ray absent is wrong usage that says what to install; so is an unknown engine, and a URL for the local one."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"comdefend-cli\[ray\]"), with_ray.connected(Cluster()):
+        pass
+    for arguments, said in (
+        ((pictures, "--engine", "dask"), b"local or ray"),
+        (("s3://bucket/in",), b"--engine ray"),
+        ((pictures, "--workers", 2), b"--engine ray"),
+    ):
+        result = run("purify-dir", *arguments)
+        assert result.returncode == 2
+        assert said in result.stderr
+        assert result.stderr.count(b"\n") == 1
+
+
+class FakeRay:
+    """A cluster's resources."""
+
+    def __init__(self, **resources: float) -> None:
+        self.resources = resources
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+
+def test_workers_fill_the_cluster() -> None:
+    """As many as CPUs and GPUs have room for, fractions included; without room for one, wrong usage."""
+    sized = with_ray._sized
+    assert (sized(FakeRay(CPU=8), Cluster(cpus=2), "auto").workers, sized(FakeRay(CPU=8, GPU=2), Cluster(), "auto").workers) == (4, 2)
+    assert sized(FakeRay(CPU=8, GPU=2), Cluster(gpus=0.5), "auto").workers == 4
+    assert sized(FakeRay(CPU=8, GPU=2), Cluster(), "cpu").gpus == 0
+    assert sized(FakeRay(CPU=1), Cluster("auto", workers=3, cpus=4), "cpu").workers == 3  # It may grow; one of this machine may not.
+    with pytest.raises(UsageError, match="ask for less"):
+        sized(FakeRay(CPU=1), Cluster(workers=3, cpus=4), "cpu")
+    for cpus in (0.00001, float("nan")):
+        with pytest.raises(UsageError, match=r"0\.0001"):
+            sized(FakeRay(CPU=1), Cluster(cpus=cpus), "cpu")
+    with pytest.raises(UsageError, match="ask for less"):
+        sized(FakeRay(CPU=8), Cluster(gpus=1), "auto")
+    with pytest.raises(UsageError, match="fraction"):
+        sized(FakeRay(CPU=8, GPU=4), Cluster(gpus=1.5), "auto")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A local cluster of two CPUs."""
+    module = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    module.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield module
+    module.shutdown()
+
+
+def on_cluster(ray: Any, source: Place, out: Place, path: Path, stop_after: int | None = None) -> dict[str, Result]:
+    """The Ray engine on two workers; results by the input's name."""
+    results = {}
+    with with_ray.opened(ray, source, out, order(path), Options(recursive=True), Cluster(workers=2)) as (work, _):
+        for result in work.results():
+            assert str(result.input) not in results
+            results[str(result.input)] = result
+            if stop_after is not None and len(results) == stop_after:
+                work.stop()
+    return {name.removeprefix(f"{source}/"): result for name, result in results.items()}
+
+
+def counts(results: dict[str, Result]) -> Counter[str]:
+    """How many of each status."""
+    return Counter(result.status for result in results.values())
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    """All files but our own notes."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != journal.STATE}
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes of Ray's workers that hold networks, below a process."""
+    parents, found = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"ray::" in (path / "cmdline").read_bytes() and b"MapWorker" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+
+    def below(child: int) -> bool:
+        while child > 1 and child != pid:
+            child = parents.get(child, 0)
+        return child == pid
+
+    return [child for child in found if below(child)]
+
+
+@pytest.mark.slow
+def test_two_workers_make_what_the_local_engine_makes(ray: Any, pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """The same files, bytes and results as the local engine; each engine keeps what the other finished; a rerun does only what is left."""
+    networks = Networks(str(small_weights), device="cpu", precision="float32")
+    with folder.opened(pictures, tmp_path / "local", networks, Options(recursive=True)) as work:
+        local = {str(result.input.relative_to(pictures)): result for result in work.results()}  # type: ignore[union-attr]
+    out = tmp_path / "ray"
+    results = on_cluster(ray, Folder(pictures), Folder(out), small_weights)
+    assert counts(results) == counts(local) == {"done": 12, "failed": 1}
+    assert outputs(out) == outputs(tmp_path / "local")
+    for name, result in results.items():
+        other = local[name]
+        assert (result.reason, result.width, result.height, result.notices, result.format, result.size) == (
+            *(other.reason, other.width, other.height, other.notices, other.format, other.size),
+        )
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    (out / "3.png").unlink()
+    again = on_cluster(ray, Folder(pictures), Folder(out), small_weights)
+    assert {name for name, result in again.items() if result.status != "kept"} == {"3.png", "broken.png"}
+    assert {path for path in stamps if path.stat().st_mtime_ns != stamps[path]} == {out / "3.png"}
+    with folder.opened(pictures, out, networks, Options(recursive=True)) as work:
+        assert Counter(result.status for result in work.results()) == {"kept": 12, "failed": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds Ray's workers by /proc")
+def test_a_killed_worker_loses_nothing(
+    ray: Any, tmp_path: Path, astronaut: np.ndarray, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker killed half-way: every picture is done once in the results, and is what the local engine makes; nothing is left over.
+
+    A run that is stopped half-way leaves whole files, and the next does the rest.
+    """
+    monkeypatch.setattr(with_ray, "BLOCK_PICTURES", 3)
+    source = tmp_path / "many"
+    source.mkdir()
+    for index in range(90):
+        Image.fromarray(astronaut[index : index + 120, :150]).save(source / f"{index:02}.png")
+    networks = Networks(str(small_weights), device="cpu", precision="float32")
+    with folder.opened(source, tmp_path / "local", networks) as work:
+        assert Counter(result.status for result in work.results()) == {"done": 90}
+
+    out, seen, killed = tmp_path / "out", [], []
+    with with_ray.opened(ray, Folder(source), Folder(out), order(small_weights), Options(), Cluster(workers=2)) as (run, _):
+        for result in run.results():
+            seen.append((result.input, result.status))
+            if not killed:
+                killed = workers_of(os.getpid())[:1]
+                os.kill(killed[0], signal.SIGKILL)
+    assert killed
+    assert sorted(seen) == [(source / f"{index:02}.png", "done") for index in range(90)]
+    assert outputs(out) == outputs(tmp_path / "local")
+
+    stopped = on_cluster(ray, Folder(source), Folder(tmp_path / "two"), small_weights, stop_after=3)
+    assert 3 <= len(stopped) < 90
+    for path in (tmp_path / "two").glob("*.png"):
+        assert path.read_bytes() == (tmp_path / "local" / path.name).read_bytes()
+    rest = on_cluster(ray, Folder(source), Folder(tmp_path / "two"), small_weights)
+    assert counts(rest)["kept"] >= 3
+    assert counts(rest)["failed"] == 0
+    assert outputs(tmp_path / "two") == outputs(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_stores_by_url_on_a_cluster(ray: Any, pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+    """From a URL to a URL that only fsspec's methods are used on: the local engine's files, and a second run keeps all."""
+    pytest.importorskip("fsspec")
+    (pictures / "broken.png").unlink()
+    networks = Networks(str(small_weights), device="cpu", precision="float32")
+    with folder.opened(pictures, tmp_path / "local", networks, Options(recursive=True)) as work:
+        list(work.results())
+    out = tmp_path / "out"
+    assert counts(on_cluster(ray, Url(f"blockcache::file://{pictures}"), Url(f"blockcache::file://{out}"), small_weights)) == {"done": 12}
+    assert outputs(out) == outputs(tmp_path / "local")
+    assert counts(on_cluster(ray, Url(f"blockcache::file://{pictures}"), Url(f"blockcache::file://{out}"), small_weights)) == {"kept": 12}
+
+
+@pytest.mark.slow
+def test_the_command_with_a_cluster_of_its_own(pictures: Path, tmp_path: Path, run: Run, small_weights: Path) -> None:
+    """Exit 1 with a broken picture, the same report as the local engine but for seconds; exit 0 once it is gone, all kept."""
+    pytest.importorskip("ray")
+    common = ("--recursive", "--weights", small_weights, "--precision", "float32", "--device", "cpu", "--overwrite")
+    reports = {}
+    for engine, source in (("local", pictures), ("ray", pictures.as_uri())):
+        report, out = tmp_path / f"{engine}.jsonl", tmp_path / "out"
+        result = run("purify-dir", source, "--out", out, "--engine", engine, "--report", report, "--json", *common, RAY_ADDRESS="")
+        assert result.returncode == 1, result.stderr
+        assert b"broken.png" in result.stderr
+        summary = json.loads(result.stdout)
+        assert (summary["done"], summary["failed"]) == (12, 1)
+        lines = [json.loads(line) for line in report.read_text().splitlines()]
+        reports[engine] = sorted(({**line, "seconds": 0} for line in lines), key=lambda line: line["input"])
+    assert reports["ray"] == reports["local"]
+    (pictures / "broken.png").unlink()
+    result = run("purify-dir", pictures, "--out", tmp_path / "out", "--engine", "ray", *common[:-1], RAY_ADDRESS="")
+    assert result.returncode == 0, result.stderr
+    assert b"12 kept" in result.stderr
+
+
+@pytest.mark.slow
+def test_workers_that_compute_with_openvino(pictures: Path, tmp_path: Path, run: Run, small_weights: Path) -> None:
+    """--backend goes to the workers: the local engine's pixels with it, its word in the summary, and either keeps what the other did."""
+    pytest.importorskip("ray")
+    pytest.importorskip("openvino")
+    (pictures / "broken.png").unlink()
+    common = ("purify-dir", pictures, "--recursive", "--weights", small_weights, "--precision", "float32", "--device", "cpu", "--json")
+    written = {}
+    for engine in ("local", "ray"):
+        out = tmp_path / engine
+        result = run(*common, "--out", out, "--engine", engine, "--backend", "openvino", RAY_ADDRESS="")
+        assert result.returncode == 0, result.stderr
+        summary = json.loads(result.stdout)
+        assert (summary["done"], summary["backend"], summary["precision"]) == (12, "openvino", "float32")
+        written[engine] = outputs(out)
+    assert written["ray"] == written["local"]
+    again = run(*common, "--out", tmp_path / "ray", "--backend", "openvino")
+    assert again.returncode == 0 and json.loads(again.stdout)["kept"] == 12

@@ -1,0 +1,277 @@
+"""Pictures in strips: the pixels of the ordinary way, in memory that does not grow with the picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, small_model
+from PIL import Image, ImageCms
+
+from comdefend_cli import Purifier, Settings
+from comdefend_cli.errors import ComdefendError, ImageError, UsageError
+from comdefend_cli.imaging import images
+from comdefend_cli.network import weights as weight_files
+from comdefend_cli.network.model import Architecture, ComDefend
+
+pytest.importorskip("pyvips")
+
+from comdefend_cli.batch import strips as large
+from comdefend_cli.cli import purify_strips
+
+NOISY = Settings(tile=90, input_noise=20.0, noise_std=1.0, seed=3, samples=2)
+
+
+def in_strips(source: Path, target: Path, settings: Settings | None = None, **options: object) -> np.ndarray:
+    """The pixels of a file's purified file."""
+    purifier = Purifier(small_model(), small_model(1, 4), settings)
+    with large.opened(source) as picture:
+        large.purify(purifier, picture, target, **options)  # type: ignore[arg-type]
+    return np.array(Image.open(target))
+
+
+def ordinary(source: Path, target: Path, settings: Settings | None = None) -> np.ndarray:
+    """The same by the ordinary way."""
+    picture = images.read(source)
+    purifier = Purifier(small_model(), small_model(1, 4), settings)
+    images.write(target, images.Picture(purifier(picture.pixels), picture.alpha, picture.icc, picture.exif))
+    return np.array(Image.open(target))
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(tile=100), Settings(tile=10), Settings("paper", tile=64), NOISY], ids=["exact", "small", "paper", "noisy"]
+)
+def test_strips_have_the_pixels_of_the_whole(tmp_path: Path, astronaut: np.ndarray, settings: Settings) -> None:
+    """Many strips, the last one lower than the others, give what the picture at once gives, in PNG and TIFF."""
+    Image.fromarray(astronaut[:275, :150]).save(tmp_path / "in.png")
+    expected = ordinary(tmp_path / "in.png", tmp_path / "whole.png", settings)
+    for name in ("out.png", "out.tiff"):
+        assert np.array_equal(in_strips(tmp_path / "in.png", tmp_path / name, settings), expected), name
+
+
+def save(image: Image.Image, path: Path, kind: str) -> None:
+    """A picture in one of the kinds that the next test goes through."""
+    rgb = np.array(image)
+    alpha = np.indices(rgb.shape[:2]).sum(0).astype(np.uint8)
+    if kind == "gray":
+        image.convert("L").save(path)
+    elif kind == "rgba":
+        Image.fromarray(np.dstack([rgb, alpha])).save(path)
+    elif kind == "gray alpha":
+        Image.merge("LA", (image.convert("L"), Image.fromarray(alpha))).save(path)
+    elif kind == "16-bit gray":
+        Image.fromarray(rgb[..., 0].astype(np.uint16) * 251 + 77).save(path)
+    elif kind == "1-bit":
+        image.convert("1").save(path)
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[274] = 6
+        image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["gray", "rgba", "gray alpha", "16-bit gray", "1-bit", "turned"])
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+def test_every_kind_is_read_as_the_ordinary_way_reads_it(tmp_path: Path, astronaut: np.ndarray, kind: str, ending: str) -> None:
+    """Grey, transparency, 16 bits, 1 bit and EXIF orientation: the same size, channels and pixels."""
+    source = tmp_path / f"in{ending}"
+    save(Image.fromarray(astronaut[:70, :90]), source, kind)
+    settings = Settings(tile=64)
+    assert np.array_equal(in_strips(source, tmp_path / "out.png", settings), ordinary(source, tmp_path / "whole.png", settings))
+
+
+def test_jpeg_is_read_too(tmp_path: Path, astronaut: np.ndarray) -> None:
+    """To within the rounding of two JPEG decoders, which the code's rounding may make larger at a few pixels."""
+    Image.fromarray(astronaut[:80, :96]).save(tmp_path / "in.jpg", quality=95, subsampling=0)
+    a, b = in_strips(tmp_path / "in.jpg", tmp_path / "a.png"), ordinary(tmp_path / "in.jpg", tmp_path / "b.png")
+    assert a.shape == b.shape
+    assert np.mean(a != b) < 0.2
+
+
+def test_profile_and_exif_are_handed_on(tmp_path: Path, astronaut: np.ndarray) -> None:
+    """The ICC profile and the EXIF block of a PNG are in the output, and not with `strip`."""
+    exif = Image.Exif()
+    exif[270] = "a description"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "in.png", exif=exif, icc_profile=profile)
+    in_strips(tmp_path / "in.png", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.info["icc_profile"] == profile
+        assert image.getexif()[270] == "a description"
+    in_strips(tmp_path / "in.png", tmp_path / "bare.png", strip=True)
+    with Image.open(tmp_path / "bare.png") as image:
+        assert "icc_profile" not in image.info
+        assert not image.getexif()
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "plain.png", icc_profile=profile)
+    in_strips(tmp_path / "plain.png", tmp_path / "plain-out.png")
+    with Image.open(tmp_path / "plain-out.png") as image:
+        assert image.info["icc_profile"] == profile
+        assert not image.getexif()
+    in_strips(tmp_path / "in.png", tmp_path / "out.tiff")
+    with Image.open(tmp_path / "out.tiff") as image:
+        assert image.info["icc_profile"] == profile
+
+
+def test_what_cannot_be_done_in_strips_is_refused(tmp_path: Path, astronaut: np.ndarray) -> None:
+    """Palettes, CMYK, transparent colours, JPEG output, and more megapixels than allowed; nothing is written."""
+    image = Image.fromarray(astronaut[:40, :40])
+    image.quantize(8).save(tmp_path / "palette.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    image.save(tmp_path / "key.png", transparency=(1, 2, 3))
+    image.save(tmp_path / "in.png")
+    # Near infrared as a fourth sample is not transparency, and not left out: the ordinary way says what it does with it.
+    vips = pytest.importorskip("pyvips").Image.new_from_array(np.dstack([astronaut[:40, :40], astronaut[:40, :40, :2]]))
+    for bands in (4, 5):
+        vips.extract_band(0, n=bands).copy(interpretation="multiband").tiffsave(str(tmp_path / f"{bands}.tiff"))
+        patched = (tmp_path / f"{bands}.tiff").read_bytes()
+        tag = struct.pack("<HHI", 338, 3, bands - 3)
+        at = patched.index(tag) + 8
+        (tmp_path / f"{bands}.tiff").write_bytes(patched[:at] + bytes(4) + patched[at + 4 :])
+        assert not large.reads(tmp_path / f"{bands}.tiff")
+    for name in ("palette.png", "cmyk.tiff", "key.png", "4.tiff"):
+        with pytest.raises(ImageError, match="--no-strips"):
+            in_strips(tmp_path / name, tmp_path / "out.png")
+    with pytest.raises(UsageError, match=r"\.png or \.tiff"):
+        in_strips(tmp_path / "in.png", tmp_path / "out.jpg")
+    with pytest.raises(ImageError, match="--max-megapixels"), large.opened(tmp_path / "in.png", max_megapixels=0.001):
+        pass
+    with pytest.raises(ImageError, match="cannot read"), large.opened(tmp_path / "absent.png"):
+        pass
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+def test_a_truncated_file_leaves_nothing(tmp_path: Path, astronaut: np.ndarray, ending: str) -> None:
+    """A file cut off half-way is an error that names it; no output and no hidden file is left."""
+    buffer = io.BytesIO()
+    Image.fromarray(astronaut[:300, :200]).save(buffer, {".png": "PNG", ".tiff": "TIFF"}[ending])
+    source = tmp_path / f"cut{ending}"
+    whole = buffer.getvalue()
+    source.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ComdefendError, match="cut"):
+        in_strips(source, tmp_path / "out.png", Settings(tile=64))
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_existing_files_stay(tmp_path: Path, astronaut: np.ndarray) -> None:
+    """An output that is there is refused before the work, and replaced when asked to."""
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "in.png")
+    (tmp_path / "out.png").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="already exists"):
+        in_strips(tmp_path / "in.png", tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes() == b"mine"
+    assert in_strips(tmp_path / "in.png", tmp_path / "out.png", overwrite=True).shape == (40, 40, 3)
+
+
+def test_samples_without_noise_are_refused_in_strips_too(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """No option is passed over in silence."""
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "in.png")
+    for way in ("--strips", "--no-strips"):
+        done = run("purify", tmp_path / "in.png", tmp_path / "out.png", way, "--samples", 4, "--input-noise", 0)
+        assert done.returncode == 2
+        assert b"several samples need noise" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_leaves_nothing(number: int, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """SIGTERM, as of `timeout` or a container that stops, and a terminal that closes: the decoded rows beside the output go too."""
+    Image.fromarray(np.tile(astronaut, (3, 3, 1))).save(tmp_path / "in.png")
+    command = ["purify", tmp_path / "in.png", tmp_path / "out.png", "--strips", "--tile", "64", "--device", "cpu", "--precision", "float32"]
+    before = signal.signal(number, signal.SIG_DFL)  # A child inherits what is ignored, as SIGHUP is where the tests run under nohup.
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "comdefend_cli", *map(str, command)], stderr=subprocess.PIPE)
+    finally:
+        signal.signal(number, before)
+    try:
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob(".out.png.*.part")) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == b"interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
+def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unasked only for large pictures from file to PNG or TIFF where nothing needs the whole; asked, or an error says why not."""
+    source, other = tmp_path / "in.png", tmp_path / "palette.png"
+    Image.fromarray(astronaut[:40, :40]).save(source)
+    Image.fromarray(astronaut[:40, :40]).quantize(8).save(other)
+
+    def wanted(asked: bool | None = None, source: Path = source, target: str = "out.png", whole: bool = False) -> bool:
+        return purify_strips.wanted(asked, source, tmp_path / target if target != "-" else Path("-"), whole=whole, quiet=True)
+
+    assert (wanted(), wanted(True), wanted(False)) == (False, True, False)
+    monkeypatch.setattr(purify_strips, "LARGE", 0.001)
+    assert (wanted(), wanted(target="out.tif"), wanted(False)) == (True, True, False)
+    assert not any([wanted(whole=True), wanted(target="out.jpg"), wanted(target="-"), wanted(source=other), wanted(source=Path("-"))])
+    for more in ({"whole": True}, {"target": "-"}):
+        with pytest.raises(UsageError, match="--strips"):
+            wanted(True, **more)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    assert not wanted()
+    with pytest.raises(UsageError, match=r"comdefend-cli\[large\]"), large.opened(source):
+        pass
+
+
+def test_the_command_in_strips(tmp_path: Path, run: Run, small_weights: Path, astronaut: np.ndarray) -> None:
+    """`--strips` and `--no-strips` write the same pixels, and their records agree in size, settings and PSNR."""
+    Image.fromarray(astronaut[:90, :80]).save(tmp_path / "in.png")
+    common = ("--weights", small_weights, "--precision", "float32", "--device", "cpu", "--tile", 50, "--json", "--quiet")
+    records = {}
+    for way in ("strips", "no-strips"):
+        result = run("purify", tmp_path / "in.png", tmp_path / f"{way}.png", f"--{way}", *common)
+        assert result.returncode == 0, result.stderr
+        records[way] = json.loads(result.stdout)
+    assert np.array_equal(np.array(Image.open(tmp_path / "strips.png")), np.array(Image.open(tmp_path / "no-strips.png")))
+    assert records["strips"].keys() == records["no-strips"].keys()
+    for key in ("width", "height", "channels", "alpha", "precision", "tile", "weights_sha256", "psnr_db", "notices"):
+        assert records["strips"][key] == pytest.approx(records["no-strips"][key], abs=1e-3), key
+
+
+PEAK = """
+import re, sys
+from comdefend_cli import large, weights
+from comdefend_cli.inference.purifier import Purifier
+from pathlib import Path
+loaded = weights.load(sys.argv[1])
+purifier = Purifier.from_weights([loaded], device="cpu", precision="float32")
+from PIL import Image
+Image.MAX_IMAGE_PIXELS = None
+with large.opened(Path(sys.argv[2])) as picture:
+    large.purify(purifier, picture, Path(sys.argv[3]))
+print(int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory in kilobytes, as Linux gives it")
+def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
+    """A picture of 25 times as many pixels (25 megapixels, five times the side) takes little more memory.
+
+    The ordinary way would take 10 bytes a pixel more, 240 MB: decoded in and out, and Pillow's copy.
+    """
+    narrow = tmp_path / "narrow.safetensors"
+    weight_files.save(narrow, ComDefend(Architecture(3, 12, (1,) * 8)), {})
+    peaks = []
+    for side in (1000, 5000):
+        tile = np.random.default_rng(0).integers(0, 256, (125, 125, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(np.tile(tile, (side // 1000, side // 1000, 1))).save(tmp_path / "in.png", compress_level=1)
+        command = [sys.executable, "-c", PEAK, str(narrow), str(tmp_path / "in.png"), str(tmp_path / f"{side}.png")]
+        result = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stdout))
+    assert Image.open(tmp_path / "5000.png").size == (5000, 5000)
+    assert peaks[1] - peaks[0] < 120, peaks

@@ -1,0 +1,342 @@
+"""`comdefend train` as a person runs it: real processes, Ctrl-C, cut-off runs, collapse, two processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, Run, photo
+from PIL import Image
+from safetensors.numpy import load_file
+from typer.testing import CliRunner, Result
+
+from comdefend_cli import __version__
+from comdefend_cli.cli import app
+from comdefend_cli.cli.train import _outputs, _steps
+from comdefend_cli.errors import UsageError
+from comdefend_cli.network import weights
+from comdefend_cli.network.model import Architecture
+from comdefend_cli.training import trainer as train
+from comdefend_cli.training.trainer import TrainConfig
+
+PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
+#: The command with networks of few channels, so that a step takes milliseconds; CUT_OFF kills it while it writes its results.
+NARROW = f"""
+import os
+from functools import partial
+from comdefend_cli import plots, train
+from comdefend_cli.cli import main
+from comdefend_cli.network.model import Architecture
+train.Architecture = partial(Architecture, hidden={SMALL})
+if "CUT_OFF" in os.environ:
+    plots.curves = lambda history: os._exit(9)
+main()
+"""
+#: One thread each: these networks are too small for more, and threads that wait for a busy core take seconds.
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with CIFAR-10's six files, of a few 32x32 crops of photographs each."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "cifar-10-batches-py").mkdir()
+    crops = np.stack([photo(name)[y : y + 32, x : x + 32] for name in PHOTOS for y in (40, 120, 200) for x in (60, 140, 220, 300)])
+    rows = crops.transpose(0, 3, 1, 2).reshape(-1, 3072)
+    for index, name in enumerate(["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]):
+        batch = {b"data": np.ascontiguousarray(rows[index::6]), b"labels": [0] * len(rows[index::6])}
+        (folder / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A script that is the command with narrow networks."""
+    path = tmp_path_factory.mktemp("script") / "narrow.py"
+    path.write_text(NARROW)
+    return path
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, cifar: Path, tmp_path: Path) -> Iterator[Any]:
+    """Run the command here, with narrow networks and --out in `tmp_path`."""
+    monkeypatch.setattr(train, "Architecture", partial(Architecture, hidden=SMALL))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def invoke(*arguments: object, out: str = "w.safetensors") -> Result:
+        fixed = [*_arguments(cifar, tmp_path / out), "--steps", "2", "--batch-size", "2"]
+        return CliRunner().invoke(app, [*fixed, *map(str, arguments)])
+
+    yield invoke
+    torch.set_num_threads(threads)
+
+
+def _arguments(data: Path, out: Path) -> list[str]:
+    options = {"--data": "cifar10", "--data-dir": data, "--out": out, "--device": "cpu", "--precision": "float32"}
+    return ["train", "--no-download", *(str(part) for option in options.items() for part in option)]
+
+
+def _process(script: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, **variables}, check=False, timeout=300)
+
+
+def _torchrun(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=300)
+
+
+def _interrupt(script: Path, times: int, *arguments: object) -> tuple[int, str]:
+    """Start the command, press Ctrl-C after its first line about a step, and give exit code and what it said."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if line.startswith("step "):
+                break
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+        return process.wait(timeout=120), said + process.stderr.read()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_a_run_leaves_weights_log_and_pictures(run: Run, cifar: Path, tmp_path: Path) -> None:
+    """A whole run at full width: a loadable weight file with a complete header, a log, two pictures, no checkpoint."""
+    out = tmp_path / "w.safetensors"
+    done = run(
+        *_arguments(cifar, out),
+        "--steps",
+        3,
+        "--batch-size",
+        2,
+        "--validate-every",
+        1,
+        "--penalty",
+        0.001,
+        "--bits",
+        8,
+        "--inference-noise",
+        20,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w-curves.png", "w-pictures.png", "w.json", "w.safetensors"]
+    loaded = weights.load(str(out))
+    assert loaded.header.architecture == Architecture(3, 8)
+    assert loaded.header.input_noise == loaded.header.training["inference_noise"] == 20.0
+    said = loaded.header.training
+    expected = {"data": "cifar10", "steps": 3, "batch_size": 2, "seed": 0, "penalty": 0.001, "noise_std": 20.0, "input_noise": 0.0}
+    expected |= {"optimizer": "muon", "lr": 0.02, "test_images": 6, "train_images": 30, "comdefend_version": __version__}
+    assert expected.items() <= said.items()
+    assert 5 < said["psnr_db"] < 40
+    log = json.loads((tmp_path / "w.json").read_text())
+    assert log["sha256"] == loaded.sha256
+    assert log["training"] == said
+    assert [report["step"] for report in log["history"]] == [1, 2, 3]
+    assert all(report["psnr"] and report["loss"] for report in log["history"])
+    for name in ("w-curves.png", "w-pictures.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 200
+    shown = done.stderr.decode()
+    assert all(word in shown for word in ("step 1/3", "loss", "PSNR", "dB", "images/s", "left"))
+    assert done.stdout == b""
+
+
+@pytest.mark.slow
+def test_ctrl_c_then_resume_equals_an_uninterrupted_run(narrow: Path, cifar: Path, tmp_path: Path) -> None:
+    """Stopped by SIGINT with exit code 130 and a checkpoint; --resume ends in the same file, byte for byte."""
+    options = ["--steps", 120, "--batch-size", 2, "--validate-every", 5, "--input-noise", 20]
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    assert _process(narrow, *_arguments(cifar, whole), *options).returncode == 0
+    code, said = _interrupt(narrow, 1, *_arguments(cifar, stopped), *options)
+    assert code == 130, said
+    assert "--resume" in said
+    assert [path.name for path in tmp_path.glob("stopped*")] == ["stopped.checkpoint"]
+    done = _process(narrow, *_arguments(cifar, stopped), *options, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stderr
+    assert _sha256(stopped) == _sha256(whole)
+    first, second = (json.loads(path.with_suffix(".json").read_text())["history"] for path in (whole, stopped))
+    assert [report["loss"] for report in first] == [report["loss"] for report in second]
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once(narrow: Path, cifar: Path, tmp_path: Path) -> None:
+    """Two SIGINTs: exit code 130, no traceback, no weights, and a checkpoint that can still be read."""
+    out = tmp_path / "w.safetensors"
+    code, said = _interrupt(narrow, 2, *_arguments(cifar, out), "--steps", 100_000, "--batch-size", 2, "--validate-every", 5)
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["w.checkpoint"]
+    assert not train.checkpoint_is_final(tmp_path / "w.checkpoint")
+
+
+@pytest.mark.slow
+def test_a_run_cut_off_while_it_wrote_its_results_can_be_finished(narrow: Path, cifar: Path, tmp_path: Path) -> None:
+    """Killed after the weight file and before the pictures: --resume writes all of them, and the same weights."""
+    arguments = [*_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 3, "--batch-size", 2]
+    assert _process(narrow, *arguments, CUT_OFF="1").returncode == 9
+    before = _sha256(tmp_path / "w.safetensors")
+    assert (tmp_path / "w.checkpoint").exists()
+    done = _process(narrow, *arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert _sha256(tmp_path / "w.safetensors") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w-curves.png", "w-pictures.png", "w.json", "w.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_collapsed_run_writes_no_weights(run: Run, cifar: Path, tmp_path: Path) -> None:
+    """Full-width networks under a learning rate far too high: exit code 1, one line with the remedy, no weight file."""
+    arguments = [*_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 30, "--batch-size", 2, "--optimizer", "adam", "--lr", 0.3]
+    done = run(*arguments, "--warmup", 0, "--quiet")
+    said = done.stderr.decode()
+    assert done.returncode == 1, said
+    assert said.startswith("error: collapsed at step")
+    assert said.count("\n") == 1
+    assert "--lr" in said
+    assert "--optimizer muon" in said
+    assert not any(path.exists() for path in _outputs(tmp_path / "w.safetensors").values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "losses", "values"), [("float32", 1e-4, 1e-3), ("bfloat16", 1e-2, 1e-2)])
+def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path, precision: str, losses: float, values: float) -> None:
+    """With two processes of torchrun and the same global batch: the same losses and weights but for rounding; one of them speaks.
+
+    In bfloat16 each process rounds its share of the gradient to 8 bits, so they differ by more.
+    """
+    options = ["--steps", 6, "--batch-size", 4, "--validate-every", 3, "--warmup", 2, "--precision", precision]
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    assert _process(narrow, *_arguments(cifar, one), *options).returncode == 0
+    done = _torchrun(narrow, *_arguments(cifar, two), *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 3/6") == 1
+    logs = [json.loads(path.with_suffix(".json").read_text()) for path in (one, two)]
+    assert logs[1]["machine"]["processes"] == 2
+    first, second = ([report["loss"] for report in log["history"]] for log in logs)
+    assert second == pytest.approx(first, rel=losses)
+    expected, found = load_file(one), load_file(two)
+    for name, tensor in expected.items():
+        assert np.abs(found[name] - tensor).max() < values * max(1.0, np.abs(tensor).max()), name
+
+
+@pytest.mark.slow
+def test_an_error_ends_all_processes_and_is_said_once(narrow: Path, cifar: Path, tmp_path: Path) -> None:
+    """Under torchrun an output that exists, which only the first process looks for, ends both soon, with one message."""
+    (tmp_path / "w.safetensors").write_bytes(b"mine")
+    done = _torchrun(narrow, *_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 2, "--batch-size", 2)
+    assert done.returncode != 0
+    assert done.stderr.count("already exists") == 1
+    assert (tmp_path / "w.safetensors").read_bytes() == b"mine"
+
+
+def test_a_folder_of_pictures(in_process: Any, tmp_path: Path) -> None:
+    """--data DIR trains on crops of pictures, tells of files that are none, and names the folder in the header."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in PHOTOS:
+        Image.fromarray(photo(name)[100:180, 100:200]).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no picture")
+    result = in_process("--data", folder)
+    assert result.exit_code == 0, result.output
+    assert "1 files" in result.output
+    assert weights.load(str(tmp_path / "w.safetensors")).header.training["data"] == "folder:photos"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--resume"], 1, "no checkpoint to resume from"),
+        (["--epochs", "1"], 2, "--steps and --epochs"),
+        (["--out", "w.pt"], 2, "ends in .safetensors"),
+        (["--out", "/absent/w.safetensors"], 1, "cannot write into this folder"),
+        (["--bits", "11"], 2, "bits must be one of"),
+        (["--optimizer", "sgd"], 2, "unknown optimizer"),
+        (["--precision", "float16"], 2, "float16"),
+        (["--data", "imagenet"], 1, "no such data set"),
+        (["--init", "absent"], 2, "no such weights"),
+        (["--init", "comdefend-12bit"], 2, "start from"),
+    ],
+)
+def test_errors_are_one_line(in_process: Any, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    """What cannot be done is said in one line with the right exit code, before anything is written."""
+    result = in_process("--quiet", *arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert result.output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", list(_outputs(Path("w.safetensors"))))
+def test_outputs_that_exist_are_kept(in_process: Any, tmp_path: Path, name: str) -> None:
+    """Any of the four files being there stops the run before it starts; --overwrite replaces it."""
+    path = _outputs(tmp_path / "w.safetensors")[name]
+    path.write_bytes(b"mine")
+    result = in_process()
+    assert result.exit_code == 2
+    assert f"{path.name}: already exists" in result.output
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+    assert in_process("--overwrite").exit_code == 0
+    assert path.read_bytes() != b"mine"
+
+
+def test_a_full_disk_is_found_before_training(in_process: Any, tmp_path: Path) -> None:
+    """Where no file of a run's size can be written, the command ends at once and leaves nothing."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        result = in_process()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.exit_code == 1
+    assert "cannot write into this folder: file too large" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_and_finished_runs(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is not overwritten unasked, not resumed with other settings, and a finished run has none to resume."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert in_process().exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["w.checkpoint"]
+    again = in_process()
+    assert again.exit_code == 2
+    assert "unfinished run" in again.output
+    other = in_process("--resume", "--noise-std", 10, "--penalty", 0.1)
+    assert other.exit_code == 1
+    assert "--penalty 0.0001, not 0.1" in other.output
+    assert in_process("--resume").exit_code == 0
+    assert not (tmp_path / "w.checkpoint").exists()
+    complete = in_process("--resume")
+    assert complete.exit_code == 2
+    assert "nothing is left to resume" in complete.output
+
+
+def test_steps_from_epochs() -> None:
+    """Epochs count passes over the images, rounded up to whole steps; without either, the release's 3,200."""
+    assert _steps(None, 1.5, 100, 8) == 19
+    assert _steps(7, None, 100, 8) == 7
+    assert _steps(None, None, 100, 8) == TrainConfig().steps == 3200
+    for epochs in (0.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError):
+            _steps(None, epochs, 100, 8)

@@ -1,0 +1,460 @@
+"""The Python API: exact tiling on real pictures, kinds in and out, precision, noise, gradients, memory running out."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from comdefend_cli import Purifier, Settings
+from comdefend_cli.backends import bands
+from comdefend_cli.errors import UsageError
+from comdefend_cli.inference import purifier as purifier_module
+from comdefend_cli.inference import windows
+from comdefend_cli.inference.noise import mixed_seed, window_noise
+from comdefend_cli.inference.tiles import exact_grid
+from comdefend_cli.inference.windows import batches, stacked, true_float32
+from comdefend_cli.network import weights
+from comdefend_cli.network.metrics import mean_psnr
+from comdefend_cli.network.model import RADIUS, ComDefend
+from comdefend_cli.runtime.device import cpu_has_bfloat16, resolve_device, resolve_precision
+
+
+def untiled(model: ComDefend, x: Tensor, left: int = 0) -> Tensor:
+    """The whole picture, whose own place begins `left` pixels from the border, through the network at once, rounded to 8 bits."""
+    noisy = x.float() / 255
+    if model.input_noise:
+        rows, columns = slice(0, x.shape[2]), slice(left, left + x.shape[3])
+        # Multiplied and added in one rounding, as the purifier does: another last digit is another bfloat16 now and then.
+        noise = window_noise(mixed_seed(0, 0, 1), 3, rows, columns)
+        noisy = torch.add(noisy, noise, alpha=model.input_noise / 255).clamp(0, 1)
+    with torch.inference_mode():
+        return (model(noisy) * 255).round().to(torch.uint8)
+
+
+def tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, C) as (1, C, H, W)."""
+    return torch.from_numpy(np.atleast_3d(pixels).copy()).permute(2, 0, 1)[None]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Purifier:
+    """The default purifier as users get it, in float32."""
+    return Purifier.from_pretrained(device="cpu", precision="float32")
+
+
+@pytest.mark.parametrize("tile", [29, 50, 101])
+def test_exact_tiling_is_the_whole_image_result(shipped: Purifier, astronaut: np.ndarray, tile: int) -> None:
+    """With the shipped weights, a photograph in tiles equals the untiled network in every 8-bit value."""
+    x = tensor(astronaut[40:157, 150:281])
+    assert shipped.color is not None
+    purifier = Purifier(shipped.color, None, Settings(tile=tile))
+    assert torch.equal(purifier(x), untiled(shipped.color, x))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(6, 100), st.integers(1, 3), st.sampled_from([1, 3]))
+@example(1, 1, 1, 1, 3)
+@example(5, 9, 1, 2, 1)
+@example(40, 3, 2, 1, 3)
+def test_exact_tiling_holds_for_any_size(height: int, width: int, tile: int, count: int, channels: int) -> None:
+    """From 1x1 up, for any tile size and batch, grey and colour."""
+    model = small_model(channels)
+    x = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
+    purifier = Purifier(*((model, None) if channels == 3 else (None, model)), Settings(tile=tile))
+    assert torch.equal(purifier(x), untiled(model, x))
+    with torch.no_grad():
+        assert torch.equal(purifier(x / 255), model(x / 255))
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="needs a CPU that multiplies bfloat16")
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(12, 60), st.integers(1, 3))
+@example(50, 16, 3, 1)
+@example(1, 1, 1, 2)
+@example(37, 30, 12, 2)
+def test_exact_tiling_holds_in_native_bfloat16(shipped: Purifier, height: int, width: int, tile: int, count: int) -> None:
+    """Where `auto` takes bfloat16 on a CPU, tiles, too, equal the whole picture in every value, with the shipped weights."""
+    assert shipped.color is not None
+    model = copy.deepcopy(shipped.color).to(torch.bfloat16)
+    x = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
+    assert torch.equal(Purifier(model, None, Settings(tile=tile))(x), untiled(model, x))
+
+
+def test_seams_are_what_paper_tiling_has_and_exact_has_not(shipped: Purifier, astronaut: np.ndarray) -> None:
+    """The paper's patches differ from the whole-image result near their borders; so the tests above can fail."""
+    x = tensor(astronaut[40:140, 150:250])
+    assert shipped.color is not None
+    paper = Purifier(shipped.color, None, Settings("paper"))(x)
+    patches = torch.cat([untiled(shipped.color, x[..., left : left + 32], left) for left in range(0, 100, 32)], dim=3)
+    assert torch.equal(
+        paper[:, :, :32], torch.cat([untiled(shipped.color, p, 32 * i) for i, p in enumerate(x[:, :, :32].split(32, dim=3))], dim=3)
+    )
+    assert patches.shape == paper.shape
+    assert not torch.equal(paper, untiled(shipped.color, x))
+
+
+def test_the_result_resembles_the_picture(shipped: Purifier, astronaut: np.ndarray, camera: np.ndarray) -> None:
+    """Purified photographs, colour and grey, stay near the original (PSNR over 25 dB for colour, 20 for grey)."""
+    for pixels, least in ((astronaut[:128, 128:256], 25), (camera[:128, 128:256], 20)):
+        x = tensor(pixels)
+        assert mean_psnr(x, shipped(x)) > least
+
+
+def test_each_kind_comes_back_as_itself() -> None:
+    """Tensors keep dtype and shape, arrays their shape, Pillow pictures their mode and alpha."""
+    purifier = Purifier(small_model(3), small_model(1))
+    for x in (torch.rand(2, 3, 20, 30), torch.rand(1, 1, 7, 5).double(), torch.randint(0, 256, (1, 3, 9, 9), dtype=torch.uint8)):
+        y = purifier(x)
+        assert (y.shape, y.dtype) == (x.shape, x.dtype)
+        assert torch.isfinite(y.double()).all()
+    rng = np.random.default_rng(0)
+    for shape in ((12, 17), (12, 17, 1), (12, 17, 3), (4, 12, 17, 3)):
+        array = rng.integers(0, 256, shape, np.uint8)
+        result = purifier(array)
+        assert (result.shape, result.dtype) == (array.shape, array.dtype)
+    for mode in ("L", "RGB", "RGBA", "LA"):
+        image = Image.fromarray(rng.integers(0, 256, (12, 17, 4), np.uint8), "RGBA").convert(mode)
+        result = purifier(image)
+        assert (result.mode, result.size) == (image.mode, image.size)
+        if "A" in mode:
+            assert np.array_equal(np.array(result.getchannel("A")), np.array(image.getchannel("A")))
+
+
+def test_kinds_agree_with_each_other(astronaut: np.ndarray) -> None:
+    """Array, tensor and Pillow picture of the same pixels give the same pixels."""
+    purifier = Purifier(small_model())
+    pixels = astronaut[:40, :50]
+    expected = purifier(pixels)
+    assert np.array_equal(np.array(purifier(Image.fromarray(pixels))), expected)
+    assert torch.equal(purifier(tensor(pixels)), tensor(expected))
+    as_float = purifier(tensor(pixels).float() / 255)
+    assert torch.equal((as_float * 255).round().to(torch.uint8), tensor(expected))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(0, 3, 8, 8), torch.rand(1, 3, 0, 8), np.zeros((1, 1, 1, 1, 3), np.uint8)],
+)
+def test_wrong_shapes_are_refused(bad: Tensor | np.ndarray) -> None:
+    """A shape that is no batch of pictures raises ValueError."""
+    with pytest.raises(ValueError, match="expected"):
+        Purifier(small_model())(bad)
+
+
+def test_wrong_dtypes_are_refused() -> None:
+    """Integer tensors other than uint8, and float arrays, whose range is unknown, raise TypeError."""
+    for bad in (torch.zeros(1, 3, 8, 8, dtype=torch.int64), np.zeros((8, 8, 3), np.float32)):
+        with pytest.raises(TypeError, match="expected"):
+            Purifier(small_model())(bad)
+
+
+def test_grey_uses_grey_networks_and_falls_back_to_colour() -> None:
+    """One channel takes the grey networks; without them, the luma of the colour result; colour needs colour."""
+    color, gray = small_model(3), small_model(1)
+    x = torch.randint(0, 256, (1, 1, 20, 20), dtype=torch.uint8)
+    assert torch.equal(Purifier(color, gray)(x), untiled(gray, x))
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    luma = ((color(x.expand(-1, 3, -1, -1).float() / 255) * weights).sum(1, keepdim=True) * 255).round().to(torch.uint8)
+    assert torch.equal(Purifier(color)(x), luma)
+    with pytest.raises(UsageError, match="grey"):
+        Purifier(None, gray)(torch.rand(1, 3, 8, 8))
+
+
+def test_bfloat16_stays_near_float32(shipped: Purifier, astronaut: np.ndarray) -> None:
+    """In bfloat16, on hardware with it or without, few code bits flip and the picture hardly changes."""
+    x = tensor(astronaut[:48, 128:176])
+    half = Purifier.from_pretrained(device="cpu", precision="bfloat16")
+    assert next(half.parameters()).dtype == torch.bfloat16
+    assert (half.code(x) != shipped.code(x)).float().mean() < 0.05
+    assert mean_psnr(half(x), shipped(x)) > 30
+
+
+def test_noise_is_reproducible_and_seamless() -> None:
+    """The same seed gives the same result for any tile size, another seed another, and zero is the plain result."""
+    x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
+    results = [Purifier(small_model(), None, Settings(tile=tile, noise_std=1.0, seed=5))(x) for tile in (20, 33, 500)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], Purifier(small_model(), None, Settings(noise_std=1.0, seed=6))(x))
+    assert not torch.equal(results[0], Purifier(small_model())(x))
+
+
+def test_noise_on_the_picture_does_not_depend_on_the_tiling_and_differs_from_that_on_the_code() -> None:
+    """A seed gives each place of a picture its noise, whatever the tile; each kind of noise and each picture that asks has its own."""
+    x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
+    chosen = [Settings(tile=tile, input_noise=20.0, noise_std=1.0, seed=5) for tile in (20, 33, 500)]
+    results = [Purifier(small_model(), None, one)(x) for one in chosen]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
+    only = Purifier(small_model(), None, Settings(input_noise=20.0, seed=5))(x)
+    assert not torch.equal(only, results[0]) and not torch.equal(only, Purifier(small_model(), None, Settings(input_noise=20.0, seed=6))(x))
+    same = Purifier(small_model(), None, Settings(input_noise=20.0))(x[:1].repeat(2, 1, 1, 1))
+    own = Purifier(small_model(), None, Settings(input_noise=20.0, noise_per_picture=True))(x[:1].repeat(2, 1, 1, 1))
+    assert torch.equal(same[0], same[1]) and not torch.equal(own[0], own[1])
+
+
+def test_noise_on_the_picture_has_the_standard_deviation_that_was_asked_for() -> None:
+    """What ComCNN sees is the picture plus Gaussian noise of so many 8-bit levels, clipped to [0, 1]."""
+    seen: list[Tensor] = []
+    model = small_model()
+    model.com.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    Purifier(model, None, Settings(input_noise=10.0))(torch.full((4, 3, 64, 64), 0.5))
+    noise = (seen[0] - 0.5) * 255
+    assert abs(float(noise.std()) - 10.0) < 0.2 and abs(float(noise.mean())) < 0.2
+    Purifier(model, None, Settings(input_noise=100.0))(torch.rand(1, 3, 32, 32))
+    assert float(seen[1].min()) >= 0 and float(seen[1].max()) <= 1
+
+
+def noisy_model(input_noise: float, channels: int = 3, bits: int = 12) -> ComDefend:
+    """A small model with noise of its own."""
+    model = small_model(channels, bits)
+    model.input_noise = input_noise
+    return model
+
+
+def test_weights_bring_the_noise_that_they_are_made_for() -> None:
+    """Unless it is told otherwise a purifier puts the weights' own noise on a picture, the same in each call; 0 puts none."""
+    x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
+    own = Purifier(noisy_model(20.0))
+    assert own.input_noise(3) == 20.0 and not own.settings.random
+    assert torch.equal(own(x), Purifier(small_model(), None, Settings(input_noise=20.0))(x))
+    assert torch.equal(own(x), own(x))
+    assert torch.equal(Purifier(noisy_model(20.0), None, Settings(input_noise=0.0))(x), Purifier(small_model())(x))
+    assert not torch.equal(Purifier(noisy_model(20.0), None, Settings(seed=1))(x), own(x))
+    assert not torch.equal(own.code(x), Purifier(small_model()).code(x))
+
+
+def test_colour_and_grey_networks_have_their_own_noise() -> None:
+    """Where only the colour networks are made for noise, a grey picture has none, and of several samples it needs one."""
+    x = torch.randint(0, 256, (1, 1, 40, 50), dtype=torch.uint8)
+    both = Purifier(noisy_model(20.0), small_model(1, 4), Settings(samples=3))
+    assert (both.input_noise(3), both.input_noise(1)) == (20.0, 0.0)
+    assert torch.equal(both(x), Purifier(None, small_model(1, 4))(x))
+    through_colour = Purifier(noisy_model(20.0))(x)
+    assert torch.equal(through_colour, Purifier(small_model(), None, Settings(input_noise=20.0))(x))
+    with pytest.raises(UsageError, match="none of their own"):
+        Purifier(small_model(), None, Settings(samples=3))
+
+
+def test_a_strip_has_the_noise_of_its_place() -> None:
+    """A strip that says which row it begins with is rebuilt as in the picture, beyond the border's reach."""
+    x = torch.randint(0, 256, (1, 3, 150, 40), dtype=torch.uint8)
+    purifier = Purifier(noisy_model(20.0), None, Settings(noise_std=2.0))
+    whole, strip = purifier(x), purifier.purify(x[:, :, 50:], top=50)
+    assert torch.equal(whole[:, :, 50 + RADIUS :], strip[:, :, RADIUS:])
+    assert not torch.equal(whole[:, :, 50 + RADIUS :], purifier(x[:, :, 50:])[:, :, RADIUS:])
+
+
+def test_samples_are_averaged() -> None:
+    """The result is the mean of the pictures rebuilt from different draws: their spread falls with the number of samples."""
+    x = torch.full((1, 3, 64, 64), 0.4)
+    model = small_model()
+    one, nine = (torch.stack([Purifier(model, None, Settings(input_noise=60.0, samples=n, seed=s))(x) for s in range(8)]) for n in (1, 9))
+    assert float(nine.std(0).mean()) < 0.5 * float(one.std(0).mean())
+    first = Purifier(model, None, Settings(input_noise=60.0))(x)
+    assert torch.equal(one[0], first) and not torch.equal(nine[0], first)
+    coded = [Purifier(model, None, Settings(input_noise=60.0, samples=n)).code(x) for n in (1, 9)]
+    assert torch.equal(*coded), "the code shown is that of the first sample"
+
+
+def test_code_is_what_the_picture_is_rebuilt_from() -> None:
+    """RecCNN on the code gives the purified picture; the code is zeros and ones, tiled without seams."""
+    model = small_model()
+    x = torch.randint(0, 256, (1, 3, 60, 40), dtype=torch.uint8)
+    code = Purifier(model, None, Settings(tile=16)).code(x)
+    assert code.shape == (1, 12, 60, 40)
+    assert set(code.unique().tolist()) == {0, 1}
+    assert torch.equal((model.rec(code.float()) * 255).round().to(torch.uint8), Purifier(model)(x))
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "soft"])
+def test_a_defended_classifier_has_gradients(gradient: str) -> None:
+    """Through `nn.Sequential(purifier, classifier)`, in tiles and batches, the input's gradient is the untiled one."""
+    model = small_model()
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 10))
+    x = torch.rand(2, 3, 40, 40, requires_grad=True)
+    defended = nn.Sequential(Purifier(model, None, Settings(tile=15, gradient=gradient)), classifier)
+    plain = Purifier(model)(x.detach())
+    assert torch.allclose(defended[0](x), plain, atol=1e-6), "the gradient must not change the values"
+    (tiled,) = torch.autograd.grad(defended(x)[:, 0].sum(), x)
+    (whole,) = torch.autograd.grad(classifier(model(x, None, gradient))[:, 0].sum(), x)
+    assert tiled.abs().max() > 0
+    assert torch.allclose(tiled, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_gradient_none_detaches() -> None:
+    """With "none", and under no_grad, nothing can be differentiated."""
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    assert not Purifier(small_model(), None, Settings(gradient="none"))(x).requires_grad
+    with torch.no_grad():
+        assert not Purifier(small_model())(x).requires_grad
+
+
+class Forgetful(ComDefend):
+    """Networks on a device whose memory holds windows of up to `room` pixels a batch."""
+
+    room = 70 * 70
+    kind: type[RuntimeError] = torch.OutOfMemoryError
+    calls = fails_at = 0
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Raise what CUDA raises when the batch is too large, or at one call."""
+        self.calls += 1
+        if x.shape[0] * x.shape[2] * x.shape[3] > self.room or self.calls == self.fails_at:
+            raise self.kind("MPS backend out of memory")
+        return super().forward(x, *args, **kwargs)
+
+
+def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is the same, the person is told, and the next picture starts with the smaller tile."""
+    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)  # Whole windows, as on a GPU.
+    model = small_model()
+    forgetful = Forgetful(model.architecture).eval()
+    forgetful.load_state_dict(model.state_dict())
+    purifier = Purifier(forgetful.requires_grad_(False), None, Settings(tile=100))
+    x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        assert torch.equal(purifier(x), untiled(model, x))
+    assert purifier.settings.tile is not None
+    assert purifier.settings.tile < 100
+    purifier(x)
+    forgetful.room = 10
+    with pytest.raises(RuntimeError, match="out of memory"), pytest.warns(RuntimeWarning):
+        purifier(x)
+    assert purifier.settings.tile == 32
+
+
+def test_what_was_done_before_memory_ran_out_is_not_counted_twice() -> None:
+    """Progress takes back what is done again; a tile that is small already does not grow."""
+    model = small_model()
+    forgetful = Forgetful(model.architecture).eval()
+    forgetful.load_state_dict(model.state_dict())
+    forgetful.fails_at, forgetful.kind = 3, RuntimeError  # As MPS and the CPU say it.
+    purifier = Purifier(forgetful.requires_grad_(False), None, Settings(tile=20))
+    purifier._batch_pixels = 2000  # One window a batch.
+    x = torch.randint(0, 256, (2, 3, 20, 60), dtype=torch.uint8)
+    done: list[int] = []
+    with pytest.warns(RuntimeWarning, match="tiles of 20 pixels"):
+        assert torch.equal(purifier.purify(x, done.append), untiled(model, x))
+    assert sum(done) == 2 * 20 * 60
+    assert purifier.settings.tile == 20
+
+
+def test_progress_counts_every_pixel_once() -> None:
+    """What progress is told adds up to all pixels of the batch."""
+    done: list[int] = []
+    Purifier(small_model(), None, Settings(tile=16)).purify(torch.rand(3, 3, 50, 41), done.append)
+    assert sum(done) == 3 * 50 * 41
+
+
+def test_devices_and_precisions_are_never_substituted() -> None:
+    """What is asked for and absent is an error that says so; nonsense is too."""
+    cpu = torch.device("cpu")
+    for name in ("cuda:99", "gpu", "cuda:x", ""):
+        with pytest.raises(UsageError, match="device"):
+            resolve_device(name)
+    with pytest.raises(UsageError, match="float16"):
+        resolve_precision("float16", cpu)
+    with pytest.raises(UsageError, match="precision"):
+        resolve_precision("int4", cpu)
+    assert resolve_device("cpu") == cpu
+    assert resolve_precision("auto", cpu) == (torch.bfloat16 if cpu_has_bfloat16() else torch.float32)
+
+
+def test_bfloat16_is_taken_only_where_the_cpu_multiplies_it(tmp_path: Path) -> None:
+    """AVX-512 BF16 or AMX in the CPU's flags say yes; AVX2 alone, or no such file, say no."""
+    for flags, expected in (("fpu avx2 avx512f", False), ("avx2 avx512_bf16", True), ("amx_tile amx_bf16", True)):
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        assert cpu_has_bfloat16(tmp_path / "cpuinfo") is expected
+    assert not cpu_has_bfloat16(tmp_path / "absent")
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    """Each wrong setting is an error of usage that names it."""
+    wrong: list[dict[str, object]] = [
+        {"tiling": "x"},
+        {"tile": 0},
+        {"noise_std": -1},
+        {"noise_std": float("inf")},
+        {"seed": -1},
+        {"gradient": "x"},
+        {"input_noise": -1},
+        {"samples": 0, "noise_std": 1.0},
+        {"samples": 2, "input_noise": 0.0},
+    ]
+    for values in wrong:
+        with pytest.raises(UsageError):
+            Settings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("behind", [1, 3])
+def test_results_that_come_later_go_to_their_places(monkeypatch: pytest.MonkeyPatch, behind: int) -> None:
+    """Where a device is given the next batches before the first one's result is fetched, the picture is the same."""
+    model = small_model()
+    x = torch.randint(0, 256, (3, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setitem(windows.IN_FLIGHT, "cpu", behind)
+    assert torch.equal(Purifier(model, None, Settings(tile=16))(x), untiled(model, x))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_many_batches_from_the_host_through_cuda(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray) -> None:
+    """Copies that overlap with the network bring what copies one by one bring."""
+    x = tensor(astronaut[:256, :256])
+    purifier = Purifier.from_pretrained(device="cuda", precision="bfloat16", settings=Settings(tile=32))
+    monkeypatch.setitem(purifier_module.BATCH_PIXELS, "cuda", 2**15)
+    overlapped = [purifier(x) for _ in range(3)]
+    monkeypatch.setitem(windows.IN_FLIGHT, "cuda", 0)
+    assert all(torch.equal(result, purifier(x.cuda()).cpu()) for result in overlapped)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tile", [64, 200])
+def test_exact_tiling_on_cuda(astronaut: np.ndarray, tile: int) -> None:
+    """In float32 on CUDA, tiles equal the whole-image result in all but a few values, and resemble the CPU's."""
+    x = tensor(astronaut[:256, :256])
+    one, other = (Purifier.from_pretrained(device="cuda", precision="float32", settings=Settings(tile=size))(x) for size in (tile, 4096))
+    # cuDNN picks algorithms by shape, so the last digits, and with them a few levels, may differ.
+    assert (one != other).float().mean() < 1e-4
+    assert (one.int() - Purifier.from_pretrained(device="cpu", precision="float32")(x).int()).abs().float().mean() < 0.5
+
+
+def test_two_purifiers_of_the_same_weights_keep_to_themselves(shipped: Purifier, astronaut: np.ndarray) -> None:
+    """Each has its own precision, and the weights that both were made from stay as they were."""
+    loaded = weights.load("comdefend-12bit")
+    one, two = (Purifier.from_weights([loaded], device="cpu", precision=name) for name in ("bfloat16", "float32"))
+    assert (one.precision, two.precision) == ("bfloat16", "float32")
+    x = torch.from_numpy(astronaut[:40, :40].copy()).permute(2, 0, 1)[None]
+    assert torch.equal(two(x), Purifier.from_pretrained("comdefend-12bit", device="cpu", precision="float32")(x))
+    assert next(loaded.model.parameters()).dtype == torch.float32
+
+
+def test_the_switch_of_cudas_convolutions_is_set_back_by_the_last_of_several_threads() -> None:
+    """One that ends while another still computes does not take true float32 from it."""
+    device, before = torch.device("cuda"), torch.backends.cudnn.allow_tf32
+    first, second = true_float32(device), true_float32(device)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_windows_are_the_pictures_squares(astronaut: np.ndarray, channels_last: bool) -> None:
+    """However a picture lies in memory, its windows are its own pixels over 255, channels last."""
+    x = torch.from_numpy(astronaut[None, :70, :90].copy()).permute(0, 3, 1, 2)
+    x = x if channels_last else x.contiguous()
+    for batch in batches(exact_grid(70, 90, 32), 1, 4096):
+        windows = stacked(x, batch, torch.device("cpu"))
+        assert windows.is_contiguous(memory_format=torch.channels_last)
+        for window, (_, tile) in zip(windows, batch, strict=True):
+            torch.testing.assert_close(window * 255, x[0, :, tile.rows.window, tile.columns.window].float(), rtol=0, atol=1e-4)
