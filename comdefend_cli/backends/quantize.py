@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from comdefend_cli.backends.graphs import openvino_model, serialised
-from comdefend_cli.data.datasets import Crops, Dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weights import Quantized
 from comdefend_cli.runtime.extras import require
-
-#: Side of the crops of larger pictures: a layer's ranges near a border differ from those inside.
-SIDE = 128
 
 
 def quantize(model: ComDefend, pictures: Tensor) -> Quantized:
@@ -45,11 +41,3 @@ def quantize(model: ComDefend, pictures: Tensor) -> Quantized:
     with redirect_stdout(io.StringIO()):  # Where NNCF shows its progress.
         made = nncf.quantize(graph, data, subset_size=len(pictures), preset=nncf.QuantizationPreset.MIXED)
     return serialised(made)
-
-
-def calibration(dataset: Dataset, count: int, seed: int = 0) -> Tensor:
-    """`count` pictures of a data set, uint8 (count, C, side, side); of pictures larger than 32x32, crops of up to `SIDE`."""
-    images = dataset.train
-    if isinstance(images, Crops):
-        images = Crops(images.pictures, min(SIDE, *(min(picture.shape[1:]) for picture in images.pictures)))
-    return images.batch(count, torch.Generator().manual_seed(seed % 2**63))

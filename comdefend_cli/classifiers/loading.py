@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from comdefend_cli.classifiers.networks import ARCHITECTURES, Normalise
 from comdefend_cli.errors import UsageError, WeightsError, reason
-from comdefend_cli.network.weights import read_file, read_metadata
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.files import write_atomically
+from comdefend_cli.runtime.tensor_files import read_file, read_metadata
 
 KEY = "comdefend-classifier"
 FORMAT_VERSION = 1

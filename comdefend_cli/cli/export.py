@@ -95,6 +95,7 @@ def quantize(
     from comdefend_cli.backends import quantize as quantizing
     from comdefend_cli.cli.train import download_bar, tell_skipped
     from comdefend_cli.data import datasets
+    from comdefend_cli.data.calibration import calibration
     from comdefend_cli.imaging import images
     from comdefend_cli.network import weights as weight_files
     from comdefend_cli.runtime import files, machine
@@ -111,7 +112,7 @@ def quantize(
     with download_bar(quiet) as progress:
         dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
     tell_skipped(dataset, data, quiet)
-    chosen = quantizing.calibration(dataset, pictures, seed)
+    chosen = calibration(dataset, pictures, seed)
     notice("quantising, which takes a minute or so", quiet=quiet)
     made = quantizing.quantize(loaded.model, chosen)
     about: dict[str, Any] = {

@@ -28,6 +28,7 @@ from safetensors.torch import save as serialize_tensors
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.runtime.files import write_atomically
+from comdefend_cli.runtime.tensor_files import read_file, read_metadata
 
 #: What `purify` takes when nothing is said, for colour and for grey pictures.
 DEFAULT_COLOR = "comdefend-12bit-denoise"
@@ -35,9 +36,6 @@ DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
 FORMAT_VERSION = 1
 REINSTALL = "install comdefend-cli again"
-#: The largest architecture that is allowed, in 8-bit integers too, stays under this, so a bigger file is not ours.
-MAX_BYTES = 768 * 2**20
-MAX_HEADER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -191,24 +189,6 @@ def _read_checked(name_or_path: str) -> tuple[str, Path, bytes, str]:
     return name, path, data, sha256
 
 
-def read_file(path: Path, remedy: str) -> bytes:
-    """The bytes of a weight file, which may be no larger than `MAX_BYTES`.
-
-    Raises:
-        WeightsError: it cannot be read; the message ends in `remedy`.
-    """
-    try:
-        if path.is_dir():
-            raise WeightsError(f"{path}: is a folder; name a weight file in it")
-        with path.open("rb") as file:  # Not by its size: a device or pipe has none.
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot read the weights: {reason(error)}; {remedy}") from error
-    if len(data) > MAX_BYTES:
-        raise WeightsError(f"{path}: too large for a weight file of comdefend ({MAX_BYTES >> 20} MiB at most); give another file")
-    return data
-
-
 def _parse_header(data: bytes, path: Path) -> Header:
     """The metadata at the front of a safetensors file: a length (8 bytes), then JSON."""
     try:
@@ -226,20 +206,6 @@ def _parse_header(data: bytes, path: Path) -> Header:
     except (ValueError, TypeError, RecursionError) as error:
         problem = reason(error)
     raise WeightsError(f"{path}: not a weight file of comdefend: {problem}; make one with comdefend train or comdefend weights import")
-
-
-def read_metadata(data: bytes, key: str) -> Any:
-    """The JSON value under `key` in the header of a safetensors file (a length in 8 bytes, then JSON).
-
-    Raises:
-        ValueError, KeyError, TypeError: there is none.
-    """
-    if len(data) < 8:
-        raise ValueError("the file is empty" if not data else "the file is too short")
-    (length,) = struct.unpack_from("<Q", data)
-    if length > min(MAX_HEADER_BYTES, len(data) - 8):
-        raise ValueError("its header's length is wrong")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][key])
 
 
 def _digest(fields: dict[str, Any], data: bytes) -> str:

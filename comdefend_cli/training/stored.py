@@ -19,8 +19,8 @@ from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
 from comdefend_cli.errors import UsageError, WeightsError, reason
-from comdefend_cli.network.weights import read_file, read_metadata
 from comdefend_cli.runtime.files import write_atomically
+from comdefend_cli.runtime.tensor_files import read_file, read_metadata
 
 KEY = "comdefend-baseline"
 FORMAT_VERSION = 1

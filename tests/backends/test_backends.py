@@ -25,6 +25,7 @@ from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import RADIUS
 from comdefend_cli.network.weights import Quantized, Weights
+from comdefend_cli.runtime.tensor_files import read_metadata
 
 pytest.importorskip("openvino")
 CPU = torch.device("cpu")
@@ -205,7 +206,7 @@ def test_a_weight_file_keeps_int8_networks_beside_the_others(quantized: Quantize
     from safetensors.torch import load, save
 
     data = (tmp_path / "q.safetensors").read_bytes()
-    fields = {weights.KEY: json.dumps({k: v for k, v in weights.read_metadata(data, weights.KEY).items() if k != "sha256"})}
+    fields = {weights.KEY: json.dumps({k: v for k, v in read_metadata(data, weights.KEY).items() if k != "sha256"})}
     halved = {name: tensor for name, tensor in load(data).items() if name != "int8.constants"}
     (tmp_path / "half.safetensors").write_bytes(save(halved, fields))
     with pytest.raises(WeightsError, match="int8"):

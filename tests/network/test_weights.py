@@ -24,6 +24,7 @@ from comdefend_cli.cli import app
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.network import weights
 from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.runtime import tensor_files
 
 NARROW = Architecture(3, 12, (4,) * 8)
 SHIPPED = sorted(weights.registry())
@@ -309,7 +310,7 @@ def test_list_on_a_terminal_is_a_table(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_devices_and_large_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is larger than any weight file is refused without reading more than the limit."""
-    monkeypatch.setattr(weights, "MAX_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "MAX_BYTES", 1000)
     path = tmp_path / "large.safetensors"
     path.write_bytes(b"\0" * 5000)
     with pytest.raises(WeightsError, match="too large"):
