@@ -1,4 +1,4 @@
-# `make demo` purifies the example pictures; `make test` lints, type-checks and tests. Both make .venv first.
+# `make demo` purifies the example images; `make test` lints, type-checks and tests. Both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How near pictures purified by other backends and precisions lie to PyTorch's in float32, with the same weights.
+"""How near images purified by other backends and precisions lie to PyTorch's in float32, with the same weights.
 
     python benchmarks/backends.py --int8 FILE [--data-dir DATA] [--pictures DIR] [--images 64] [--crop 128] [--out FILE]
 
-FILE is of `comdefend quantize`, and so holds the float32 networks too. The pictures are the first --images test images of CIFAR-10, and the
+FILE is of `comdefend quantize`, and so holds the float32 networks too. The images are the first --images test images of CIFAR-10, and the
 middle of each photograph of a folder.
 """
 
@@ -27,14 +27,14 @@ from comdefend_cli.network.metrics import TOP_PSNR, psnr
 KINDS = (("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"))
 
 
-def middle(picture: Tensor, side: int) -> Tensor:
+def middle(image: Tensor, side: int) -> Tensor:
     """The middle of (1, C, H, W), of at most so many pixels a side."""
-    top, left = (max(0, (length - side) // 2) for length in picture.shape[2:])
-    return picture[:, :, top : top + side, left : left + side]
+    top, left = (max(0, (length - side) // 2) for length in image.shape[2:])
+    return image[:, :, top : top + side, left : left + side]
 
 
 def rows(name: str, batches: list[Tensor], weights: str) -> list[dict[str, Any]]:
-    """A row a backend and precision, all on the same pictures, uint8 (N, 3, H, W)."""
+    """A row a backend and precision, all on the same images, uint8 (N, 3, H, W)."""
     exact = Purifier.from_pretrained(weights, device="cpu", precision="float32")
     wanted = [exact(batch) for batch in batches]
     held = _mean([psnr(*pair) for pair in zip(batches, wanted, strict=True)])
@@ -45,12 +45,12 @@ def rows(name: str, batches: list[Tensor], weights: str) -> list[dict[str, Any]]
         near = [psnr(*pair).clamp(max=TOP_PSNR) for pair in zip(wanted, found, strict=True)]
         made.append(
             {
-                "pictures": name,
+                "images": name,
                 "n": sum(map(len, batches)),
                 "computed_by": f"{backend} {precision}",
                 "dB_to_float32": _mean(near),
                 "lowest": round(float(torch.cat(near).min()), 2),
-                "dB_to_the_picture": _mean([psnr(*pair) for pair in zip(batches, found, strict=True)]),
+                "dB_to_the_image": _mean([psnr(*pair) for pair in zip(batches, found, strict=True)]),
                 "of_float32": held,
             }
         )
@@ -75,9 +75,9 @@ def main() -> None:
     if arguments.data_dir:
         test = datasets.load("cifar10", arguments.data_dir, download=False).test.pixels[: arguments.images]
         sets["CIFAR-10 test images"] = list(torch.split(test, 64))
-    if arguments.pictures:
-        crops = [middle(picture, arguments.crop) for picture in folder(arguments.pictures, 3)]
-        sets[f"{arguments.pictures.name}, {arguments.crop}x{arguments.crop}"] = [crop for crop in crops if crop.shape[1] == 3]
+    if arguments.images:
+        crops = [middle(image, arguments.crop) for image in folder(arguments.images, 3)]
+        sets[f"{arguments.images.name}, {arguments.crop}x{arguments.crop}"] = [crop for crop in crops if crop.shape[1] == 3]
     result = {
         "rows": [row for name, batches in sets.items() for row in rows(name, batches, str(arguments.int8))],
         "torch": torch.__version__,

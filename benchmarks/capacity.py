@@ -34,15 +34,15 @@ SCALES = {"a million": 10**6, "a billion": 10**9}
 
 def photograph(megapixels: float) -> Image.Image:
     """A photograph of that size, made of one that scikit-image ships: scaled up, with a little noise, as a sensor's."""
-    picture = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
-    scale = (megapixels * 1e6 / (picture.width * picture.height)) ** 0.5
-    large = np.array(picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC))
+    image = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
+    scale = (megapixels * 1e6 / (image.width * image.height)) ** 0.5
+    large = np.array(image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC))
     noise = np.random.default_rng(0).normal(0, 2, large.shape[:2])[..., None]
     return Image.fromarray(np.clip(large + noise, 0, 255).astype(np.uint8))
 
 
 def journal_bytes() -> float:
-    """Bytes that a finished picture takes in the state file of purify-dir, with names as of a camera's in a subfolder."""
+    """Bytes that a finished image takes in the state file of purify-dir, with names as of a camera's in a subfolder."""
     from comdefend_cli.batch import journal
 
     with tempfile.TemporaryDirectory() as name:
@@ -55,7 +55,7 @@ def journal_bytes() -> float:
 
 
 def plan_bytes() -> float:
-    """Bytes of memory that the plan and the journal hold of a picture that is to do, and is then done."""
+    """Bytes of memory that the plan and the journal hold of an image that is to do, and is then done."""
     from comdefend_cli.batch import journal
     from comdefend_cli.batch.plan import Job
 
@@ -85,9 +85,9 @@ def measure_codec(megapixels: float, seconds: float) -> dict[str, Any]:
     """One core's rates and the bytes a pixel, by the settings that comdefend writes with."""
     from comdefend_cli.imaging import images
 
-    picture = photograph(megapixels)
-    exact = picture.width * picture.height / 1e6
-    held = images.from_pillow(picture)
+    image = photograph(megapixels)
+    exact = image.width * image.height / 1e6
+    held = images.from_pillow(image)
     jpeg, png = images.encode(held, "JPEG"), images.encode(held, "PNG")
     return {
         "decode_jpeg_megapixels_per_second": rate(lambda: np.array(Image.open(io.BytesIO(jpeg))), exact, seconds),

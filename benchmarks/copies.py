@@ -3,9 +3,9 @@
 
     python benchmarks/copies.py [--megapixels 12] [--rounds 15] [--out FILE]
 
-Needs no GPU: it times what `purify-dir` does on the CPU for one, which is to join the windows of a picture and to put their cores into
+Needs no GPU: it times what `purify-dir` does on the CPU for one, which is to join the windows of an image and to put their cores into
 place again. In turns with one thread for each operation and with as many as PyTorch takes, while nothing else is done and while two
-threads a core encode JPEGs, as the engine's do. Medians in milliseconds a picture.
+threads a core encode JPEGs, as the engine's do. Medians in milliseconds an image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from comdefend_cli.runtime import machine
 
 
 def copies(x: Tensor) -> Tensor:
-    """A picture's windows in batches, and back, without what a GPU does in between: the picture again."""
+    """An image's windows in batches, and back, without what a GPU does in between: the image again."""
     out = torch.empty_like(x)
     for batch in batches(exact_grid(x.shape[2], x.shape[3], DEFAULT_TILE["cuda"]), len(x), BATCH_PIXELS["cuda"]):
         filled(out, batch, joined(x, batch))
@@ -43,11 +43,11 @@ def copies(x: Tensor) -> Tensor:
 def encoding(threads: int) -> Iterator[None]:
     """So many threads encode a photograph as JPEG, over and over, until this is left."""
     ended = threading.Event()
-    picture = images.from_pillow(Image.effect_noise((1000, 1000), 60).convert("RGB"))
+    image = images.from_pillow(Image.effect_noise((1000, 1000), 60).convert("RGB"))
 
     def encode() -> None:
         while not ended.is_set():
-            images.encode(picture, "JPEG")
+            images.encode(image, "JPEG")
 
     running = [threading.Thread(target=encode) for _ in range(threads)]
     for thread in running:
@@ -61,7 +61,7 @@ def encoding(threads: int) -> Iterator[None]:
 
 
 def milliseconds(x: Tensor, threads: int) -> float:
-    """Of one picture's copies, each operation by so many threads."""
+    """Of one image's copies, each operation by so many threads."""
     torch.set_num_threads(threads)
     began = time.perf_counter()
     copies(x)

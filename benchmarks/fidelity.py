@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How near purified pictures stay to their originals, and what precision changes in them.
+"""How near purified images stay to their originals, and what precision changes in them.
 
     python benchmarks/fidelity.py --data-dir DATA [--pictures DIR] [--images N] [--input-noise S] [--weights NAME|PATH ...]
 
-For each weight file: mean PSNR and SSIM over test images of the data it was trained on, and over the pictures of a
+For each weight file: mean PSNR and SSIM over test images of the data it was trained on, and over the images of a
 folder (grey where the weights are grey). For each other precision: share of code bits flipped and PSNR to float32.
 """
 
@@ -27,7 +27,7 @@ from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 
 def measure(purifier: Purifier, batches: list[Tensor]) -> dict[str, Any]:
-    """Mean over pictures of PSNR in dB and SSIM, with their number."""
+    """Mean over images of PSNR in dB and SSIM, with their number."""
     decibels: list[float] = []
     similarity: list[float] = []
     for batch in batches:
@@ -53,7 +53,7 @@ def precision(name: str, other: str, batch: Tensor, settings: Settings) -> dict[
 
 
 def folder(path: Path, channels: int) -> list[Tensor]:
-    """The pictures of a folder, as they are or as grey, a batch each."""
+    """The images of a folder, as they are or as grey, a batch each."""
     known = images.suffixes(writable=False)
     batches = []
     for file in sorted(item for item in path.iterdir() if item.suffix.lower() in known):
@@ -81,12 +81,12 @@ def main() -> None:
         channels = header.architecture.channels
         purifier = Purifier.from_pretrained(name, device="cpu", precision="float32", settings=settings)
         data = header.training.get("data")
-        if data not in datasets.DATASETS:  # Imported, or trained on a folder of pictures.
+        if data not in datasets.DATASETS:  # Imported, or trained on a folder of images.
             data = "cifar10" if channels == 3 else "fashion-mnist"
         test = datasets.load(data, arguments.data_dir, download=False).test.pixels[: arguments.images]
         results[name] = {data: measure(purifier, list(torch.split(test, 256)))}
-        if arguments.pictures:
-            results[name][arguments.pictures.name] = measure(purifier, folder(arguments.pictures, channels))
+        if arguments.images:
+            results[name][arguments.images.name] = measure(purifier, folder(arguments.images, channels))
         results[name]["bfloat16"] = precision(name, "bfloat16", test[: arguments.precision_images], settings)
         print(name, json.dumps(results[name]), flush=True)
     native = {"native_bfloat16": cpu_has_bfloat16()}

@@ -4,10 +4,10 @@
     python benchmarks/folder.py [--thumbnails 10000] [--photographs 200] [--large 0] [--precision NAME] [--device NAME] [--backend NAME]
                                 [--weights NAME] [--json]
 
-Makes that many 32x32 PNGs, photographs of mixed sizes as JPEG, and of 12 megapixels as JPEG, out of pictures that scikit-image ships.
-In one process: the networks purify all decoded pictures, in the batches and tiles that purify-dir would make of them; then the engine of
+Makes that many 32x32 PNGs, photographs of mixed sizes as JPEG, and of 12 megapixels as JPEG, out of images that scikit-image ships.
+In one process: the networks purify all decoded images, in the batches and tiles that purify-dir would make of them; then the engine of
 purify-dir goes from file to file; then the networks again, whose two times are averaged; last the engine with nothing in the networks'
-place. The ratio is of pictures a second, the engine's to the networks'; the other one to the slower of networks and files alone.
+place. The ratio is of images a second, the engine's to the networks'; the other one to the slower of networks and files alone.
 Start-up and planning count for none.
 """
 
@@ -39,7 +39,7 @@ SOURCES = ("astronaut.png", "coffee.png", "chelsea.png", "camera.png", "motorcyc
 
 
 def sources() -> list[Image.Image]:
-    """The pictures that scikit-image ships in this version."""
+    """The images that scikit-image ships in this version."""
     base = Path(skimage.__file__).parent / "data"
     return [Image.open(base / name).convert("RGB") for name in SOURCES if (base / name).exists()]
 
@@ -47,31 +47,31 @@ def sources() -> list[Image.Image]:
 def make_thumbnails(target: Path, count: int) -> None:
     """Different 32x32 pieces of photographs, as PNG."""
     generator = np.random.default_rng(0)
-    pictures = sources()
+    images = sources()
     for index in range(count):
-        picture = pictures[index % len(pictures)]
-        x, y = (int(generator.integers(0, side - 32)) for side in picture.size)
-        picture.crop((x, y, x + 32, y + 32)).save(target / f"{index:06}.png")
+        image = images[index % len(images)]
+        x, y = (int(generator.integers(0, side - 32)) for side in image.size)
+        image.crop((x, y, x + 32, y + 32)).save(target / f"{index:06}.png")
 
 
 def make_photographs(target: Path, count: int) -> None:
     """Photographs in several sizes, as JPEG."""
-    for index, (picture, side) in zip(range(count), itertools.cycle(itertools.product(sources(), SIDES)), strict=False):
-        scale = side / max(picture.size)
-        picture.resize((round(picture.width * scale), round(picture.height * scale))).save(target / f"{index:05}.jpg", quality=92)
+    for index, (image, side) in zip(range(count), itertools.cycle(itertools.product(sources(), SIDES)), strict=False):
+        scale = side / max(image.size)
+        image.resize((round(image.width * scale), round(image.height * scale))).save(target / f"{index:05}.jpg", quality=92)
 
 
 def make_large(target: Path, count: int) -> None:
     """Photographs of 12 megapixels with a small one's detail, mirrored over and over, as JPEG."""
-    for index, picture in zip(range(count), itertools.cycle(sources()), strict=False):
-        pixels = np.asarray(picture.rotate(90 * (index % 4), expand=True))
+    for index, image in zip(range(count), itertools.cycle(sources()), strict=False):
+        pixels = np.asarray(image.rotate(90 * (index % 4), expand=True))
         missing = [(0, max(0, side - own)) for side, own in zip((3000, 4000), pixels.shape, strict=False)]
         whole = np.pad(pixels, (*missing, (0, 0)), "symmetric")[:3000, :4000]
         Image.fromarray(whole).save(target / f"{index:05}.jpg", quality=92)
 
 
 def batches(source: Path, networks: Networks) -> list[torch.Tensor]:
-    """All pictures of a folder, decoded, in batches of one size, uint8 (N, 3, H, W)."""
+    """All images of a folder, decoded, in batches of one size, uint8 (N, 3, H, W)."""
     shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
     for path in sorted(source.iterdir()):
         pixels = np.array(Image.open(path).convert("RGB"))
@@ -103,7 +103,7 @@ def engine(source: Path, out: Path, networks: Networks) -> float:
 
 
 def measure(make: Callable[[Path, int], None], count: int, networks: Networks, base: Path) -> dict[str, Any]:
-    """Rates of both on so many pictures."""
+    """Rates of both on so many images."""
     source = base / make.__name__
     source.mkdir()
     make(source, count)
@@ -122,17 +122,17 @@ def measure(make: Callable[[Path, int], None], count: int, networks: Networks, b
     files = engine(source, base / f"{make.__name__}-files", networks)
     del networks.purifier.purify
     return {
-        "pictures": count,
+        "images": count,
         "megapixels": round(pixels / 1e6, 3),
         "network_seconds": round(alone, 3),
         "engine_seconds": round(whole, 3),
         "files_alone_seconds": round(files, 3),
         "network_megapixels_per_second": round(pixels / 1e6 / alone, 4),
         "engine_megapixels_per_second": round(pixels / 1e6 / whole, 4),
-        "engine_pictures_per_second": round(count / whole, 2),
+        "engine_images_per_second": round(count / whole, 2),
         "ratio": round(alone / whole, 4),
         "ratio_to_the_slower": round(max(alone, files) / whole, 4),
-        "milliseconds_above_network_a_picture": round((whole - alone) / count * 1e3, 4),
+        "milliseconds_above_network_a_image": round((whole - alone) / count * 1e3, 4),
     }
 
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--weights")
-    parser.add_argument("--folder", type=Path, help="where to put the pictures, on the disk to be measured; default: the system's")
+    parser.add_argument("--folder", type=Path, help="where to put the images, on the disk to be measured; default: the system's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     networks = Networks(arguments.weights, device=arguments.device, precision=arguments.precision, backend=arguments.backend)
@@ -170,9 +170,7 @@ def main() -> None:
         return
     for kind, run in results.items():
         rates = f"{run['engine_megapixels_per_second']} of the network's {run['network_megapixels_per_second']} megapixels/s"
-        print(
-            f"{run['pictures']} {kind}: {rates}, ratio {run['ratio']}; {run['milliseconds_above_network_a_picture']} ms a picture above it"
-        )
+        print(f"{run['images']} {kind}: {rates}, ratio {run['ratio']}; {run['milliseconds_above_network_a_image']} ms an image above it")
     print(json.dumps({key: value for key, value in result.items() if key != "runs"}))
 
 

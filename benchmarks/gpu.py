@@ -4,7 +4,7 @@
     python benchmarks/gpu.py [--side 2048] [--megapixels 12] [--rounds 5] [--out FILE]
 
 Everything but "host to host" begins and ends on the GPU, with a square of a photograph of --side pixels a side; a megapixel is 10^6
-pixels. "Host to host" is a picture of --megapixels in memory, as `purify` has it once it is decoded. The share of the limit is of the
+pixels. "Host to host" is an image of --megapixels in memory, as `purify` has it once it is decoded. The share of the limit is of the
 operations that the networks need, over the rate of a large bfloat16 matrix product in the same rounds. Medians; each method is called
 once before.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from json_out import emit
-from speed import picture
+from speed import image
 from speed_rivals import PATCH, Method, flops_a_pixel
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def products(flops: int) -> list[Method]:
 
 
 def plain(model: ComDefend, x: Tensor) -> list[Method]:
-    """PyTorch's own layers on the whole picture, and the authors' way."""
+    """PyTorch's own layers on the whole image, and the authors' way."""
     patches = [x[:, :, :PATCH, PATCH * i : PATCH * (i + 1)].float().contiguous() for i in range(32)]
     one = PlainComDefend(model).to(DEVICE)
     made = [
@@ -104,7 +104,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     model = weights.load(weights.DEFAULT_COLOR).model
     flops = flops_a_pixel(model)
     width = round((arguments.megapixels * 1e6 * 4 / 3) ** 0.5)
-    whole = torch.from_numpy(picture(arguments.picture, max(width, arguments.side))).permute(2, 0, 1)[None].to(DEVICE).float() / 255
+    whole = torch.from_numpy(image(arguments.image, max(width, arguments.side))).permute(2, 0, 1)[None].to(DEVICE).float() / 255
     x = whole[:, :, : arguments.side, : arguments.side].contiguous()
     methods = [*products(flops), *plain(model, x), *ours(x, whole[:, :, : round(width * 3 / 4), :width])]
     times: dict[str, list[float]] = {method.name: [] for method in methods}
@@ -156,10 +156,10 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "picture", type=Path, nargs="?", help="default: a photograph that scikit-image ships, mirrored until it is large enough"
+        "image", type=Path, nargs="?", help="default: a photograph that scikit-image ships, mirrored until it is large enough"
     )
     parser.add_argument("--side", type=int, default=2048)
-    parser.add_argument("--megapixels", type=float, default=12.0, help="of the picture from host to host")
+    parser.add_argument("--megapixels", type=float, default=12.0, help="of the image from host to host")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the result into a file too")
     arguments = parser.parse_args()

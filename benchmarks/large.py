@@ -3,9 +3,9 @@
 
     python benchmarks/large.py [--megapixels 1 3 10 30 100] [--ways strips whole] [--weights narrow|NAME] [--seconds 200] [--json]
 
-Makes pictures of those sizes, purifies each by the real command and watches the process (Linux). The default network is a narrow one
+Makes images of those sizes, purifies each by the real command and watches the process (Linux). The default network is a narrow one
 (4 channels a layer), so that the whole curve takes minutes: it shows what reading, strips and writing cost. The shipped network's
-activations do not depend on the picture's size either: --weights comdefend-12bit measures them. That takes minutes to an hour for 100
+activations do not depend on the image's size either: --weights comdefend-12bit measures them. That takes minutes to an hour for 100
 megapixels on two cores; --seconds ends a run earlier, and memory after half of that time, beside that at its end, shows whether it grows.
 A line is fitted to seconds and memory against megapixels by least squares; r2 near 1 says that the time is linear.
 """
@@ -31,7 +31,7 @@ from comdefend_cli.runtime.extras import require
 
 
 def make(path: Path, side: int) -> None:
-    """A square picture of squares of 8 pixels in random colours, written in strips so that making it takes little memory."""
+    """A square image of squares of 8 pixels in random colours, written in strips so that making it takes little memory."""
     pyvips = require("pyvips", extra="large")
     tile = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     copies = math.ceil(side / len(tile))
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--seconds", type=float, default=0.0, help="end each run after so long; default: never")
     parser.add_argument("--format", choices=("png", "tiff"), default="png")
-    parser.add_argument("--folder", type=Path, help="where to put the pictures; default: the system's")
+    parser.add_argument("--folder", type=Path, help="where to put the images; default: the system's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="write it into a file too")
     arguments = parser.parse_args()
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def row(side: int, way: str, run: Run) -> dict[str, Any]:
-    """What a run took; memory above the decoded picture and its output, which a picture that is taken whole needs."""
+    """What a run took; memory above the decoded image and its output, which an image that is taken whole needs."""
     decoded = 2 * 3 * side**2 / 1e6
     return {
         "megapixels": round(side**2 / 1e6, 3),

@@ -5,7 +5,7 @@
 
 What stands between the lines `<!-- NAME -->` and `<!-- /NAME -->` of the Markdown document is replaced: by the file as it is where it is
 Markdown (a table of paper/, or `tables.md` of `comdefend evaluate`); where it is `results.json` of `comdefend evaluate`, by a short
-table of the accuracy on clean pictures and the lowest one of each threat model measured; where it is JSON of a benchmark, by its tables.
+table of the accuracy on clean images and the lowest one of each threat model measured; where it is JSON of a benchmark, by its tables.
 """
 
 from __future__ import annotations

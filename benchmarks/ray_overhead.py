@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What `purify-dir --engine ray` costs above the local engine: seconds to begin, and milliseconds a picture.
+"""What `purify-dir --engine ray` costs above the local engine: seconds to begin, and milliseconds an image.
 
     python benchmarks/ray_overhead.py [--pictures 400 4000] [--workers 2] [--json]
 
 A local cluster purifies folders of two sizes of 32x32 PNGs with a narrow network (4 channels a layer), so that almost all time is what the
-engine itself takes; the local engine does the same. Of each, the slope between the two sizes is its cost a picture, and what remains of the
+engine itself takes; the local engine does the same. Of each, the slope between the two sizes is its cost an image, and what remains of the
 first its cost to begin (Ray: processes of the cluster and its workers, each of which imports PyTorch). On a cluster the slope is shared by
 the workers, but for what the first process does: it plans, and writes the journal (`driver`).
 """
@@ -63,7 +63,7 @@ def check(counts: Counter[str]) -> None:
 
 
 def slope(small: float, large: float, sizes: list[int]) -> tuple[float, float]:
-    """Milliseconds a picture, and seconds to begin."""
+    """Milliseconds an image, and seconds to begin."""
     each = (large - small) / (sizes[1] - sizes[0])
     return round(each * 1e3, 4), round(small - each * sizes[0], 3)
 
@@ -80,7 +80,7 @@ def main() -> None:
         base = Path(name)
         path = base / "narrow.safetensors"
         weights.save(path, ComDefend(Architecture(3, 12, (4,) * 8)), {})
-        for count in arguments.pictures:
+        for count in arguments.images:
             source = base / f"in-{count}"
             source.mkdir()
             make_thumbnails(source, count)
@@ -93,11 +93,11 @@ def main() -> None:
             seconds["driver"].append(driver)
     result: dict[str, Any] = {}
     for kind, (small, large) in seconds.items():
-        each, begin = slope(small, large, arguments.pictures)
-        result[f"{kind}_ms_a_picture"], result[f"{kind}_seconds_to_begin"] = each, begin
+        each, begin = slope(small, large, arguments.images)
+        result[f"{kind}_ms_a_image"], result[f"{kind}_seconds_to_begin"] = each, begin
     result |= {
-        "ray_above_local_ms_a_picture": round(result["ray_ms_a_picture"] - result["local_ms_a_picture"], 4),
-        "pictures": arguments.pictures,
+        "ray_above_local_ms_a_image": round(result["ray_ms_a_image"] - result["local_ms_a_image"], 4),
+        "images": arguments.images,
         "workers": arguments.workers,
         "cores": machine.cores(),
         "ray": __import__("ray").__version__,

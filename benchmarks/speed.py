@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Speed of purifying one picture on the CPU, ours and others', measured in turns in one run.
+"""Speed of purifying one image on the CPU, ours and others', measured in turns in one run.
 
-    python benchmarks/speed.py [PICTURE] [--size 1024] [--int8 FILE] [--json] [--out FILE]
+    python benchmarks/speed.py [IMAGE] [--size 1024] [--int8 FILE] [--json] [--out FILE]
     python benchmarks/speed.py --curve [--out FILE]                  megapixels a second against the side of a tile, and the size of a band
-    python benchmarks/speed.py --shapes [--out FILE]                 the same against the pictures of a batch, and the number of threads
+    python benchmarks/speed.py --shapes [--out FILE]                 the same against the images of a batch, and the number of threads
     python benchmarks/speed.py --growth 1 4 16 [--out FILE]          seconds and memory of the whole command against megapixels
 
-Networks are timed within this process on a crop of --crop pixels a side, since their cost a pixel does not depend on the picture's size;
+Networks are timed within this process on a crop of --crop pixels a side, since their cost a pixel does not depend on the image's size;
 the authors' way on --patches of its patches; `comdefend purify` as a process of its own, from start to written file, on --size pixels a
 side. Every round measures all in turn, so that a disturbance meets all; the table has medians. A megapixel is 10^6 pixels.
 """
@@ -46,12 +46,12 @@ PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-
 TILES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
 #: Pixels of a band a thread, see `comdefend_cli.backends.bands`.
 BANDS = tuple(2**power for power in range(10, 18))
-#: Pictures of a batch, and pixels of a side that they have; and how many there are in all.
+#: Images of a batch, and pixels of a side that they have; and how many there are in all.
 BATCHES, THUMBNAIL, THUMBNAILS = (1, 4, 16, 32, 64, 128, 256), 32, 256
 
 
-def picture(path: Path | None, size: int) -> np.ndarray:
-    """A square of a picture, uint8 (size, size, 3); a smaller picture is mirrored until it is large enough."""
+def image(path: Path | None, size: int) -> np.ndarray:
+    """A square of an image, uint8 (size, size, 3); a smaller image is mirrored until it is large enough."""
     if path is None:
         import skimage
 
@@ -94,7 +94,7 @@ def networks(x: Tensor, kinds: list[tuple[str, dict[str, str]]]) -> list[Method]
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything in turns, `--rounds` times."""
-    pixels = picture(arguments.picture, arguments.size)
+    pixels = image(arguments.image, arguments.size)
     kinds = variants(arguments.int8)
     x = torch.from_numpy(pixels[: arguments.crop, : arguments.crop].copy()).permute(2, 0, 1)[None]
     model = weights.load(weights.DEFAULT_COLOR).model
@@ -173,8 +173,8 @@ def summary(rows: list[dict[str, Any]], commands: list[dict[str, Any]], flops: i
 
 
 def curve(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Megapixels a second of the network against the side of a tile, up to the whole picture, in turns."""
-    pixels = picture(arguments.picture, arguments.size)
+    """Megapixels a second of the network against the side of a tile, up to the whole image, in turns."""
+    pixels = image(arguments.image, arguments.size)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     sides = [side for side in TILES if side < arguments.size] + [arguments.size]
     kinds = rapid(arguments.int8)
@@ -211,10 +211,10 @@ def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
 
 
 def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Megapixels a second of small pictures against how many make a batch, and of a crop against the threads, in turns."""
+    """Megapixels a second of small images against how many make a batch, and of a crop against the threads, in turns."""
     purifiers = {name: built(options) for name, options in rapid(arguments.int8)}
     default = next(iter(purifiers))
-    pixels = torch.from_numpy(picture(arguments.picture, arguments.size)).permute(2, 0, 1)
+    pixels = torch.from_numpy(image(arguments.image, arguments.size)).permute(2, 0, 1)
     cut = pixels.unfold(1, THUMBNAIL, THUMBNAIL).unfold(2, THUMBNAIL, THUMBNAIL).flatten(1, 2).transpose(0, 1)[:THUMBNAILS].contiguous()
     crop = pixels[None, :, : arguments.crop, : arguments.crop].contiguous()
     by_batch: dict[int, dict[str, list[float]]] = {count: {name: [] for name in purifiers} for count in BATCHES}
@@ -225,9 +225,7 @@ def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
         began = time.perf_counter()
         purifiers[name](x)
         found = len(x) * x[0, 0].numel() / 1e6 / (time.perf_counter() - began)
-        tell(
-            f"{name}, {len(x)} pictures of {x.shape[2]}x{x.shape[3]} in batches of {batch}, {torch.get_num_threads()} threads: {found:.4f}"
-        )
+        tell(f"{name}, {len(x)} images of {x.shape[2]}x{x.shape[3]} in batches of {batch}, {torch.get_num_threads()} threads: {found:.4f}")
         return found
 
     for _ in range(arguments.rounds):
@@ -248,13 +246,13 @@ def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def growth(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and peak memory of the whole command against the picture's megapixels; once each, as the large ones take minutes."""
+    """Seconds and peak memory of the whole command against the image's megapixels; once each, as the large ones take minutes."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.png", Path(folder) / "out.png"
         for megapixels in arguments.growth:
             side = round((megapixels * 1e6) ** 0.5)
-            Image.fromarray(picture(arguments.picture, side)).save(source, compress_level=1)
+            Image.fromarray(image(arguments.image, side)).save(source, compress_level=1)
             for name, options in variants(arguments.int8):
                 if options["precision"] == "float32":
                     continue
@@ -279,7 +277,7 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
     """Hardware, versions and settings."""
     found = {package: _version(package) for package in PACKAGES}
     return {
-        "picture": str(arguments.picture or "scikit-image's astronaut"),
+        "image": str(arguments.image or "scikit-image's astronaut"),
         "size": arguments.size,
         "rounds": arguments.rounds,
         "precision_of_default": "bfloat16" if cpu_has_bfloat16() else "float32",
@@ -310,7 +308,7 @@ def cpu_name() -> str:
 
 
 def decibels(one: Path, other: Path) -> float | None:
-    """PSNR of two pictures' files; None where they are the same."""
+    """PSNR of two images' files; None where they are the same."""
     a, b = (torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None] for path in (one, other))
     value = float(psnr(a, b))
     return value if value < float("inf") else None
@@ -339,8 +337,8 @@ def _short(value: float) -> float:
 def main() -> None:
     """Measure and print, or print what was measured as a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", type=Path, nargs="?", help="default: a photograph that scikit-image ships, mirrored to --size")
-    parser.add_argument("--size", type=int, default=1024, help="side of the picture for the whole command")
+    parser.add_argument("image", type=Path, nargs="?", help="default: a photograph that scikit-image ships, mirrored to --size")
+    parser.add_argument("--size", type=int, default=1024, help="side of the image for the whole command")
     parser.add_argument("--crop", type=int, default=512, help="side of the crop for networks and other defences")
     parser.add_argument("--patches", type=int, default=128, help="of the authors' way")
     parser.add_argument("--small", type=int, default=64, help="side of the crop for ART's total variation")
@@ -348,7 +346,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--int8", type=Path, help="weights that comdefend quantize made")
     parser.add_argument("--curve", action="store_true", help="megapixels a second against the side of a tile")
-    parser.add_argument("--shapes", action="store_true", help="megapixels a second against the pictures of a batch, and the threads")
+    parser.add_argument("--shapes", action="store_true", help="megapixels a second against the images of a batch, and the threads")
     parser.add_argument("--growth", type=float, nargs="+", metavar="MEGAPIXELS", help="seconds and memory of the whole command")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")

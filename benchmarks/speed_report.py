@@ -56,7 +56,7 @@ def _methods(result: dict[str, Any]) -> list[str]:
 
 def _curve(rows: list[dict[str, Any]]) -> list[str]:
     size, *names = rows[0]
-    head = {"tile": "Tile, pixels a side", "band": "Band, pixels a thread", "batch": "Pictures a batch", "threads": "Threads"}[size]
+    head = {"tile": "Tile, pixels a side", "band": "Band, pixels a thread", "batch": "Images a batch", "threads": "Threads"}[size]
     lines = [f"| {head} | {' | '.join(names)} |", f"| --- {'| --- ' * len(names)}|"]
     return [*lines, *(f"| {row[size]:,} | {' | '.join(f'{row[name]:.4g}' for name in names)} |" for row in rows)]
 
@@ -79,6 +79,6 @@ def _about(result: dict[str, Any]) -> str:
         limit = f" The limit is a matrix product's rate, {rates}, over {result['flops_a_pixel']:,} operations a pixel."
     return (
         f"Medians of n = {result['rounds']} on {result['cpu']}, {result['threads']} threads on {result['cores']} cores; "
-        f"load before {result['load_before']:g}; picture: {Path(result['picture']).name}; "
+        f"load before {result['load_before']:g}; image: {Path(result['image']).name}; "
         f"Python {result['python']}, {versions}.{limit}{skipped}"
     )

@@ -47,7 +47,7 @@ def authors_way(model: ComDefend, x: Tensor, patches: int) -> Method:
 
     Args:
         model: the networks.
-        x: the picture, float32 (1, 3, H, W) in [0, 1].
+        x: the image, float32 (1, 3, H, W) in [0, 1].
         patches: how many, from the left of the top row on.
     """
     plain = PlainComDefend(model)
@@ -62,7 +62,7 @@ def authors_way(model: ComDefend, x: Tensor, patches: int) -> Method:
 
 
 def plain_pytorch(model: ComDefend, x: Tensor) -> list[Method]:
-    """Plain PyTorch on a whole picture: float32, float32 channels last, and bfloat16 channels last where the CPU multiplies it."""
+    """Plain PyTorch on a whole image: float32, float32 channels last, and bfloat16 channels last where the CPU multiplies it."""
     kinds = [("float32", torch.float32, torch.contiguous_format), ("float32, channels last", torch.float32, torch.channels_last)]
     if cpu_has_bfloat16():
         kinds.append(("bfloat16, channels last", torch.bfloat16, torch.channels_last))
@@ -71,11 +71,11 @@ def plain_pytorch(model: ComDefend, x: Tensor) -> list[Method]:
 
 def _plain(model: ComDefend, x: Tensor, name: str, dtype: torch.dtype, layout: torch.memory_format) -> Method:
     plain = PlainComDefend(model).to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
-    picture = x.to(dtype).contiguous(memory_format=layout)
+    image = x.to(dtype).contiguous(memory_format=layout)
 
     @torch.no_grad()
     def call() -> Any:
-        return plain(picture)
+        return plain(image)
 
     return Method(f"plain PyTorch, {name}", call, x[0, 0].numel(), _size(x))
 
@@ -96,18 +96,18 @@ def art_defences(x: Tensor, small: int) -> list[Method]:
     """ART's defences with their defaults, but quality 75 for JPEG; none where ART is absent.
 
     Args:
-        x: the picture, float32 (1, 3, H, W) in [0, 1].
+        x: the image, float32 (1, 3, H, W) in [0, 1].
         small: side of the crop for total variation, which takes seconds for a few thousand pixels.
     """
     if find_spec("art") is None:
         return []
     from art.defences.preprocessor import JpegCompression, SpatialSmoothing, TotalVarMin
 
-    picture = x.permute(0, 2, 3, 1).contiguous().numpy().astype(np.float32)
-    crop = picture[:, :small, :small].copy()
+    image = x.permute(0, 2, 3, 1).contiguous().numpy().astype(np.float32)
+    crop = image[:, :small, :small].copy()
     made = [
-        ("JPEG, quality 75", JpegCompression(clip_values=(0, 1), quality=75), picture),
-        ("median, 3x3", SpatialSmoothing(window_size=3, clip_values=(0, 1)), picture),
+        ("JPEG, quality 75", JpegCompression(clip_values=(0, 1), quality=75), image),
+        ("median, 3x3", SpatialSmoothing(window_size=3, clip_values=(0, 1)), image),
         ("total variation", TotalVarMin(clip_values=(0, 1)), crop),
     ]
     return [

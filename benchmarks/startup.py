@@ -4,7 +4,7 @@
     python benchmarks/startup.py [--runs 15] [--json]
 
 `comdefend --help` against a Typer program with one command of one option that does nothing, in turn; the ratio is of the two medians.
-`comdefend purify` on a 32x32 picture, under `python -X importtime`: of the time of the whole process, the shares of importing torch
+`comdefend purify` on a 32x32 image, under `python -X importtime`: of the time of the whole process, the shares of importing torch
 with all that it imports, of importing each of our own modules (without what they import), and of everything that is not importing.
 """
 

@@ -4,7 +4,7 @@
     python benchmarks/torchrun.py [--steps 60] [--batch-size 32] [--json]
 
 Both train with the same batch, which two processes share; the ratio is of images a second in the steps after the first --skip.
-2 would be perfect. The pictures are pieces of those that scikit-image ships; only the rate is of interest.
+2 would be perfect. The images are pieces of those that scikit-image ships; only the rate is of interest.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import torch
 from folder import sources
 
 
-def make_pictures(target: Path, count: int = 200) -> None:
+def make_images(target: Path, count: int = 200) -> None:
     """Pieces of 64x64 pixels of photographs, of which training takes crops of 32x32: few, so that the last measurement is short."""
     target.mkdir()
-    for index, picture in zip(range(count), itertools.cycle(sources()), strict=False):
-        x, y = (37 * index % (side - 64) for side in picture.size)
-        picture.crop((x, y, x + 64, y + 64)).save(target / f"{index:03}.png")
+    for index, image in zip(range(count), itertools.cycle(sources()), strict=False):
+        x, y = (37 * index % (side - 64) for side in image.size)
+        image.crop((x, y, x + 64, y + 64)).save(target / f"{index:03}.png")
 
 
 def train(processes: int, data: Path, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="on one line")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        data = Path(name) / "pictures"
-        make_pictures(data)
+        data = Path(name) / "images"
+        make_images(data)
         one, two = (train(count, data, Path(name) / f"{count}.safetensors", arguments) for count in (1, 2))
     result = {
         "one_process": one,

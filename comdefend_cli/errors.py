@@ -18,7 +18,7 @@ class UsageError(ComdefendError):
 
 
 class ImageError(ComdefendError):
-    """A picture that cannot be read or written."""
+    """An image that cannot be read or written."""
 
 
 class WeightsError(ComdefendError):

@@ -2,7 +2,7 @@
 
 from art.attacks.evasion import ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
-from tiny import PHOTOGRAPHS, held_out_pictures, train_classifier
+from tiny import PHOTOGRAPHS, held_out_images, train_classifier
 from torch import nn
 
 from comdefend_cli import Purifier
@@ -12,7 +12,7 @@ from comdefend_cli.integrations.art import ComDefendPreprocessor
 def main() -> None:
     """Attack the classifier alone, and with the purifier in front, whose straight-through gradient ART then follows."""
     classifier = train_classifier()
-    x, y = (values.numpy() for values in held_out_pictures(12))
+    x, y = (values.numpy() for values in held_out_images(12))
     purifier = Purifier.from_pretrained("comdefend-12bit-denoise", device="cpu")
     for name, defences in (("undefended", []), ("defended", [ComDefendPreprocessor(purifier)])):
         estimator = PyTorchClassifier(
@@ -25,9 +25,9 @@ def main() -> None:
             device_type="cpu",
         )
         attack = ProjectedGradientDescent(estimator, eps=8 / 255, eps_step=2 / 255, max_iter=4, verbose=False)
-        for what, pictures in (("clean", x), ("under PGD at 8/255", attack.generate(x, y))):
-            right = (estimator.predict(pictures).argmax(1) == y).mean()
-            print(f"{name:10} {what:18} {right:4.0%} of {len(x)} pictures")
+        for what, images in (("clean", x), ("under PGD at 8/255", attack.generate(x, y))):
+            right = (estimator.predict(images).argmax(1) == y).mean()
+            print(f"{name:10} {what:18} {right:4.0%} of {len(x)} images")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import foolbox
 import torch
-from tiny import held_out_pictures, train_classifier
+from tiny import held_out_images, train_classifier
 from torch import nn
 
 from comdefend_cli import Purifier
@@ -12,7 +12,7 @@ from comdefend_cli.integrations import Defended
 def main() -> None:
     """Projected gradient descent on the classifier alone, and through the purifier by each of its gradients."""
     classifier = train_classifier()
-    x, y = held_out_pictures(12)
+    x, y = held_out_images(12)
     purifier = Purifier.from_pretrained("comdefend-12bit-denoise", device="cpu")
     models: dict[str, nn.Module] = {"undefended": classifier}
     for gradient in ("straight-through", "identity", "soft"):
@@ -24,7 +24,7 @@ def main() -> None:
         attacked = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
         clean = foolbox.utils.accuracy(attacked, x, y)
         _, _, success = attack(attacked, x, y, epsilons=8 / 255)
-        print(f"{name:17} clean {clean:4.0%}, under PGD at 8/255 {1 - success.float().mean().item():4.0%}, of {len(x)} pictures")
+        print(f"{name:17} clean {clean:4.0%}, under PGD at 8/255 {1 - success.float().mean().item():4.0%}, of {len(x)} images")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Photographs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """A Pillow picture as a tensor uint8 (3, H, W)."""
+    """A Pillow image as a tensor uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

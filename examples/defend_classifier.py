@@ -1,7 +1,7 @@
 """Defend a classifier of your own, and see what an attacker gains who knows the purifier: `python examples/defend_classifier.py`."""
 
 import torch
-from tiny import accuracy, held_out_pictures, train_classifier
+from tiny import accuracy, held_out_images, train_classifier
 from torch import Tensor, nn
 
 from comdefend_cli import Purifier
@@ -20,16 +20,16 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def main() -> None:
     """Train, defend, attack, print."""
     classifier = train_classifier()
-    x, y = held_out_pictures()
+    x, y = held_out_images()
     purifier = Purifier.from_pretrained("comdefend-12bit-denoise", device="cpu")
-    # A classifier that wants normalised pictures: Defended(purifier, classifier, normalise=(mean, std)).
+    # A classifier that wants normalized images: Defended(purifier, classifier, normalize=(mean, std)).
     defended = Defended(purifier, classifier)
 
-    pictures = {"clean": x, "FGSM that knows the classifier": fgsm(classifier, x, y)}
+    images = {"clean": x, "FGSM that knows the classifier": fgsm(classifier, x, y)}
     for gradient in ("straight-through", "identity"):
-        pictures[f"FGSM that knows both, {gradient}"] = fgsm(Defended(purifier, classifier, gradient=gradient), x, y)
-    print(f"{f'accuracy in % of {len(x)} pictures':40} undefended  defended")
-    for name, attacked in pictures.items():
+        images[f"FGSM that knows both, {gradient}"] = fgsm(Defended(purifier, classifier, gradient=gradient), x, y)
+    print(f"{f'accuracy in % of {len(x)} images':40} undefended  defended")
+    for name, attacked in images.items():
         print(f"{name:40} {accuracy(classifier, attacked, y):10.1f}{accuracy(defended, attacked, y):10.1f}")
 
 

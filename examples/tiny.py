@@ -1,6 +1,6 @@
 """What the examples attack: a classifier of a few thousand weights that says which of three photographs a 32x32 patch is from.
 
-It is made on the spot from the pictures in this folder, so that the examples need no download and no time. Its accuracies
+It is made on the spot from the images in this folder, so that the examples need no download and no time. Its accuracies
 show how the parts are used; they say nothing about any defence. `comdefend evaluate` does.
 """
 
@@ -25,7 +25,7 @@ def patches(rows: slice, step: int) -> tuple[Tensor, Tensor]:
     return torch.cat(found), torch.arange(len(found)).repeat_interleave(len(found[0]))
 
 
-def held_out_pictures(count: int = 24) -> tuple[Tensor, Tensor]:
+def held_out_images(count: int = 24) -> tuple[Tensor, Tensor]:
     """Some patches of the lower halves, which the classifier has not seen, with their labels."""
     x, y = patches(slice(128, 256), 32)
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count]
@@ -38,15 +38,15 @@ def train_classifier(steps: int = 120) -> nn.Module:
     x, y = patches(slice(0, 128), 24)
     layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()]
     classifier = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, len(PHOTOGRAPHS)))
-    optimiser = torch.optim.Adam(classifier.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=5e-3)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(classifier(x), y).backward()
-        optimiser.step()
+        optimizer.step()
     return classifier.eval().requires_grad_(False)
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """How many of the pictures are classified right, in percent."""
+    """How many of the images are classified right, in percent."""
     with torch.no_grad():
         return 100 * float((model(x).argmax(1) == y).float().mean())

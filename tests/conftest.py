@@ -1,4 +1,4 @@
-"""What the tests share: real pictures, small weights, and the real command."""
+"""What the tests share: real images, small weights, and the real command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 def photo(name: str) -> np.ndarray:
-    """A public-domain picture that scikit-image ships, uint8 (H, W, 3) or (H, W)."""
+    """A public-domain image that scikit-image ships, uint8 (H, W, 3) or (H, W)."""
     return np.array(Image.open(Path(skimage.__file__).parent / "data" / name))
 
 

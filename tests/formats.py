@@ -64,24 +64,22 @@ def array_opcodes(shape: Any, dtype: Any, content: Any, fortran: int = 0) -> Raw
 
 def cuts(count: int, side: int, *, gray: bool = False) -> np.ndarray:
     """Squares cut from a photograph, uint8 (count, side, side, 3), or (count, side, side) if grey."""
-    picture = photo("camera.png" if gray else "astronaut.png")
+    image = photo("camera.png" if gray else "astronaut.png")
     places = [(37 * i % (512 - side), 101 * i % (512 - side)) for i in range(count)]
-    return np.stack([picture[top : top + side, left : left + side] for top, left in places])
+    return np.stack([image[top : top + side, left : left + side] for top, left in places])
 
 
-def cifar_batch(pictures: np.ndarray, labels: list[int]) -> bytes:
-    """A batch file of pictures (N, 32, 32, 3)."""
-    rows = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2).reshape(len(pictures), 3072))
-    names = [b"picture_%04d.png" % i for i in range(len(pictures))]
+def cifar_batch(images: np.ndarray, labels: list[int]) -> bytes:
+    """A batch file of images (N, 32, 32, 3)."""
+    rows = np.ascontiguousarray(images.transpose(0, 3, 1, 2).reshape(len(images), 3072))
+    names = [b"image_%04d.png" % i for i in range(len(images))]
     return python2_pickle({b"batch_label": b"training batch 1 of 5", b"labels": labels, b"data": rows, b"filenames": names})
 
 
 def cifar_files(count: int = 3) -> dict[str, bytes]:
-    """All six batch files, of `count` pictures each: `cuts(6 * count, 32)` in order."""
-    pictures = cuts(6 * count, 32)
-    return {
-        name: cifar_batch(pictures[i * count : (i + 1) * count], [(i + j) % 10 for j in range(count)]) for i, name in enumerate(BATCHES)
-    }
+    """All six batch files, of `count` images each: `cuts(6 * count, 32)` in order."""
+    images = cuts(6 * count, 32)
+    return {name: cifar_batch(images[i * count : (i + 1) * count], [(i + j) % 10 for j in range(count)]) for i, name in enumerate(BATCHES)}
 
 
 def tar_gz(members: dict[str, bytes]) -> bytes:
@@ -107,12 +105,12 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def mnist_files(count: int = 3) -> dict[str, bytes]:
-    """The four official files, compressed, of `count` pictures a split: `cuts(2 * count, 28, gray=True)` in order."""
-    pictures = cuts(2 * count, 28, gray=True)
+    """The four official files, compressed, of `count` images a split: `cuts(2 * count, 28, gray=True)` in order."""
+    images = cuts(2 * count, 28, gray=True)
     labels = np.arange(2 * count, dtype=np.uint8) % 10
     files = {}
     for split, part in (("train", slice(0, count)), ("t10k", slice(count, None))):
-        files[f"{split}-images-idx3-ubyte.gz"] = gzip.compress(idx(pictures[part]))
+        files[f"{split}-images-idx3-ubyte.gz"] = gzip.compress(idx(images[part]))
         files[f"{split}-labels-idx1-ubyte.gz"] = gzip.compress(idx(labels[part]))
     return files
 

@@ -42,7 +42,7 @@ INK = (28, 33, 39)
 
 @torch.no_grad()
 def rebuilt(model: ComDefend, pixels: Tensor, *, rounded: bool) -> tuple[Tensor, Tensor]:
-    """Code, float32 (N, bits, H, W) in [0, 1], and reconstruction, uint8 (N, C, H, W), of pictures, uint8 (N, C, H, W)."""
+    """Code, float32 (N, bits, H, W) in [0, 1], and reconstruction, uint8 (N, C, H, W), of images, uint8 (N, C, H, W)."""
     codes, results = [], []
     device = next(model.parameters()).device
     for part in torch.split(pixels, 128):
@@ -54,7 +54,7 @@ def rebuilt(model: ComDefend, pixels: Tensor, *, rounded: bool) -> tuple[Tensor,
 
 
 def panel(pixels: Tensor, code: Tensor, result: Tensor, title: str, note: str) -> Image.Image:
-    """Rows of originals, codes and reconstructions under a title; one column a picture."""
+    """Rows of originals, codes and reconstructions under a title; one column an image."""
     channels = pixels.shape[1]
     before, bits, after = (each.permute(0, 2, 3, 1).numpy() for each in (pixels, code, result))
     rows = [list(before), [code_image(each, channels) for each in bits], list(after)]
@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--data-dir", type=Path, required=True, help="official files of CIFAR-10")
     made.add_argument("--steps", type=int, default=800, help="of training, each; default 800")
     made.add_argument("--batch-size", type=int, default=8, help="images a step; default 8")
-    made.add_argument("--pictures", type=int, default=4, help="test pictures that are shown; default 4")
-    made.add_argument("--images", type=int, default=200, help="test pictures that PSNR is measured on; default 200")
+    made.add_argument("--pictures", type=int, default=4, help="test images that are shown; default 4")
+    made.add_argument("--images", type=int, default=200, help="test images that PSNR is measured on; default 200")
     arguments = made.parse_args(argv)
-    if not 1 <= arguments.pictures <= arguments.images:
+    if not 1 <= arguments.images <= arguments.images:
         raise UsageError("--pictures must be at least 1 and at most --images")
     make_folder(arguments.out / "figure3")
     dataset = datasets.load("cifar10", arguments.data_dir, download=False)
@@ -106,18 +106,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         decibels = mean_psnr(pixels, result)
         trained_how = f"noise of {noise:g} in training" if noise else "no noise in training"
         code_how = "rounded" if rounded else "not rounded"
-        grey = float(((code > 0.1) & (code < 0.9)).float().mean())
-        rows.append([name or "not in the figure", trained_how, code_how, f"{decibels:.2f}", f"{100 * grey:.1f}"])
-        records.append({"panel": name, "noise_std": noise, "rounded": rounded, "psnr_db": round(decibels, 3), "grey_share": round(grey, 4)})
+        gray = float(((code > 0.1) & (code < 0.9)).float().mean())
+        rows.append([name or "not in the figure", trained_how, code_how, f"{decibels:.2f}", f"{100 * gray:.1f}"])
+        records.append({"panel": name, "noise_std": noise, "rounded": rounded, "psnr_db": round(decibels, 3), "grey_share": round(gray, 4)})
         if name:
-            first = slice(arguments.pictures)
+            first = slice(arguments.images)
             title, note = f"{name} {trained_how}", f"code {code_how}, {decibels:.1f} dB"
             panels.append(panel(pixels[first], code[first], result[first], title, note))
     file = io.BytesIO()
     abreast(panels).save(file, "PNG", optimize=True)
     write_atomically(arguments.out / "figure3.png", file.getvalue(), overwrite=True)
     about = (
-        f"{arguments.steps} steps of {arguments.batch_size} images each, one seed; mean PSNR in dB over {len(pixels)} test pictures of "
+        f"{arguments.steps} steps of {arguments.batch_size} images each, one seed; mean PSNR in dB over {len(pixels)} test images of "
         f"CIFAR-10; “grey” is the share of code values between 0.1 and 0.9, in %. {hardware(arguments.device)}, torch {torch.__version__}."
     )
     claim = "The paper says that the reconstructed quality in (c) is the same as in (a)."

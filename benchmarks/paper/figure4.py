@@ -17,7 +17,7 @@ from typing import Any
 from measuring import Measured, about, as_json, markdown, measure, write
 from options import add_classifiers, add_evaluation, add_weights, parser, run
 from published import CLEAN, FIGURE4_CAPTION, TABLE5, TRAINING, Column
-from systems import NONE, Line, lines_of_small_pictures
+from systems import NONE, Line, lines_of_small_images
 
 from comdefend_cli.data.labelled import load
 from comdefend_cli.errors import UsageError
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epsilons = tuple(sorted({float(part) for part in arguments.epsilons.split(",")}))
     except ValueError:
         raise UsageError(f"--epsilons takes numbers separated by commas, not {arguments.epsilons!r}") from None
-    lines = chosen(lines_of_small_pictures(TABLE5, DATA, arguments), arguments.arch)
+    lines = chosen(lines_of_small_images(TABLE5, DATA, arguments), arguments.arch)
     if not any(line.system and line.system.defence.name == NONE for line in lines.values()):
         raise UsageError(f"{arguments.classifiers}: holds no {arguments.arch}-{DATA}.safetensors; make it with comdefend train-classifier")
     data = load(DATA, arguments.data_dir, limit=arguments.limit, seed=arguments.seed)

@@ -23,7 +23,7 @@ from comdefend_cli.data.labelled import Labelled, load
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.evaluate.attacks import canonical
 from comdefend_cli.evaluate.cache import Cache
-from comdefend_cli.evaluate.cells import GREY_BOX, Cell
+from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
 from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System
 from comdefend_cli.runtime.device import describe_device, resolve_device
 from comdefend_cli.runtime.files import write_atomically
@@ -76,7 +76,7 @@ def chosen_attacks(columns: tuple[Column, ...], asked: str | None) -> tuple[str,
 
 
 def measure(columns: tuple[Column, ...], lines: list[Line], data: Labelled, arguments: argparse.Namespace) -> Measured:
-    """Every line on clean pictures and under the attacks of the columns; finished cells are kept in OUT/cache.
+    """Every line on clean images and under the attacks of the columns; finished cells are kept in OUT/cache.
 
     Raises:
         ComdefendError: as `Evaluation.run`, or the folder cannot be written.
@@ -92,7 +92,7 @@ def measure(columns: tuple[Column, ...], lines: list[Line], data: Labelled, argu
             # As floats, which the cache's keys tell from whole numbers.
             bounds.setdefault(tuple(map(float, column.epsilons)), []).append(column.attack)
     for epsilons, names in bounds.items() if systems else ():
-        settings: dict[str, Any] = {"attacks": tuple(dict.fromkeys(names)), "epsilons": epsilons, "threats": (GREY_BOX,)}
+        settings: dict[str, Any] = {"attacks": tuple(dict.fromkeys(names)), "epsilons": epsilons, "threats": (GRAY_BOX,)}
         protocol = Protocol(**settings, seed=arguments.seed, batch=arguments.batch_size, float_pixels=arguments.float)
         evaluation = Evaluation(protocol, data, systems, Cache(arguments.out / "cache"), resolve_device(arguments.device), _Reports())
         for cell in evaluation.run():
@@ -179,10 +179,10 @@ def about(lines: list[Line], data: Labelled, measured: Measured, arguments: argp
     precision = " and ".join(str(each) for each in precisions if each)
     versions = {name: version for results in measured.results for name, version in results["versions"].items()}
     return (
-        f"Measured on n = {len(data)} pictures of {data.name}, drawn at random (seed {arguments.seed}). "
+        f"Measured on n = {len(data)} images of {data.name}, drawn at random (seed {arguments.seed}). "
         f"The classifiers, in place of {', '.join(networks)}: {', '.join(names)}. "
         "Grey-box attacks, as the paper's: the attacker has the classifier, not the defence in front of it; what DeepFool and C&W find is "
-        f"brought within the bound{'' if arguments.float else ', once lengthened to outlast the rounding of all pictures to 8 bits'}. "
+        f"brought within the bound{'' if arguments.float else ', once lengthened to outlast the rounding of all images to 8 bits'}. "
         f"{hardware(arguments.device)}{f', ComDefend in {precision}' if precision else ''}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
     )
@@ -219,7 +219,7 @@ def markdown(
     notes = list(dict.fromkeys(line.note for line in lines if line.note))
     parts = [
         f"### {title or f'Table {table.number}'}",
-        f"The paper's: “{table.caption}”, {table.pictures}.",
+        f"The paper's: “{table.caption}”, {table.images}.",
         "Accuracy in %, with the 95 % interval of what was measured. ε in 8-bit levels.",
         grid(head, rows),
         *([reasons.text()] if reasons.found else []),

@@ -26,10 +26,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def add_evaluation(made: argparse.ArgumentParser, *, limit: int, batch_size: int) -> None:
     """What the commands that attack classifiers take."""
-    made.add_argument("--limit", type=int, default=limit, help=f"pictures, a random sample; default {limit}")
-    made.add_argument("--batch-size", type=int, default=batch_size, help=f"pictures at a time; default {batch_size}")
+    made.add_argument("--limit", type=int, default=limit, help=f"images, a random sample; default {limit}")
+    made.add_argument("--batch-size", type=int, default=batch_size, help=f"images at a time; default {batch_size}")
     made.add_argument("--attacks", help=f"some of {','.join(ATTACKS)}; default all that the table has")
-    made.add_argument("--float", action="store_true", help="do not round adversarial pictures to 8 bits, as saved files are")
+    made.add_argument("--float", action="store_true", help="do not round adversarial images to 8 bits, as saved files are")
     made.add_argument("--hgd", type=Path, help="file of comdefend train-baseline hgd")
 
 
@@ -40,15 +40,15 @@ def add_weights(made: argparse.ArgumentParser, *default: str) -> None:
 
 
 def add_classifiers(made: argparse.ArgumentParser) -> None:
-    """Data sets of small pictures, and where the classifiers for them are."""
+    """Data sets of small images, and where the classifiers for them are."""
     made.add_argument("--data-dir", type=Path, required=True, help="official files of the data set")
     made.add_argument("--classifiers", type=Path, default=Path("classifiers"), help="folder of ARCH-DATA[-KIND].safetensors, see README.md")
     made.add_argument("--pixelcnn", type=Path, help="file of comdefend train-baseline pixelcnn")
 
 
 def add_folder(made: argparse.ArgumentParser) -> None:
-    """A folder of ImageNet pictures."""
-    made.add_argument("--data", required=True, metavar="FOLDER", help="pictures with labels.csv, or a sub-folder a class")
+    """A folder of ImageNet images."""
+    made.add_argument("--data", required=True, metavar="FOLDER", help="images with labels.csv, or a sub-folder a class")
     made.add_argument("--size", type=int, default=224, help="side that they are scaled and cropped to; default 224")
 
 

@@ -18,7 +18,7 @@ class Column:
     Attributes:
         title: its head in the paper.
         attack: the attack's name in `comdefend_cli.evaluate.attacks`; `CLEAN` for none.
-        epsilons: L-infinity bounds of its values, in 8-bit levels; of clean pictures, those beside which a value stands. () where a cell
+        epsilons: L-infinity bounds of its values, in 8-bit levels; of clean images, those beside which a value stands. () where a cell
             has one value and names no bound.
     """
 
@@ -56,7 +56,7 @@ class Table:
     Attributes:
         number: of the table.
         caption: as printed.
-        pictures: what the paper says of the pictures and their number.
+        images: what the paper says of the images and their number.
         epsilons: the bounds that its lines stand for, in 8-bit levels.
         columns, rows: its cells.
         doubts: a sentence each.
@@ -64,7 +64,7 @@ class Table:
 
     number: int
     caption: str
-    pictures: str
+    images: str
     epsilons: tuple[float, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -90,7 +90,7 @@ def _row(network: str, group: str, defence: str, cells: str) -> Row:
 
 
 #: Section 4.1.
-_TEST_PICTURES = "10,000 testing images in {}"
+_TEST_IMAGES = "10,000 testing images in {}"
 _IMAGENET = "1000 random images of the imagenet dataset (4.1); of which split is not said"
 TRAINING, TEST = "In training time", "In test time"
 
@@ -99,12 +99,12 @@ TABLE3 = {8: 31.01, 10: 31.01, 12: 31.78, 14: 28.77, 16: 30.95}
 TABLE3_CAPTION = "The experiments versus selection of compression bits"
 TABLE3_DOUBTS = (
     "8 and 10 bits have the same PSNR, and 14 bits 2 dB less than 8: single runs, or a slip.",
-    "Which pictures, and how many, is not said.",
+    "Which images, and how many, is not said.",
 )
 
 #: Table 4: accuracy in percent by lambda (lines) and phi (columns).
 TABLE4_CAPTION = "THE SELECTION OF PARAMETERS IN THE OUR PROPOSED METHOD ."
-TABLE4_PICTURES = "1000 random images of the cifar-10 training dataset, Resnet50 (4.3)"
+TABLE4_IMAGES = "1000 random images of the cifar-10 training dataset, Resnet50 (4.3)"
 PHIS = (1.0, 10.0, 20.0, 25.0, 30.0, 35.0, 40.0, 50.0)
 TABLE4 = {
     0.01: (68.39, 90.22, 86.69, 87.52, 86.12, 85.42, 86.22, 86.71),
@@ -118,7 +118,7 @@ TABLE4_BY_LAMBDA = (84.66, 87.96, 90.60, 90.72, 90.41)
 TABLE4_BY_PHI = (85.19, 90.53, 86.63, 90.27, 89.88, 89.80, 89.16, 89.67)
 TABLE4_AVERAGE = 88.89
 TABLE4_DOUBTS = (
-    "The pictures are training pictures of the classifier, which are easier than test pictures.",
+    "The images are training images of the classifier, which are easier than test images.",
     "φ is called a variance in 3.5 and a standard normal noise parameter in 4.3; here it is the noise's standard deviation, as in the "
     "authors' release.",
     "The text says that accuracy decreases constantly from φ = 20 to 50 at λ = 0.0001; the table has 91.82, 90.98, 89.45, 91.24, 90.61 "
@@ -139,7 +139,7 @@ def _columns(epsilons: tuple[float, ...]) -> tuple[Column, ...]:
 TABLE5 = Table(
     5,
     "THE RESULT OF COMPARISONS WITH OTHER DEFENSIVE METHODS(CIFAR-10 , L∞ = 2/8/16 )",
-    _TEST_PICTURES.format("the CIFAR-10 dataset"),
+    _TEST_IMAGES.format("the CIFAR-10 dataset"),
     (2, 8, 16),
     _columns((2, 8, 16)),
     (
@@ -155,7 +155,7 @@ TABLE5 = Table(
     (
         "Clean accuracy does not depend on the attack's bound, but PiexlDefend has 85/85/88.",
         "Adversarial FGSM is better under FGSM at 8 and 16 (91) than at 2 (88), and under C&W at 16 (07) than at 8 (00).",
-        "DeepFool and C&W minimise the perturbation; how they were held to the L-infinity bounds is not said, and behind the defences in "
+        "DeepFool and C&W minimize the perturbation; how they were held to the L-infinity bounds is not said, and behind the defences in "
         "test time their accuracy hardly changes with the bound.",
         "4.4.1 says of test time FGSM from 35% to 83%, BIM 0% to 31%, DeepFool 1% to 89%, C&W 0% to 87%; the table has 18 to 83, 00 to 34, "
         "01 to 88, 00 to 87. 4.4.2 says the same four of training and test time, where the table has 87, 40, 90, 90.",
@@ -165,7 +165,7 @@ TABLE5 = Table(
 TABLE6 = Table(
     6,
     "THE RESULT OF COMPARISONS WITH OTHER DEFENSIVE METHODS(Fashion-mnist , L∞ = 8/25 )",
-    _TEST_PICTURES.format("the Fashion-mnist"),
+    _TEST_IMAGES.format("the Fashion-mnist"),
     (8, 25),
     _columns((8, 25)),
     (
@@ -181,7 +181,7 @@ TABLE6 = Table(
         "L∞ = 8/25 are two bounds, 8 and 25 levels, and no fraction; table 5 has 2/8/16. Why they differ is not said.",
         "Clean accuracy does not depend on the attack's bound, but Adversarial BIM has 92/91 and Label Smoothing 93/83.",
         "The proposed method is better under C&W at 25 (89) than at 8 (88).",
-        "Whether it stands at test time only or in training too is not said, nor how grey pictures go through networks for colour.",
+        "Whether it stands at test time only or in training too is not said, nor how grey images go through networks for colour.",
     ),
 )
 
@@ -199,7 +199,7 @@ TABLE7 = Table(
     (
         "L∞ = 8/13/20 here, 8/16 in table 8 and 8/12 in table 9; why they differ is not said.",
         "Accuracy under attack is the same for all three bounds in nearly every cell, also under FGSM and BIM, whose steps grow with it.",
-        "HGD loses 22 of 76 points on clean pictures, and in table 8 between 13 and 32. With which weights it was run is not said.",
+        "HGD loses 22 of 76 points on clean images, and in table 8 between 13 and 32. With which weights it was run is not said.",
         "4.4.3 says that this table compares with HGD and ICLR2018; it has no row of the latter.",
         "BIM stands at 8 and above, where 4.4.3 says of table 8 that people see the noise and no defence is needed.",
     ),

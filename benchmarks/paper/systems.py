@@ -99,7 +99,7 @@ class Shelf:
         for spec in self.comdefends:
             if self.defence(spec).settings.get("sha256") == wanted:
                 return spec, ""
-        learnt = f"pictures purified by weights of SHA-256 {wanted[:12]}" if wanted else "pictures that were not purified"
+        learnt = f"images purified by weights of SHA-256 {wanted[:12]}" if wanted else "images that were not purified"
         return self.comdefends[0], f"{classifier.name} learnt from {learnt}, and is tested behind {short(self.comdefends[0])}"
 
 
@@ -113,7 +113,7 @@ def shown(classifier: str, defence: str) -> str:
     return classifier if defence == NONE else f"{classifier} behind {short(defence)}"
 
 
-def lines_of_small_pictures(table: Table, data: str, arguments: argparse.Namespace) -> list[Line]:
+def lines_of_small_images(table: Table, data: str, arguments: argparse.Namespace) -> list[Line]:
     """Tables 5 and 6: the classifiers in a folder, by architecture."""
     shelf, folder = Shelf(arguments), arguments.classifiers
     found = [arch for arch in ARCHITECTURES if any(path_of(folder, arch, data, kind).is_file() for kind in KINDS)]

@@ -3,7 +3,7 @@
 
     python benchmarks/paper/table3.py --data-dir DATA --out FOLDER [--steps N] [--batch-size N] [--images N] [--precision NAME]
 
-Trains ComDefend on CIFAR-10 with 8, 10, 12, 14 and 16 bits and measures the mean PSNR of the binarised reconstruction on test
+Trains ComDefend on CIFAR-10 with 8, 10, 12, 14 and 16 bits and measures the mean PSNR of the binarized reconstruction on test
 images. Bits that FOLDER holds already are not trained again. Writes FOLDER/table3.md and FOLDER/table3.json.
 """
 

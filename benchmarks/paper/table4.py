@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The paper's table 4: a classifier's accuracy on purified clean pictures, over the penalty lambda and the noise phi in training.
+"""The paper's table 4: a classifier's accuracy on purified clean images, over the penalty lambda and the noise phi in training.
 
     python benchmarks/paper/table4.py --data-dir DATA --out FOLDER --classifier FILE [--quick] [--steps N] [--limit N] [--split test]
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from measuring import hardware, make_folder, write
 from options import parser, run
-from published import PHIS, TABLE4, TABLE4_CAPTION, TABLE4_DOUBTS, TABLE4_PICTURES
+from published import PHIS, TABLE4, TABLE4_CAPTION, TABLE4_DOUBTS, TABLE4_IMAGES
 from side_by_side import beside, grid, interval
 from torch import Tensor
 from training import trained
@@ -37,7 +37,7 @@ QUICK_LAMBDAS, QUICK_PHIS = (0.01, 0.0001), (1.0, 20.0, 50.0)
 
 @torch.no_grad()
 def count_right(classifier: Classifier, pixels: Tensor, labels: Tensor, device: torch.device) -> int:
-    """How many pictures, uint8 (N, C, H, W), are classified right."""
+    """How many images, uint8 (N, C, H, W), are classified right."""
     right = 0
     for part, wanted in zip(torch.split(pixels, 250), torch.split(labels, 250), strict=True):
         right += int((classifier.model(part.to(device).float() / 255).argmax(1).cpu() == wanted).sum())
@@ -45,7 +45,7 @@ def count_right(classifier: Classifier, pixels: Tensor, labels: Tensor, device: 
 
 
 def sample(dataset: datasets.Dataset, split: str, limit: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Random pictures of a split with their labels."""
+    """Random images of a split with their labels."""
     part = dataset.train if split == "train" else dataset.test
     assert isinstance(part, datasets.ImageArray)  # CIFAR-10 is.
     chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:limit]
@@ -53,7 +53,7 @@ def sample(dataset: datasets.Dataset, split: str, limit: int, seed: int) -> tupl
 
 
 def measure(penalty: float, phi: float, dataset: datasets.Dataset, classifier: Classifier, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One cell: accuracy on purified pictures and PSNR, or how the training ended."""
+    """One cell: accuracy on purified images and PSNR, or how the training ended."""
     device = resolve_device(arguments.device)
     precision = resolve_training_precision(arguments.precision, device)
     config = TrainConfig(
@@ -85,8 +85,8 @@ def markdown(lambdas: Sequence[float], phis: Sequence[float], cells: dict[tuple[
         rows.append(row)
     parts = [
         "### Table 4",
-        f"The paper's: “{TABLE4_CAPTION}”, {TABLE4_PICTURES}.",
-        "Accuracy on purified clean pictures in %, with the 95 % interval of what was measured, and mean PSNR of 200 test pictures.",
+        f"The paper's: “{TABLE4_CAPTION}”, {TABLE4_IMAGES}.",
+        "Accuracy on purified clean images in %, with the 95 % interval of what was measured, and mean PSNR of 200 test images.",
         grid(["", *(f"φ = {phi:g}" for phi in phis)], rows),
         about,
         "Doubtful in the paper:\n\n" + "\n".join(f"- {doubt}" for doubt in TABLE4_DOUBTS),
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--classifier", required=True, help="a file of comdefend train-classifier for CIFAR-10")
     made.add_argument("--steps", type=int, default=200, help="of training, a cell; default 200")
     made.add_argument("--batch-size", type=int, default=8, help="images a step; default 8")
-    made.add_argument("--limit", type=int, default=1000, help="pictures to classify; default 1000, as the paper")
+    made.add_argument("--limit", type=int, default=1000, help="images to classify; default 1000, as the paper")
     made.add_argument("--split", choices=("train", "test"), default="train", help="where they are from; default train, as the paper")
     made.add_argument("--lambdas", type=numbers, default=tuple(TABLE4), help="some lines, separated by commas; default all")
     made.add_argument("--phis", type=numbers, default=PHIS, help="some columns, separated by commas; default all")
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = made.parse_args(argv)
     lambdas, phis = (QUICK_LAMBDAS, QUICK_PHIS) if arguments.quick else (arguments.lambdas, arguments.phis)
     if arguments.limit < 1:
-        raise UsageError(f"the limit must be at least 1 picture, not {arguments.limit}")
+        raise UsageError(f"the limit must be at least 1 image, not {arguments.limit}")
     make_folder(arguments.out / "table4")
     dataset = datasets.load("cifar10", arguments.data_dir, download=False)
     classifier = load_classifier(arguments.classifier, resolve_device(arguments.device), data="cifar10")
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = (
         f"ComDefend was trained for {arguments.steps} steps of {arguments.batch_size} images a cell, one seed; the paper trains for 30 "
         f"epochs of 50,000 images. Classifier {classifier.name} in place of Resnet50, {bare} without ComDefend, on n = {len(labels)} "
-        f"random {part} pictures of CIFAR-10. {hardware(arguments.device)}, torch {torch.__version__}."
+        f"random {part} images of CIFAR-10. {hardware(arguments.device)}, torch {torch.__version__}."
     )
     text = markdown(lambdas, phis, cells, f"{about}\n\n{arguments.note}".strip())
     print(text)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from measuring import publish
 from options import add_classifiers, add_evaluation, add_weights, parser, run
 from published import TABLE5
-from systems import absent_networks, lines_of_small_pictures
+from systems import absent_networks, lines_of_small_images
 
 from comdefend_cli.data.labelled import load
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_weights(made, "comdefend-12bit-denoise")
     add_evaluation(made, limit=500, batch_size=100)
     arguments = made.parse_args(argv)
-    lines = lines_of_small_pictures(TABLE5, DATA, arguments)
+    lines = lines_of_small_images(TABLE5, DATA, arguments)
     data = load(DATA, arguments.data_dir, limit=arguments.limit, seed=arguments.seed)
     publish(TABLE5, lines, data, arguments, absent_networks(DATA, arguments))
 

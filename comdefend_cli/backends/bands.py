@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from comdefend_cli.network.model import HIDDEN, RADIUS, ComDefend, Conv3x3, ConvELU, binarize, elu_, to_picture
+from comdefend_cli.network.model import HIDDEN, RADIUS, ComDefend, Conv3x3, ConvELU, binarize, elu_, to_image
 
 #: Bytes of a band's widest activations for each thread: 8,192 pixels in float32, 16,384 in 16 bits. See the table of bands in
 #: docs/performance.md.
@@ -28,7 +28,7 @@ MOST_THREADS = 16
 
 
 def band_pixels(dtype: torch.dtype) -> int:
-    """Pixels of a band in networks of this dtype, over all pictures of a batch."""
+    """Pixels of a band in networks of this dtype, over all images of a batch."""
     return THREAD_BYTES // (max(HIDDEN) * dtype.itemsize) * min(torch.get_num_threads(), MOST_THREADS)
 
 
@@ -47,7 +47,7 @@ def purify(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int
     """
     rec = _Layers(model.rec)
     for bits, last in _codes(model, x, noise, pixels):
-        yield to_picture(rec(bits, last))
+        yield to_image(rec(bits, last))
 
 
 @torch.no_grad()

@@ -36,25 +36,25 @@ class Exported:
 
     Attributes:
         paths: the files.
-        psnr_db: the lowest of all pictures, to PyTorch's float32 output; infinite where all levels are the same.
-        pictures: how many were compared.
+        psnr_db: the lowest of all images, to PyTorch's float32 output; infinite where all levels are the same.
+        images: how many were compared.
     """
 
     paths: tuple[Path, ...]
     psnr_db: float
-    pictures: int
+    images: int
 
 
 def export(
-    loaded: Weights, format: str, path: Path, *, pictures: Sequence[Tensor] = (), int8: bool = False, overwrite: bool = False
+    loaded: Weights, format: str, path: Path, *, images: Sequence[Tensor] = (), int8: bool = False, overwrite: bool = False
 ) -> Exported:
-    """Write weights in a format, if the file's output on pictures is PyTorch's.
+    """Write weights in a format, if the file's output on images is PyTorch's.
 
     Args:
         loaded: the weights.
         format: one of `FORMATS`.
         path: the file; for OpenVINO, the .xml file, beside which a .bin file will be.
-        pictures: uint8 (1, channels, H, W) each, to compare on; those of :func:`made_pictures` if there are none.
+        images: uint8 (1, channels, H, W) each, to compare on; those of :func:`made_images` if there are none.
         int8: the networks in 8-bit integers, for OpenVINO.
         overwrite: replace files that are there.
 
@@ -67,7 +67,7 @@ def export(
     targets = [path.with_suffix(ending) for ending in contents]
     for target in targets:
         files.refuse_existing(target, overwrite=overwrite)
-    compared = list(pictures) or made_pictures(loaded.model.architecture.channels)
+    compared = list(images) or made_images(loaded.model.architecture.channels)
     worst = _compared(_runner(format, list(contents.values())), loaded.model, compared)
     least = LEAST["int8" if int8 else "float32"]
     if not worst >= least:
@@ -78,17 +78,17 @@ def export(
     return Exported(tuple(targets), worst, len(compared))
 
 
-def made_pictures(channels: int) -> list[Tensor]:
-    """Pictures with smooth parts, edges and texture, uint8 (1, channels, H, W) of two odd sizes, always the same."""
+def made_images(channels: int) -> list[Tensor]:
+    """Images with smooth parts, edges and texture, uint8 (1, channels, H, W) of two odd sizes, always the same."""
     made = []
     for height, width in ((61, 83), (40, 37)):
         rng = np.random.default_rng(height)
         rows, columns = np.mgrid[:height, :width].astype(np.float64)
-        picture = np.empty((channels, height, width))
-        for channel in picture:
+        image = np.empty((channels, height, width))
+        for channel in image:
             a, b, c = rng.uniform(0.02, 0.25, 3)
             channel[...] = 0.5 + 0.3 * np.sin(a * rows + b * columns) + 0.15 * np.sign(np.sin(c * (rows - columns)))
-        noisy = picture + rng.normal(0, 0.02, picture.shape)
+        noisy = image + rng.normal(0, 0.02, image.shape)
         made.append(torch.from_numpy((noisy * 255).round().clip(0, 255).astype(np.uint8))[None])
     return made
 
@@ -102,18 +102,18 @@ def _contents(loaded: Weights, format: str, path: Path, int8: bool) -> dict[str,
     if int8 and (format != "openvino" or loaded.quantized is None):
         raise UsageError("int8 needs --format openvino, and weights made by comdefend quantize")
     if format == "openvino":
-        made = loaded.quantized if int8 and loaded.quantized else graphs.serialised(graphs.openvino_model(loaded.model))
+        made = loaded.quantized if int8 and loaded.quantized else graphs.serialized(graphs.openvino_model(loaded.model))
         if int8:
             read_int8(made, loaded.model.architecture.channels)
         return {".xml": made.graph, ".bin": made.constants}
     return {FORMATS[format]: graphs.onnx_model(loaded.model) if format == "onnx" else graphs.torch_program(loaded.model)}
 
 
-def _compared(run: Run, model: ComDefend, pictures: Sequence[Tensor]) -> float:
-    """The lowest PSNR of pictures, one by one and, which tells whether batches work, the first one twice."""
+def _compared(run: Run, model: ComDefend, images: Sequence[Tensor]) -> float:
+    """The lowest PSNR of images, one by one and, which tells whether batches work, the first one twice."""
     lowest = float("inf")
-    for picture in [*pictures, pictures[0].repeat(2, 1, 1, 1)]:
-        x = picture.float() / 255
+    for image in [*images, images[0].repeat(2, 1, 1, 1)]:
+        x = image.float() / 255
         with torch.no_grad():
             expected = (model(x) * 255).round().to(torch.uint8)
         found = (torch.from_numpy(run(x.numpy())) * 255).round().to(torch.uint8)

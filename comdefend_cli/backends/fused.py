@@ -2,7 +2,7 @@
 
 The kernel is in Triton, which comes with PyTorch's CUDA builds for Linux. It takes a convolution as a matrix product: the rows are
 pixels, the columns output channels, and what is summed over are the input channels of nine neighbours, which it fetches where they lie.
-Pictures are (N, H, W, C) here, C rounded up to a power of two from `LEAST` on with channels of zeros, which the tensor cores want.
+Images are (N, H, W, C) here, C rounded up to a power of two from `LEAST` on with channels of zeros, which the tensor cores want.
 
 In "float8" the layers that take most of the time multiply numbers of 8 bits (e4m3: 4 of exponent, 3 of mantissa), the others bfloat16.
 """
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from comdefend_cli.network.model import ComDefend, Conv3x3, ConvELU, binarize, to_picture
+from comdefend_cli.network.model import ComDefend, Conv3x3, ConvELU, binarize, to_image
 
 #: Fewest channels that a product of the tensor cores takes.
 LEAST = 16
@@ -68,7 +68,7 @@ BLOCKS = {
 }
 
 
-# One compilation for pictures of all sizes: for those that are multiples of 16 another would be no faster.
+# One compilation for images of all sizes: for those that are multiples of 16 another would be no faster.
 @triton.jit(do_not_specialize=["pixels", "height", "width"])  # type: ignore[untyped-decorator]
 def _conv3x3(  # type: ignore[no-untyped-def]
     x, weight, factor, bias, y, pixels, height, width,
@@ -170,9 +170,9 @@ class FusedNetworks:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """The picture (N, channels, H, W), float32 in [0, 1], of one in any floating dtype."""
+        """The image (N, channels, H, W), float32 in [0, 1], of one in any floating dtype."""
         bits, channels = self._widths
-        return to_picture(self._through(self._rec, binarize(self._through(self._com, x - 0.5, bits)), channels))
+        return to_image(self._through(self._rec, binarize(self._through(self._com, x - 0.5, bits)), channels))
 
     def _through(self, layers: list[Layer], x: Tensor, outputs: int) -> Tensor:
         """Of x (N, C, H, W) what all layers make of it, (N, outputs, H, W)."""

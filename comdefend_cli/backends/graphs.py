@@ -1,6 +1,6 @@
 """The networks as graphs of other libraries: OpenVINO's (extra [openvino]), ONNX's (extra [onnx]), and plain PyTorch layers.
 
-All take a picture, float32 (N, C, H, W) in [0, 1] of any N, H and W, and return the purified one likewise; the rounding of the code
+All take an image, float32 (N, C, H, W) in [0, 1] of any N, H and W, and return the purified one likewise; the rounding of the code
 is inside. They are built layer by layer from the weights, so that nothing of PyTorch is traced.
 """
 
@@ -58,7 +58,7 @@ def openvino_model(model: ComDefend) -> Any:
     return ov.Model([op.result(result)], [x], "comdefend")
 
 
-def serialised(model: Any) -> Quantized:
+def serialized(model: Any) -> Quantized:
     """An `openvino.Model` as the content of its two files.
 
     Raises:

@@ -29,7 +29,7 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 _TRITON = {"auto": (7, 0), "float16": (7, 0), "bfloat16": (8, 0), "float8": (8, 9)}
 #: Sides of tiles: all activations of two layers are in memory at once, of 1024 pixels a side in bfloat16 0.8 GB.
 _TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
-#: Pixels of a picture above which tiles are `_LARGE_TILE` a side at most: it takes so much memory itself that activations should take less.
+#: Pixels of an image above which tiles are `_LARGE_TILE` a side at most: it takes so much memory itself that activations should take less.
 _LARGE, _LARGE_TILE = 2**25, 512
 #: All that `comdefend quantize` writes. A weight file comes from outside: a graph with anything else, such as a loop, is refused.
 _OPERATIONS = {"Parameter", "Constant", "Convert", "Subtract", "Multiply", "Add", "Convolution", "Elu", "Greater", "Sigmoid", "Result"}
@@ -41,7 +41,7 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
 
     "auto" takes what is installed and was measured to be faster (docs/performance.md): on a CPU OpenVINO, with networks of 8-bit integers,
     or else in bfloat16 where the CPU multiplies it; on an NVIDIA GPU Triton, in bfloat16 and float16. float32 stays with PyTorch, where
-    tiles equal the whole picture bit by bit.
+    tiles equal the whole image bit by bit.
 
     Args:
         name: one of `BACKENDS`.
@@ -138,10 +138,10 @@ class Engine(Protocol):
     precision: str
 
     def tile(self, pixels: int) -> int:
-        """Side of a tile that suits a picture of so many pixels."""
+        """Side of a tile that suits an image of so many pixels."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
+        """The image (N, C, H, W), float32 in [0, 1], of one likewise."""
 
 
 class TritonNetworks:
@@ -161,11 +161,11 @@ class TritonNetworks:
         self.precision = "float8" if float8 else dtype_name(next(model.parameters()).dtype)
 
     def tile(self, pixels: int) -> int:
-        """Side of a tile, whatever the picture's size."""
+        """Side of a tile, whatever the image's size."""
         return 2048
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The picture (N, C, H, W), float32 in [0, 1], of one likewise."""
+        """The image (N, C, H, W), float32 in [0, 1], of one likewise."""
         return self._networks(x)
 
 
@@ -201,11 +201,11 @@ class OpenVINONetworks:
         self._compiled: Any = None
 
     def tile(self, pixels: int) -> int:
-        """Side of a tile, smaller for a picture of very many pixels."""
+        """Side of a tile, smaller for an image of very many pixels."""
         return min(_TILES[self.precision], _LARGE_TILE) if pixels > _LARGE else _TILES[self.precision]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The picture (N, C, H, W), float32 in [0, 1], of one likewise.
+        """The image (N, C, H, W), float32 in [0, 1], of one likewise.
 
         Raises:
             WeightsError: the networks in 8-bit integers are damaged, or are not what `comdefend quantize` writes.
@@ -215,7 +215,7 @@ class OpenVINONetworks:
                 self._compiled = _compiled(self._networks, self._channels, self.precision)
             result = torch.from_numpy(self._compiled([x.detach().float().cpu().contiguous().numpy()])[0])
         if result.shape != x.shape:
-            raise _damaged("their output is not of the picture's size")
+            raise _damaged("their output is not of the image's size")
         return result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class OpenVINONetworks:
 
 
 def read_int8(networks: Quantized, channels: int) -> Any:
-    """The `openvino.Model` of networks in 8-bit integers for pictures of so many channels.
+    """The `openvino.Model` of networks in 8-bit integers for images of so many channels.
 
     Raises:
         UsageError: OpenVINO is not installed.
@@ -245,7 +245,7 @@ def read_int8(networks: Quantized, channels: int) -> Any:
     if strange:
         raise _damaged(f"they hold {', '.join(sorted(strange))}")
     if len(model.inputs) != 1 or ends != [(str(channels), "f32")] * 2:
-        raise _damaged("their input and output are not pictures of these weights")
+        raise _damaged("their input and output are not images of these weights")
     return model
 
 

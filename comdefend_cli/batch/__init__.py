@@ -1,1 +1,1 @@
-"""A folder of pictures into another, on one machine or many; pictures too large for memory in strips."""
+"""A folder of images into another, on one machine or many; images too large for memory in strips."""

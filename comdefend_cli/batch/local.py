@@ -1,4 +1,4 @@
-"""A folder of pictures, purified into another: plans input -> output, refuses collisions, resumes, yields one result a file.
+"""A folder of images, purified into another: plans input -> output, refuses collisions, resumes, yields one result a file.
 
     with folder.opened(source, out, networks, ...) as work:   # refuses here, before anything is written
         for result in work.results():
@@ -40,7 +40,7 @@ from comdefend_cli.runtime.device import describe_device, dtype_name
 
 __all__ = ["Job", "Networks", "Options", "Plan", "Result", "Work", "default_output", "opened"]
 
-#: Bytes from which a file that does not even begin like a picture is not read whole to say so.
+#: Bytes from which a file that does not even begin like an image is not read whole to say so.
 _LARGE_FILE = 64 * 2**20
 #: Bytes of a file that take as much memory as one million pixels.
 _BYTES_A_MEGAPIXEL = 8e6
@@ -85,12 +85,12 @@ class Networks:
     """The purifiers of a run, and what tells their results from those of others.
 
     Args:
-        weights: a name or a file for all pictures, or loaded ones, or None for the defaults: one for colour, one for grey.
+        weights: a name or a file for all images, or loaded ones, or None for the defaults: one for colour, one for grey.
         device, precision, backend, settings: as of :class:`comdefend_cli.inference.purifier.Purifier`.
 
     Raises:
         UsageError, WeightsError: as :meth:`Purifier.from_pretrained`; the default for grey is loaded
-            with the first grey picture, so what is wrong with it fails those pictures.
+            with the first grey image, so what is wrong with it fails those images.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Networks:
         return describe_device(self.device)
 
     def route(self, *, gray: bool) -> tuple[Purifier, str]:
-        """The purifier for a grey or a colour picture, and the SHA-256 of its weights."""
+        """The purifier for a grey or a colour image, and the SHA-256 of its weights."""
         if gray and not self._given:
             return self._gray
         return self.purifier, self._color.sha256
@@ -172,10 +172,10 @@ class Networks:
 
 @contextmanager
 def opened(source: Path, out: Path, networks: Networks, options: Options | None = None) -> Iterator[Work]:
-    """Plan the way of a folder's pictures into another, and hold the output folder for it.
+    """Plan the way of a folder's images into another, and hold the output folder for it.
 
     Args:
-        source: the folder of pictures; nothing in it is changed.
+        source: the folder of images; nothing in it is changed.
         out: the output folder, made if need be; it may lie in `source`, and is then left out of the scan.
         networks: what purifies.
         options: see :class:`Options`.
@@ -230,21 +230,21 @@ def _key(sha256: str, networks: Networks, options: Options) -> str:
 
 @dataclass
 class _File(Item):
-    """A picture on its way through the pipeline."""
+    """An image on its way through the pipeline."""
 
     job: Job
     before: Stamp | None = field(default=None, init=False)
     data: bytes | None = field(default=None, init=False)
-    picture: images.Picture | None = field(default=None, init=False)
+    image: images.Raster | None = field(default=None, init=False)
     shape: tuple[int, ...] = field(default=(), init=False)
     notices: tuple[str, ...] = field(default=(), init=False)
     key: str = field(default="", init=False)
 
     @property
-    def read(self) -> images.Picture:
-        """The picture, of which it is known that it was read."""
-        assert self.picture is not None
-        return self.picture
+    def read(self) -> images.Raster:
+        """The image, of which it is known that it was read."""
+        assert self.image is not None
+        return self.image
 
 
 class State(Protocol):
@@ -279,7 +279,7 @@ class Work:
         self._source, self._out = source, out
         self._networks, self._options, self._state = networks, options, state
         readers, writers = _threads(networks.device)
-        # Beside a GPU the threads that decode and encode set the pace, and each needs a picture at hand.
+        # Beside a GPU the threads that decode and encode set the pace, and each needs an image at hand.
         most = pipeline.BUDGET if networks.device.type == "cpu" else max(pipeline.BUDGET, _THREAD_BUDGET * (readers + writers))
         budget = pipeline.budget(memory, most)
         self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), readers=readers, writers=writers, budget=budget)
@@ -289,7 +289,7 @@ class Work:
         self._pipeline.stop_asked = True
 
     def results(self) -> Iterator[Result]:
-        """One result a picture, first those that are kept, the rest as they come to their end; fewer after :meth:`stop`."""
+        """One result an image, first those that are kept, the rest as they come to their end; fewer after :meth:`stop`."""
         yield from known(self.plan, self._source, self._out)
         # Where a GPU computes, the cores decode and encode, and what is left to PyTorch on them are copies.
         with nullcontext() if self._networks.device.type == "cpu" else machine.one_thread():
@@ -311,7 +311,7 @@ class Work:
                 pixels = image.width * image.height
         except UnidentifiedImageError as error:
             if size > _LARGE_FILE:
-                raise ImageError("not a picture, or of an unknown format") from error
+                raise ImageError("not an image, or of an unknown format") from error
         except Exception:
             pixels = 0
         if pixels > self._options.max_megapixels * 1e6:
@@ -322,13 +322,13 @@ class Work:
         """Decode."""
         name = item.job.source
         data, item.data = self._source.read(name) if item.data is None else item.data, None
-        item.picture = images.read(data, name=str(self._source.show(name)), max_megapixels=self._options.max_megapixels)
+        item.image = images.read(data, name=str(self._source.show(name)), max_megapixels=self._options.max_megapixels)
         del data
-        item.shape, item.notices = item.picture.pixels.shape, tuple(item.picture.notices)
-        images.refuse_misfit(item.picture, images.format_of(Path(item.job.output)))
+        item.shape, item.notices = item.image.pixels.shape, tuple(item.image.notices)
+        images.refuse_misfit(item.image, images.format_of(Path(item.job.output)))
 
     def group(self, item: _File) -> tuple[Hashable, int]:
-        """Pictures of one size and number of channels go together."""
+        """Images of one size and number of channels go together."""
         return item.shape, max(1, BATCH_PIXELS[self._networks.device.type] // (item.shape[0] * item.shape[1]))
 
     def compute(self, items: list[_File]) -> None:
@@ -339,7 +339,7 @@ class Work:
         arrays = cleaned.permute(0, 2, 3, 1).contiguous().numpy()
         self._state.begin([item.job.output for item in items])
         for item, array in zip(items, arrays, strict=True):
-            item.picture = replace(item.read, pixels=array)
+            item.image = replace(item.read, pixels=array)
             item.key = _key(sha256, self._networks, self._options)
 
     def write(self, item: _File) -> None:
@@ -358,7 +358,7 @@ class Work:
 
     def release(self, item: _File) -> None:
         """Let go of the pixels."""
-        item.picture = item.data = None
+        item.image = item.data = None
 
     def _count_pixels(self, pixels: int) -> None:
         self.pixels += pixels

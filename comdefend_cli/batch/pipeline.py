@@ -3,7 +3,7 @@
     items -> reader threads -> by group, in batches -> the computing thread -> writer threads -> results
 
 What is between being read and being written is bounded by a budget of megapixels, not by a number of
-items: thousands of thumbnails, or one large picture at a time. An item that fails leaves the others alone.
+items: thousands of thumbnails, or one large image at a time. An item that fails leaves the others alone.
 """
 
 from __future__ import annotations

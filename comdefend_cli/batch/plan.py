@@ -1,4 +1,4 @@
-"""From a folder's pictures to their outputs: finds them, refuses what cannot be, and sorts out what is finished already."""
+"""From a folder's images to their outputs: finds them, refuses what cannot be, and sorts out what is finished already."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Options:
         quality: 1 to 100 of lossy formats, or None for the default.
         strip: leave ICC profile and EXIF out.
         overwrite: do all again, and replace files that are not ours.
-        max_megapixels: refuse larger pictures.
+        max_megapixels: refuse larger images.
 
     Raises:
         UsageError: a format that cannot be written.
@@ -43,7 +43,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.ending is not None and self.ending not in images.suffixes(writable=True):
-            raise UsageError(f"cannot write pictures of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
+            raise UsageError(f"cannot write images of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
 
     @property
     def ending(self) -> str | None:
@@ -56,14 +56,14 @@ class Found:
     """What a scan found; paths are below the folders, with forward slashes.
 
     Attributes:
-        pictures: input and output of each picture, sorted within each folder.
-        skipped: number of files that are no pictures by their name, hidden ones not counted.
+        images: input and output of each image, sorted within each folder.
+        skipped: number of files that are no images by their name, hidden ones not counted.
         subfolders: number of subfolders left out for want of `recursive`.
         unreadable: subfolders that could not be listed, with the reason.
         linked: device and inode of the inputs that are symbolic links.
     """
 
-    pictures: list[tuple[str, str]]
+    images: list[tuple[str, str]]
     skipped: int
     subfolders: int
     unreadable: list[tuple[str, str]]
@@ -72,7 +72,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to do: input and output below their folders, size in bytes, whether it replaces an output of ours."""
+    """One image to do: input and output below their folders, size in bytes, whether it replaces an output of ours."""
 
     __slots__ = ("output", "replaces", "size", "source")  # There may be a million.
     source: str
@@ -83,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: pictures to do, those that are finished already (input, output), and what was found."""
+    """What a run will do: images to do, those that are finished already (input, output), and what was found."""
 
     jobs: list[Job]
     kept: list[tuple[str, str]]
@@ -108,7 +108,7 @@ def default_output(source: Path | str) -> Path | str:
 
 
 def scan(source: Place, out: Place, options: Options) -> Found:
-    """Find the pictures of a place by the endings of their names; hidden files and folders are passed over.
+    """Find the images of a place by the endings of their names; hidden files and folders are passed over.
 
     Symbolic links to files are inputs as others; those to folders are not followed. `out` is left out.
 
@@ -122,7 +122,7 @@ def scan(source: Place, out: Place, options: Options) -> Found:
         if isinstance(out, Folder):
             refuse_folders(source.root, out.root, recursive=options.recursive)
         found = _scan_folder(source.root, out, options)
-    _refuse_collisions(source, found.pictures)
+    _refuse_collisions(source, found.images)
     return found
 
 
@@ -130,9 +130,9 @@ def _scan_url(source: Url, out: Place, options: Options) -> Found:
     """Of a store, which knows files only: all that lie under the URL."""
     below = out.below(source) if isinstance(out, Url) else None
     if below == "":
-        raise UsageError(f"{out}: is the place of the pictures itself; name another with --out")
+        raise UsageError(f"{out}: is the place of the images itself; name another with --out")
     if options.recursive and source.below(out):
-        raise UsageError(f"{out}: holds the place of the pictures, so outputs could fall among them; name another with --out")
+        raise UsageError(f"{out}: holds the place of the images, so outputs could fall among them; name another with --out")
     own = f"{below}/" if below else None
     found = Found([], 0, 0, [], set())
     skipped, folders = 0, set()
@@ -144,7 +144,7 @@ def _scan_url(source: Url, out: Place, options: Options) -> Found:
         if len(parts) > 1 and not options.recursive:
             folders.add(parts[0])
         elif PurePosixPath(name).suffix.lower() in images.suffixes(writable=False):
-            found.pictures.append((name, _output(name, options.ending)))
+            found.images.append((name, _output(name, options.ending)))
         else:
             skipped += 1
     if not source.listing:
@@ -166,8 +166,8 @@ def _scan_folder(source: Path, out: Place, options: Options) -> Found:
             if entry.is_dir(follow_symlinks=False):
                 if _identity(entry.stat()) != own:
                     inner.append(name)
-            elif _is_picture(entry):
-                found.pictures.append((name, _output(name, options.ending)))
+            elif _is_image(entry):
+                found.images.append((name, _output(name, options.ending)))
                 _note_link(entry, found)
             else:
                 skipped += 1
@@ -181,13 +181,13 @@ def _scan_folder(source: Path, out: Place, options: Options) -> Found:
 def refuse_folders(source: Path, out: Path, *, recursive: bool) -> None:
     """Raise :class:`UsageError` unless `source` is a folder and `out` can be that of its outputs."""
     if not source.is_dir():
-        fault = "is a file; use comdefend purify for a single picture" if source.exists() else "no such folder"
+        fault = "is a file; use comdefend purify for a single image" if source.exists() else "no such folder"
         raise UsageError(f"{source}: {fault}")
     inside, outside = Path(os.path.realpath(source)), Path(os.path.realpath(out))
     if inside == outside or (out.exists() and out.samefile(source)):
-        raise UsageError(f"{out}: is the folder of the pictures itself; name another with --out")
+        raise UsageError(f"{out}: is the folder of the images itself; name another with --out")
     if recursive and outside in inside.parents:
-        raise UsageError(f"{out}: holds the folder of the pictures, so outputs could fall among them; name another with --out")
+        raise UsageError(f"{out}: holds the folder of the images, so outputs could fall among them; name another with --out")
 
 
 def _listed(source: Path, below: str, found: Found) -> list[os.DirEntry[str]]:
@@ -203,7 +203,7 @@ def _listed(source: Path, below: str, found: Found) -> list[os.DirEntry[str]]:
         return []
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
+def _is_image(entry: os.DirEntry[str]) -> bool:
     """By its ending; a pipe or device is none. A link to nowhere is one, so that it is named as failed."""
     if PurePosixPath(entry.name).suffix.lower() not in images.suffixes(writable=False):
         return False
@@ -232,9 +232,9 @@ def _output(name: str, ending: str | None) -> str:
     return name if keep else name.removesuffix(own) + (ending or ".png")
 
 
-def _refuse_collisions(source: Place, pictures: list[tuple[str, str]]) -> None:
+def _refuse_collisions(source: Place, images: list[tuple[str, str]]) -> None:
     taken: dict[str, str] = {}
-    for name, output in pictures:
+    for name, output in images:
         other = taken.setdefault(_folded(output), name)
         if other != name:
             raise UsageError(
@@ -258,7 +258,7 @@ def plan(source: Place, out: Place, found: Found, state: Journal, keys: set[str]
     planned = Plan([], [], found)
     foreign: list[str] = []
     stamps = source.listing.get if isinstance(source, Url) else source.stamp
-    for name, output in found.pictures:
+    for name, output in found.images:
         there, before = out.taken(output, found.linked), stamps(name)
         if there is not None:
             if not overwrite and not state.knows(output):

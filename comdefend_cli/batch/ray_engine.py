@@ -1,4 +1,4 @@
-"""`purify-dir` on many machines: Ray Data hands blocks of pictures to workers, each of which holds the networks.
+"""`purify-dir` on many machines: Ray Data hands blocks of images to workers, each of which holds the networks.
 
     with with_ray.connected(cluster) as ray, with_ray.opened(ray, source, out, order, options, cluster) as work:
         for result in work.results():
@@ -31,10 +31,10 @@ from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.network import weights as weight_files
 from comdefend_cli.runtime.extras import require
 
-#: Most pictures and bytes of input in a block: what a dead worker's successor does again at most.
-BLOCK_PICTURES = 256
+#: Most images and bytes of input in a block: what a dead worker's successor does again at most.
+BLOCK_IMAGES = 256
 BLOCK_BYTES = 32 * 2**20
-#: Blocks for each worker at least, where there are pictures enough, so that all end at about the same time.
+#: Blocks for each worker at least, where there are images enough, so that all end at about the same time.
 BLOCKS_A_WORKER = 4
 #: The address of a cluster that is started on this machine for the run, and the least share of a resource that Ray knows.
 LOCAL = "local"
@@ -187,14 +187,14 @@ class Run:
         self._stop_asked = True
 
     def results(self) -> Iterator[Result]:
-        """One result a picture, first those that are kept, the rest block by block; fewer after :meth:`stop`.
+        """One result an image, first those that are kept, the rest block by block; fewer after :meth:`stop`.
 
         Raises:
             ComdefendError: the workers cannot work at all.
         """
         yield from known(self.plan, self._source, self._out)
         most = len(self.plan.jobs) // (BLOCKS_A_WORKER * (self._cluster.workers or 1))
-        blocks = dict(enumerate(_blocks(self.plan.jobs, max(1, min(BLOCK_PICTURES, most)))))
+        blocks = dict(enumerate(_blocks(self.plan.jobs, max(1, min(BLOCK_IMAGES, most)))))
         try:
             for row in self._rows(blocks) if blocks else ():
                 jobs = blocks.pop(int(row["number"]), [])  # A row comes again if Ray lost it.

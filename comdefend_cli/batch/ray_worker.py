@@ -1,4 +1,4 @@
-"""What a Ray worker of `purify-dir` does: the blocks of pictures that :mod:`comdefend_cli.batch.ray_engine` hands it.
+"""What a Ray worker of `purify-dir` does: the blocks of images that :mod:`comdefend_cli.batch.ray_engine` hands it.
 
 So that a block can be begun again when its worker dies, a worker first puts a file beside the outputs that says which ones it has begun:
 those are ours from then on, and the next attempt, or the next run, replaces them. The file goes once the journal knows how the block ended.
@@ -22,7 +22,7 @@ from comdefend_cli.network import weights as weight_files
 from comdefend_cli.runtime import machine
 from comdefend_cli.runtime.extras import require
 
-#: Attempts at a block whose worker dies each time: its pictures may be too large for the machine.
+#: Attempts at a block whose worker dies each time: its images may be too large for the machine.
 ATTEMPTS = 4
 
 

@@ -1,4 +1,4 @@
-"""Where pictures lie and go: a folder of this machine, or an fsspec URL (object stores and the like), by one set of methods.
+"""Where images lie and go: a folder of this machine, or an fsspec URL (object stores and the like), by one set of methods.
 
 Names are paths below the place, with forward slashes.
 """
@@ -146,7 +146,7 @@ class UrlStamp:
 
 
 class Url:
-    """A place by an fsspec URL, "s3://bucket/pictures" say; its listing is read once, when first needed.
+    """A place by an fsspec URL, "s3://bucket/images" say; its listing is read once, when first needed.
 
     Raises:
         UsageError: no such protocol, or its library is not installed.
@@ -350,7 +350,7 @@ def _refuse_unfit(path: Path, there: os.stat_result, linked: set[tuple[int, int]
 
 
 def _unreadable(name: object, error: OSError) -> ImageError:
-    return ImageError(f"{name}: cannot read: {reason(error)}; name a picture that is there and that you may read")
+    return ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read")
 
 
 def _as_number(mark: object) -> int:

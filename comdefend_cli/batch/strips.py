@@ -1,10 +1,10 @@
-"""Pictures too large to be held in memory: from file to file in strips of rows, read and written by libvips (extra `[large]`).
+"""Images too large to be held in memory: from file to file in strips of rows, read and written by libvips (extra `[large]`).
 
-    with large.opened(path) as picture:
-        large.purify(purifier, picture, target)
+    with large.opened(path) as image:
+        large.purify(purifier, image, target)
 
-A strip goes through the network with 18 more rows above and below, as far as the picture has them, and only its own rows are kept:
-the result is that of the whole picture.
+A strip goes through the network with 18 more rows above and below, as far as the image has them, and only its own rows are kept:
+the result is that of the whole image.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _BIG_TIFF = 3 * 2**30
 _TIFF_STRIP = 2**20
 _READ = 2**20
 #: Pixels of a strip, of which there are two copies and its tiles in float32, and rows that it has all the same: with fewer, much of a wide
-#: picture would be computed twice.
+#: image would be computed twice.
 STRIP_PIXELS = 2**22
 STRIP_ROWS = 256
 
 
 @dataclass
-class LargePicture:
-    """A picture file whose rows are read from top to bottom.
+class LargeImage:
+    """An image file whose rows are read from top to bottom.
 
     Attributes:
         path: of the file.
@@ -112,11 +112,11 @@ class LargePicture:
 
 
 @contextmanager
-def opened(path: Path, *, max_megapixels: float = images.MAX_MEGAPIXELS) -> Iterator[LargePicture]:
-    """A picture file, of which only the header is read yet.
+def opened(path: Path, *, max_megapixels: float = images.MAX_MEGAPIXELS) -> Iterator[LargeImage]:
+    """An image file, of which only the header is read yet.
 
     Raises:
-        ImageError: missing, not a picture, over the limit, or of a kind that is not read in strips.
+        ImageError: missing, not an image, over the limit, or of a kind that is not read in strips.
         UsageError: libvips is not installed.
     """
     require("pyvips", extra=EXTRA)
@@ -132,7 +132,7 @@ def opened(path: Path, *, max_megapixels: float = images.MAX_MEGAPIXELS) -> Iter
     if icc and icc[16:20] != (b"GRAY" if found.bands < 3 else b"RGB "):
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
-    yield LargePicture(path, found.width, found.height, found.bands, icc, exif, notices, load)
+    yield LargeImage(path, found.width, found.height, found.bands, icc, exif, notices, load)
 
 
 def reads(path: Path) -> bool:
@@ -156,7 +156,7 @@ def is_installed() -> bool:
 
 def purify(
     purifier: Purifier,
-    picture: LargePicture,
+    image: LargeImage,
     target: Path,
     *,
     strip: bool = False,
@@ -166,7 +166,7 @@ def purify(
     """Purify a file into another, whole or not at all.
 
     Args:
-        purifier: what purifies; the result is that of the whole picture, noise included.
+        purifier: what purifies; the result is that of the whole image, noise included.
         target: .png or .tiff.
         strip: leave ICC profile and EXIF out.
         overwrite: replace `target`.
@@ -177,26 +177,26 @@ def purify(
 
     Raises:
         UsageError: `target` is there and `overwrite` is false, or is of another format.
-        ImageError: `picture` is damaged.
+        ImageError: `image` is damaged.
         ComdefendError: `target` cannot be written.
     """
     format_name = images.format_of(target)
     if format_name not in WRITERS:
-        raise UsageError(f"{target}: a picture in strips is written as .png or .tiff")
+        raise UsageError(f"{target}: an image in strips is written as .png or .tiff")
     refuse_existing(target, overwrite=overwrite)
     error = 0.0
-    with _rows_file(target, picture) as raw:
-        raw.write(_tiff_head(picture.width, picture.height, picture.bands))
-        for before, after in strips(purifier, picture):
+    with _rows_file(target, image) as raw:
+        raw.write(_tiff_head(image.width, image.height, image.bands))
+        for before, after in strips(purifier, image):
             raw.write(after.data)
-            error += _squares(before, after[..., : picture.channels])
+            error += _squares(before, after[..., : image.channels])
             if progress:
                 progress(after.shape[0] * after.shape[1])
             del before, after  # Else they stay while the next strip is computed.
         raw.flush()
         with atomic(target, overwrite=overwrite) as file:
-            _save(picture, raw.name, file.name, format_name, strip=strip)
-    return error / (picture.width * picture.height * picture.channels)
+            _save(image, raw.name, file.name, format_name, strip=strip)
+    return error / (image.width * image.height * image.channels)
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> float:
@@ -205,14 +205,14 @@ def _squares(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @contextmanager
-def _rows_file(target: Path, picture: LargePicture) -> Iterator[Any]:
+def _rows_file(target: Path, image: LargeImage) -> Iterator[Any]:
     """A hidden file beside the target for the decoded rows: it holds what memory is not to hold until all of it is encoded.
 
     Raises:
         ComdefendError: it cannot be written.
     """
     folder = Path(os.path.realpath(target)).parent
-    size = picture.width * picture.height * picture.bands
+    size = image.width * image.height * image.bands
     try:
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -222,32 +222,32 @@ def _rows_file(target: Path, picture: LargePicture) -> Iterator[Any]:
         raise unwritable(str(target), error, f"cannot write {size / 1e9:.1f} GB of decoded rows beside it") from error
 
 
-def strips(purifier: Purifier, picture: LargePicture) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def strips(purifier: Purifier, image: LargeImage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Strips from top to bottom, uint8: the colours as they were (rows, width, channels), and purified with alpha (rows, width, bands)."""
     halo = RADIUS if purifier.settings.tiling == "exact" else 0
-    rows = _rows(purifier, picture.width, halo)
-    window, top = np.empty((0, picture.width, picture.bands), np.uint8), 0
-    for start in range(0, picture.height, rows):
-        stop, bottom = min(start + rows, picture.height), min(start + rows + halo, picture.height)
+    rows = _rows(purifier, image.width, halo)
+    window, top = np.empty((0, image.width, image.bands), np.uint8), 0
+    for start in range(0, image.height, rows):
+        stop, bottom = min(start + rows, image.height), min(start + rows + halo, image.height)
         kept = window[max(start - halo - top, 0) :].copy()
         top = max(start - halo, 0)
-        window = np.empty((bottom - top, picture.width, picture.bands), np.uint8)
+        window = np.empty((bottom - top, image.width, image.bands), np.uint8)
         window[: len(kept)] = kept
-        picture.read(window[len(kept) :])
+        image.read(window[len(kept) :])
         core = slice(start - top, stop - top)
-        yield window[core, :, : picture.channels], _purified(purifier, window, top, core, picture.channels)
+        yield window[core, :, : image.channels], _purified(purifier, window, top, core, image.channels)
 
 
 def _purified(purifier: Purifier, window: np.ndarray, top: int, core: slice, channels: int) -> np.ndarray:
-    """The rows `core` of a window that begins at a picture's row `top`, purified, with alpha; uint8 (rows, width, bands), contiguous."""
-    colours = torch.from_numpy(window[..., :channels]).permute(2, 0, 1)[None]
-    cleaned = purifier.purify(colours, top=top)[0, :, core].permute(1, 2, 0).numpy()
+    """The rows `core` of a window that begins at an image's row `top`, purified, with alpha; uint8 (rows, width, bands), contiguous."""
+    colors = torch.from_numpy(window[..., :channels]).permute(2, 0, 1)[None]
+    cleaned = purifier.purify(colors, top=top)[0, :, core].permute(1, 2, 0).numpy()
     alpha = window[core, :, channels:]
     return np.concatenate([cleaned, alpha], 2) if alpha.size else np.ascontiguousarray(cleaned)
 
 
 def _rows(purifier: Purifier, width: int, halo: int) -> int:
-    """Rows of a strip: with its halo as high as a tile, so that no row is computed more often than in the whole picture, or what fits."""
+    """Rows of a strip: with its halo as high as a tile, so that no row is computed more often than in the whole image, or what fits."""
     device = next(purifier.parameters()).device
     tile = purifier.settings.tile or DEFAULT_TILE[device.type]
     rows = max(min(tile - 2 * halo, max(STRIP_PIXELS // width, STRIP_ROWS)), 2 * RADIUS)
@@ -287,29 +287,29 @@ def _tiff_head(width: int, height: int, bands: int) -> bytes:
     return whole.ljust(head, b"\0")
 
 
-def _save(picture: LargePicture, raw: str, part: str, format_name: str, *, strip: bool) -> None:
+def _save(source: LargeImage, raw: str, part: str, format_name: str, *, strip: bool) -> None:
     """Encode the decoded rows of `raw` into `part`."""
     pyvips = require("pyvips", extra=EXTRA)
     operation, options = WRITERS[format_name]
     if format_name == "TIFF":
-        options = {**options, "bigtiff": picture.width * picture.height * picture.bands > _BIG_TIFF}
+        options = {**options, "bigtiff": source.width * source.height * source.bands > _BIG_TIFF}
     try:
         image = pyvips.Image.tiffload(raw, access="sequential")
-        image = image.copy(interpretation="b-w" if picture.gray else "srgb")
-        for name, block in (("icc-profile-data", picture.icc), ("exif-data", picture.exif)):
+        image = image.copy(interpretation="b-w" if source.gray else "srgb")
+        for name, block in (("icc-profile-data", source.icc), ("exif-data", source.exif)):
             if block and not strip:
                 image.set_type(pyvips.GValue.blob_type, name, block)
         # Left to itself, libvips writes an EXIF block of its own.
-        keep = "none" if strip else "all" if picture.exif else "icc"
+        keep = "none" if strip else "all" if source.exif else "icc"
         getattr(image, operation)(part, keep=keep, **options)
     except pyvips.Error as error:
-        raise ComdefendError(f"cannot write the picture: {_last_line(error)}; free some space, or write elsewhere") from error
+        raise ComdefendError(f"cannot write the source: {_last_line(error)}; free some space, or write elsewhere") from error
 
 
 def _loader(path: Path, kind: str, *, turned: bool, notices: list[str]) -> Callable[[], Any]:
     """A function that opens the file in libvips anew, upright and as 8 bits; read from top to bottom without being held.
 
-    A picture that its EXIF turns cannot be read so: libvips decodes it into a file of the system's folder for such.
+    An image that its EXIF turns cannot be read so: libvips decodes it into a file of the system's folder for such.
     """
     pyvips = require("pyvips", extra=EXTRA)
 
@@ -330,7 +330,7 @@ def _eight_bits(path: Path, image: Any) -> Any:
     """As :func:`comdefend_cli.imaging.images.read` does it: grey rounded to the nearest level, colour cut."""
     deep = image.format == "ushort"
     if image.format not in ("uchar", "ushort") or image.bands > 4:
-        raise ImageError(f"{path}: pictures of {image.bands} bands of {image.format} are not read in strips; use --no-strips")
+        raise ImageError(f"{path}: images of {image.bands} bands of {image.format} are not read in strips; use --no-strips")
     if deep and image.bands == 1:
         image = (image * (255 / 65535) + 0.5).floor().cast("uchar")
     elif deep:
@@ -346,11 +346,11 @@ def _refuse_other_kinds(path: Path, image: Image.Image) -> None:
     samples, unspecified = tags.get(277, 1), 0 in tuple(np.atleast_1d(tags.get(338, ())))
     other = image.format not in READERS or image.mode not in MODES or samples > 4 or unspecified
     if other or image.info.get("transparency") is not None:
-        raise ImageError(f"{path}: {image.format} pictures of mode {image.mode} are not read in strips; use --no-strips, or save it as RGB")
+        raise ImageError(f"{path}: {image.format} images of mode {image.mode} are not read in strips; use --no-strips, or save it as RGB")
 
 
 def _damaged(path: Path, error: BaseException) -> ImageError:
-    return ImageError(f"{path}: damaged or truncated picture: {_last_line(error)}; get a whole copy")
+    return ImageError(f"{path}: damaged or truncated image: {_last_line(error)}; get a whole copy")
 
 
 def _last_line(error: BaseException) -> str:

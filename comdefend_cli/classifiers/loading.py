@@ -20,7 +20,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers.networks import ARCHITECTURES, Normalise
+from comdefend_cli.classifiers.networks import ARCHITECTURES, Normalize
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.files import write_atomically
@@ -40,9 +40,9 @@ class ClassifierHeader:
 
     Attributes:
         arch: one of `ARCHITECTURES`.
-        channels: of the pictures, 1 or 3.
+        channels: of the images, 1 or 3.
         classes: their names, in the order of the logits.
-        mean: a channel, of the training pictures in [0, 1].
+        mean: a channel, of the training images in [0, 1].
         std: a channel, likewise.
         training: data, settings, accuracy and so on, as JSON values; free form.
     """
@@ -82,22 +82,22 @@ class Classifier:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """(x - mean) / std a channel, then the body."""
 
     def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.body = body
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes), float32, of x (N, C, H, W) in [0, 1]."""
-        return cast(Tensor, self.body(self.normalise(x)).float())
+        return cast(Tensor, self.body(self.normalize(x)).float())
 
 
-def build(header: ClassifierHeader) -> Normalised:
+def build(header: ClassifierHeader) -> Normalized:
     """The network that a header describes, with new weights."""
-    return Normalised(ARCHITECTURES[header.arch](header.channels, len(header.classes)), header.mean, header.std)
+    return Normalized(ARCHITECTURES[header.arch](header.channels, len(header.classes)), header.mean, header.std)
 
 
 def save_classifier(path: Path, model: nn.Module, header: ClassifierHeader, *, overwrite: bool = False) -> str:
@@ -205,4 +205,4 @@ def _efficientnet() -> Classifier:
     # PyTorch's own format, read without running anything in it.
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Classifier(EFFICIENTNET, sha256, Normalised(model, EFFICIENTNET_MEAN, EFFICIENTNET_STD))
+    return Classifier(EFFICIENTNET, sha256, Normalized(model, EFFICIENTNET_MEAN, EFFICIENTNET_STD))

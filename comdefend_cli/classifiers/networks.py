@@ -1,4 +1,4 @@
-"""Networks of the reference classifiers: normalised pictures (N, channels, H, W) to logits (N, classes)."""
+"""Networks of the reference classifiers: normalized images (N, channels, H, W) to logits (N, classes)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from comdefend_cli.errors import UsageError
 Numbers = Sequence[float] | Tensor | float
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """`(x - mean) / std` a channel; the numbers move with the module and are not in its state.
 
     Args:
-        mean, std: a number, or one a channel, in units of the pictures.
+        mean, std: a number, or one a channel, in units of the images.
 
     Raises:
         UsageError: a number that is not finite, or a deviation that is not above 0.
@@ -39,7 +39,7 @@ class Normalise(nn.Module):
         """Of x (N, C, H, W) the same shape; raises UsageError where the numbers are of another number of channels."""
         for numbers in (self.mean, self.std):
             if len(numbers) not in (1, x.shape[1]):
-                raise UsageError(f"normalise has {len(numbers)} numbers for a picture of {x.shape[1]} channels")
+                raise UsageError(f"normalize has {len(numbers)} numbers for an image of {x.shape[1]} channels")
         return (x - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def extra_repr(self) -> str:
@@ -63,7 +63,7 @@ def _groups(inputs: int, *widths: int) -> list[nn.Module]:
 
 
 class Small(nn.Sequential):
-    """Seven convolutions for a CPU: 86 million multiply-adds a 32x32 picture, any size from 8x8 up."""
+    """Seven convolutions for a CPU: 86 million multiply-adds a 32x32 image, any size from 8x8 up."""
 
     def __init__(self, channels: int, classes: int) -> None:
         layers: list[nn.Module] = [_conv_norm(channels, 32, 3, 1, nn.GELU())]
@@ -74,7 +74,7 @@ class Small(nn.Sequential):
 class Whitening(nn.Module):
     """2x2 patches to their principal components of equal variance, each with both signs: 8 values a channel.
 
-    The first layer of airbench (Jordan, 2024, arXiv:2404.00498, section 3.2). Its kernels come from the training pictures, once, and are
+    The first layer of airbench (Jordan, 2024, arXiv:2404.00498, section 3.2). Its kernels come from the training images, once, and are
     not trained; its biases are.
     """
 
@@ -90,10 +90,10 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, least: float = 5e-4) -> None:
-        """Take the kernels from pictures.
+        """Take the kernels from images.
 
         Args:
-            x: (N, channels, H, W), normalised as those of the forward pass will be.
+            x: (N, channels, H, W), normalized as those of the forward pass will be.
             least: added to each component's variance, so that what hardly varies is not blown up.
         """
         patches = x.unfold(2, 2, 1).unfold(3, 2, 1).movedim(1, 3).reshape(-1, 4 * x.shape[1])
@@ -103,7 +103,7 @@ class Whitening(nn.Module):
 
 
 class Medium(nn.Sequential):
-    """Whitened patches and six convolutions, as airbench94 (Jordan, 2024): 118 million multiply-adds a 32x32 picture, from 9x9 up."""
+    """Whitened patches and six convolutions, as airbench94 (Jordan, 2024): 118 million multiply-adds a 32x32 image, from 9x9 up."""
 
     def __init__(self, channels: int, classes: int) -> None:
         layers: list[nn.Module] = [Whitening(channels), nn.GELU()]
@@ -140,7 +140,7 @@ def _bottleneck(inputs: int, width: int, stride: int) -> _Residual:
 
 
 def _resnet(depths: tuple[int, ...], block: Callable[[int, int, int], _Residual], expansion: int) -> Callable[[int, int], nn.Module]:
-    """ResNet (He et al., 2016) for pictures of 32x32: a 3x3 stem without pooling, as is usual on CIFAR-10."""
+    """ResNet (He et al., 2016) for images of 32x32: a 3x3 stem without pooling, as is usual on CIFAR-10."""
 
     def build(channels: int, classes: int) -> nn.Module:
         layers: list[nn.Module] = [_conv_norm(channels, 64, 3, 1, nn.ReLU(inplace=True))]

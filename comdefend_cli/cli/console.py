@@ -179,7 +179,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         help="A name that `comdefend weights list` prints, or a weight file. "
-        "Default: comdefend-12bit-denoise, and for grey pictures comdefend-4bit-gray.",
+        "Default: comdefend-12bit-denoise, and for grey images comdefend-4bit-gray.",
         metavar="NAME|PATH",
     ),
 ]
@@ -209,17 +209,15 @@ InputNoise = Annotated[
     typer.Option(
         "--input-noise",
         min=0.0,
-        help="Standard deviation of noise on the picture, in 8-bit levels, to drown an attack. 0: none.",
+        help="Standard deviation of noise on the image, in 8-bit levels, to drown an attack. 0: none.",
         show_default="what the weights are made for",
     ),
 ]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise; the mean of what is rebuilt is written.")]
-NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise; every picture of a run gets the same noise.")]
+NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise; every image of a run gets the same noise.")]
 NoDownload = Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Strip = Annotated[bool, typer.Option("--strip", help="Leave ICC profile and EXIF out of the output.")]
 Quality = Annotated[int | None, typer.Option("--quality", min=1, max=100, help="Of JPEG and AVIF output.", show_default="95")]
-MaxMegapixels = Annotated[
-    float, typer.Option("--max-megapixels", min=0.0, help="Refuse larger pictures: a small file can claim to be huge.")
-]
+MaxMegapixels = Annotated[float, typer.Option("--max-megapixels", min=0.0, help="Refuse larger images: a small file can claim to be huge.")]

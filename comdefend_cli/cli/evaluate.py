@@ -66,9 +66,9 @@ def evaluate(
         str | None,
         typer.Option("--threat-models", help="Some of grey-box, adaptive, black-box; clean is always measured.", show_default="all"),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Pictures, a random sample of all.")] = 500,
-    limit_adaptive: Annotated[int, typer.Option("--limit-adaptive", min=1, help="Of these, pictures for adaptive attacks.")] = 50,
-    limit_black_box: Annotated[int, typer.Option("--limit-black-box", min=1, help="Of these, pictures for Square.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Images, a random sample of all.")] = 500,
+    limit_adaptive: Annotated[int, typer.Option("--limit-adaptive", min=1, help="Of these, images for adaptive attacks.")] = 50,
+    limit_black_box: Annotated[int, typer.Option("--limit-black-box", min=1, help="Of these, images for Square.")] = 20,
     slow_epsilons: Annotated[
         str | None,
         typer.Option(
@@ -76,21 +76,21 @@ def evaluate(
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of PGD.")] = 20,
-    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Of PGD; from the second on, for the pictures that still stand.")] = 2,
+    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Of PGD; from the second on, for the images that still stand.")] = 2,
     eot: Annotated[int, typer.Option("--eot", min=1, help="Samples of a random defence that a gradient is averaged over.")] = 20,
     queries: Annotated[int, typer.Option("--queries", min=1, help="Of Square, also of AutoAttack's.")] = 5000,
     float_pixels: Annotated[
-        bool, typer.Option("--float", help="Do not round adversarial pictures to 8 bits, as saved files are; for comparison.")
+        bool, typer.Option("--float", help="Do not round adversarial images to 8 bits, as saved files are; for comparison.")
     ] = False,
     save_adversarial: Annotated[
         Path | None,
-        typer.Option("--save-adversarial", metavar="DIR", help="Write the grey-box pictures as PNG, a folder an attack, with labels.csv."),
+        typer.Option("--save-adversarial", metavar="DIR", help="Write the grey-box images as PNG, a folder an attack, with labels.csv."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option("--size", min=8, help="Scale a folder's pictures to this and crop the centre.", show_default="as they are")
+        int | None, typer.Option("--size", min=8, help="Scale a folder's images to this and crop the centre.", show_default="as they are")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample, the attacks and random defences.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 100,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 100,
     no_download: console.NoDownload = False,
     device: console.Device = "auto",
     precision: console.Precision = "auto",
@@ -104,7 +104,7 @@ def evaluate(
 
     Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted.
     """
-    from comdefend_cli.data import labelled as pictures
+    from comdefend_cli.data import labelled as images
     from comdefend_cli.evaluate.cells import THREATS
     from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, Protocol
     from comdefend_cli.runtime import files, machine
@@ -137,9 +137,9 @@ def evaluate(
     where = resolve_device(device)
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
-    loaded = pictures.load(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download)
+    loaded = images.load(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download)
     if loaded.skipped:
-        notice(f"{loaded.skipped} files could not be read as pictures", quiet=quiet)
+        notice(f"{loaded.skipped} files could not be read as images", quiet=quiet)
     systems = _systems(classifier, defences, data, where, precision)
     evaluation = _measure(protocol, loaded, systems, out, where, quiet)
     results = {
@@ -247,7 +247,7 @@ def _live(evaluation: Evaluation, quiet: bool) -> Iterator[None]:
 def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite: bool) -> None:
     """results.json last: where it is, all else is."""
     from comdefend_cli.evaluate.reporting.charts import write_charts
-    from comdefend_cli.evaluate.reporting.gallery_pictures import gallery
+    from comdefend_cli.evaluate.reporting.gallery_images import gallery
     from comdefend_cli.evaluate.reporting.page import markdown_tables, render
     from comdefend_cli.runtime.files import write_atomically
 
@@ -260,10 +260,10 @@ def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite
 
 
 def _save_adversarial(evaluation: Evaluation, folder: Path, quiet: bool) -> None:
-    from comdefend_cli.evaluate.reporting.gallery_pictures import save_adversarial
+    from comdefend_cli.evaluate.reporting.gallery_images import save_adversarial
 
     count = save_adversarial(evaluation, folder)
-    notice(f"wrote {count} adversarial pictures below {folder}: try comdefend purify-dir --recursive on it", quiet=quiet)
+    notice(f"wrote {count} adversarial images below {folder}: try comdefend purify-dir --recursive on it", quiet=quiet)
 
 
 def _show(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:

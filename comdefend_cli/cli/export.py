@@ -31,8 +31,8 @@ def export(
         list[Path] | None,
         typer.Option(
             "--check",
-            metavar="PICTURE",
-            help=f"Compare on the middle {SIDE}x{SIDE} pixels of this picture; may be given often. Default: made ones.",
+            metavar="IMAGE",
+            help=f"Compare on the middle {SIDE}x{SIDE} pixels of this image; may be given often. Default: made ones.",
             **console.UNCHECKED,
         ),
     ] = None,
@@ -41,8 +41,8 @@ def export(
 ) -> None:
     """Write weights for other software, after comparing its output with PyTorch's.
 
-    The file takes a picture, float32 (N, channels, H, W) in [0, 1] of any size, and returns the purified one likewise. Noise that
-    the weights are made for is not in it: add it to the picture, as a note says. openvino writes two files, OUT.xml and OUT.bin.
+    The file takes an image, float32 (N, channels, H, W) in [0, 1] of any size, and returns the purified one likewise. Noise that
+    the weights are made for is not in it: add it to the image, as a note says. openvino writes two files, OUT.xml and OUT.bin.
     """
     from comdefend_cli.backends import export as exports
     from comdefend_cli.network import weights as weight_files
@@ -54,35 +54,35 @@ def export(
     files.refuse_unwritable_folder(target)
     machine.limit_threads()
     loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
-    pictures = [_read(path, loaded.header.architecture.channels) for path in check or ()]
-    done = exports.export(loaded, format, target, pictures=pictures, int8=precision == "int8", overwrite=overwrite)
+    images = [_read(path, loaded.header.architecture.channels) for path in check or ()]
+    done = exports.export(loaded, format, target, images=images, int8=precision == "int8", overwrite=overwrite)
     names = [str(path) for path in done.paths]
     noise = loaded.header.input_noise
     if as_json:
-        fidelity = {"psnr_db": _finite(done.psnr_db), "pictures": done.pictures}
+        fidelity = {"psnr_db": _finite(done.psnr_db), "pictures": done.images}
         console.print_json({"written": names, **fidelity, "input_noise": noise, "weights_sha256": loaded.sha256})
     else:
         near = "the same levels as" if _finite(done.psnr_db) is None else f"at least {done.psnr_db:.1f} dB to"
         console.print_line(
-            f"wrote {' and '.join(names)}: {near} PyTorch's float32 output on {done.pictures} {'pictures' if check else 'made pictures'}"
+            f"wrote {' and '.join(names)}: {near} PyTorch's float32 output on {done.images} {'images' if check else 'made images'}"
         )
     if noise:
-        said = f"Gaussian noise of standard deviation {noise:g}/255, clipped to [0, 1] with the picture"
-        notice(f"these networks are made for pictures with noise, which the file does not add: give it {said}", quiet=as_json)
+        said = f"Gaussian noise of standard deviation {noise:g}/255, clipped to [0, 1] with the image"
+        notice(f"these networks are made for images with noise, which the file does not add: give it {said}", quiet=as_json)
 
 
 @console.command
 def quantize(
     data: Annotated[
         str,
-        typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of clean pictures, larger is better."),
+        typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of clean images, larger is better."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The weight file to write, .safetensors.", **console.UNCHECKED)],
     data_dir: Annotated[
         Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
     ] = Path("data"),
     weights: console.ColorWeights = None,
-    pictures: Annotated[int, typer.Option("--pictures", min=1, help="Crops that the ranges of the activations are taken from.")] = 64,
+    count: Annotated[int, typer.Option("--pictures", min=1, help="Crops that the ranges of the activations are taken from.")] = 64,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of crops.")] = 0,
     no_download: console.NoDownload = False,
     overwrite: console.Overwrite = False,
@@ -112,12 +112,12 @@ def quantize(
     with download_bar(quiet) as progress:
         dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
     tell_skipped(dataset, data, quiet)
-    chosen = calibration(dataset, pictures, seed)
-    notice("quantising, which takes a minute or so", quiet=quiet)
+    chosen = calibration(dataset, count, seed)
+    notice("quantizing, which takes a minute or so", quiet=quiet)
     made = quantizing.quantize(loaded.model, chosen)
     about: dict[str, Any] = {
         "data": dataset.name,
-        "pictures": pictures,
+        "pictures": count,
         "side": chosen.shape[-1],
         "seed": seed,
         "from_sha256": loaded.sha256,
@@ -128,14 +128,14 @@ def quantize(
 
 
 def _read(path: Path, channels: int) -> Tensor:
-    """The middle of a picture, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
+    """The middle of an image, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
     import torch
 
     from comdefend_cli.imaging import images
 
     pixels = torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None]
     if pixels.shape[1] > channels:
-        raise UsageError(f"{path}: is in colour, and the weights are for grey pictures: check on another")
+        raise UsageError(f"{path}: is in colour, and the weights are for grey images: check on another")
     top, left = (max(0, (side - SIDE) // 2) for side in pixels.shape[2:])
     return pixels[:, :, top : top + SIDE, left : left + SIDE].expand(-1, channels, -1, -1).contiguous()
 

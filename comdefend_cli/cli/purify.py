@@ -16,7 +16,7 @@ from comdefend_cli.cli.work import pixel_bar, purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.imaging.images import Picture
+    from comdefend_cli.imaging.images import Raster
     from comdefend_cli.inference.purifier import Purifier, Settings
     from comdefend_cli.network.weights import Weights
 
@@ -27,7 +27,7 @@ LONG_WORK = 0.5
 
 @console.command
 def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or - for standard input.", **console.UNCHECKED)],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or - for standard input.", **console.UNCHECKED)],
     target: Annotated[
         Path,
         typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.", **console.UNCHECKED),
@@ -47,7 +47,7 @@ def purify(
         typer.Option(
             "--compare",
             metavar="FILE",
-            help="Also write one picture of input, code, output and their difference, amplified.",
+            help="Also write one image of input, code, output and their difference, amplified.",
             **console.UNCHECKED,
         ),
     ] = None,
@@ -63,16 +63,16 @@ def purify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was done.")] = False,
     quiet: console.Quiet = False,
 ) -> None:
-    """Purify one picture.
+    """Purify one image.
 
-    Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey pictures stay grey.
+    Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey images stay grey.
     """
     from comdefend_cli.imaging import images
 
     console.show_warnings(quiet)
     images.trust_own_limit()
     if target == STANDARD and as_json:
-        raise UsageError("--json and the picture cannot both go to standard output; name a file for OUT")
+        raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
     _refuse_outputs(source, target, compare, overwrite=overwrite)
     format_name = _format(target, format)
     if purify_strips.wanted(strips, source, target, whole=compare is not None, quiet=quiet):
@@ -91,9 +91,9 @@ def purify(
             quiet=quiet,
         )
         return
-    picture = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
-    images.refuse_misfit(picture, format_name)
-    for text in picture.notices:
+    image = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
+    images.refuse_misfit(image, format_name)
+    for text in image.notices:
         notice(text, quiet=quiet)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
@@ -106,17 +106,17 @@ def purify(
     if compare is not None:
         from comdefend_cli.inference.compare import comparison_width
 
-        height, width = picture.pixels.shape[:2]
+        height, width = image.pixels.shape[:2]
         images.refuse_size(images.format_of(compare), height, comparison_width(width))
     settings = _settings(tiling, tile, noise_std, seed, input_noise, samples)
-    name = weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR)
+    name = weights or (weight_files.DEFAULT_GRAY if image.gray else weight_files.DEFAULT_COLOR)
     loaded = weight_files.load(name)
     purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
     if device == "auto":
         notice(f"computing on {describe_device(next(purifier.parameters()).device)} in {purifier.how}", quiet=quiet)
 
     began = time.perf_counter()
-    cleaned = _run(purifier, picture, quiet)
+    cleaned = _run(purifier, image, quiet)
     seconds = time.perf_counter() - began
     if format_name in images.LOSSY:
         notice(f"{images.LOSSY[format_name]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
@@ -124,10 +124,10 @@ def purify(
     if compare is not None:
         from comdefend_cli.inference.compare import comparison
 
-        images.write(compare, comparison(purifier, picture.pixels, cleaned.pixels), overwrite=overwrite)
+        images.write(compare, comparison(purifier, image.pixels, cleaned.pixels), overwrite=overwrite)
     if as_json:
         where = {"input": str(source), "output": str(target)}
-        console.print_json({**where, **_record(picture, cleaned, purifier, loaded, seconds)})
+        console.print_json({**where, **_record(image, cleaned, purifier, loaded, seconds)})
 
 
 def _settings(tiling: str, tile: int | None, noise_std: float, seed: int, input_noise: float | None, samples: int) -> Settings:
@@ -136,19 +136,19 @@ def _settings(tiling: str, tile: int | None, noise_std: float, seed: int, input_
     return Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
 
 
-def _record(picture: Picture, cleaned: Picture, purifier: Purifier, loaded: Weights, seconds: float) -> dict[str, Any]:
+def _record(image: Raster, cleaned: Raster, purifier: Purifier, loaded: Weights, seconds: float) -> dict[str, Any]:
     """What was done, for scripts; times in seconds, PSNR in dB."""
-    height, width, channels = picture.pixels.shape
+    height, width, channels = image.pixels.shape
     return {
         "width": width,
         "height": height,
         "channels": channels,
-        "alpha": picture.alpha is not None,
+        "alpha": image.alpha is not None,
         "seconds": round(seconds, 4),
-        "megapixels_per_second": round(picture.megapixels / seconds, 4),
+        "megapixels_per_second": round(image.megapixels / seconds, 4),
         **purifier_record(purifier, loaded),
-        **_fidelity(picture, cleaned),
-        "notices": picture.notices,
+        **_fidelity(image, cleaned),
+        "notices": image.notices,
     }
 
 
@@ -178,14 +178,14 @@ def _format(target: Path, wanted: str | None) -> str:
     return images.format_of(Path(f"standard-output.{(wanted or 'png').lstrip('.')}"))
 
 
-def _run(purifier: Purifier, picture: Picture, quiet: bool) -> Picture:
-    """The purified picture, with a progress bar where one is wanted."""
+def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
+    """The purified image, with a progress bar where one is wanted."""
     import torch
 
-    x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None]
-    with pixel_bar(x.shape[2] * x.shape[3], shown=not quiet and picture.megapixels >= LONG_WORK) as update:
+    x = torch.from_numpy(image.pixels).permute(2, 0, 1)[None]
+    with pixel_bar(x.shape[2] * x.shape[3], shown=not quiet and image.megapixels >= LONG_WORK) as update:
         cleaned = purifier.purify(x, update)
-    return replace(picture, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
+    return replace(image, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
 
 
 def _write(target: Path, data: bytes, overwrite: bool) -> None:
@@ -197,7 +197,7 @@ def _write(target: Path, data: bytes, overwrite: bool) -> None:
         files.write_atomically(target, data, overwrite=overwrite)
 
 
-def _fidelity(picture: Picture, cleaned: Picture) -> dict[str, float | None]:
+def _fidelity(image: Raster, cleaned: Raster) -> dict[str, float | None]:
     """PSNR in dB and SSIM of the result to the input; null where they are not finite."""
     import math
 
@@ -205,6 +205,6 @@ def _fidelity(picture: Picture, cleaned: Picture) -> dict[str, float | None]:
 
     from comdefend_cli.network.metrics import psnr, ssim
 
-    a, b = (torch.from_numpy(item.pixels).permute(2, 0, 1)[None] for item in (picture, cleaned))
+    a, b = (torch.from_numpy(item.pixels).permute(2, 0, 1)[None] for item in (image, cleaned))
     values = {"psnr_db": float(psnr(a, b)), "ssim": ssim(a, b)}
     return {name: round(value, 4) if math.isfinite(value) else None for name, value in values.items()}

@@ -30,10 +30,10 @@ _SPOOL = 2**20
 
 @console.command
 def purify_dir(
-    source: Annotated[str, typer.Argument(metavar="DIR", help="A folder of pictures; nothing in it is changed. With Ray, also a URL.")],
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A folder of images; nothing in it is changed. With Ray, also a URL.")],
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="DIR", help="Where the purified pictures go.", show_default="DIR-purified"),
+        typer.Option("--out", metavar="DIR", help="Where the purified images go.", show_default="DIR-purified"),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also subfolders; the output mirrors them.")] = False,
     format: Annotated[
@@ -55,7 +55,7 @@ def purify_dir(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = False,
     max_megapixels: console.MaxMegapixels = 512,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record a picture, as lines.", **console.UNCHECKED)
+        Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record an image, as lines.", **console.UNCHECKED)
     ] = None,
     engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="ray: on a Ray cluster, see docs/cluster.md.")] = "local",
     workers: Annotated[
@@ -74,9 +74,9 @@ def purify_dir(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of the whole.")] = False,
     quiet: console.Quiet = False,
 ) -> None:
-    """Purify a folder of pictures.
+    """Purify a folder of images.
 
-    Run it again to go on after an interruption: finished files are kept; changed inputs and other settings are done anew. A picture
+    Run it again to go on after an interruption: finished files are kept; changed inputs and other settings are done anew. An image
     that fails does not stop the rest, and is named at the end.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
@@ -152,9 +152,9 @@ class Summary:
     at_once: bool = False
 
     def planned(self, work: Work | Run, networks: Networks) -> None:
-        """Take over what is known before the first picture; the clock starts here."""
+        """Take over what is known before the first image; the clock starts here."""
         found = work.plan.found
-        self.total = len(found.pictures) + len(found.unreadable)
+        self.total = len(found.images) + len(found.unreadable)
         self.skipped, self.subfolders = found.skipped, found.subfolders
         self.about = {
             **settings_record(networks.settings, networks.where, networks.precision, networks.backend),
@@ -177,7 +177,7 @@ class Summary:
 
     @property
     def left(self) -> int:
-        """Pictures that an interruption left undone."""
+        """Images that an interruption left undone."""
         return self.total - self.counts.total()
 
     def record(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Summary:
             err.print(
                 f"{'interrupted: ' if self.interrupted else ''}{record['done']} purified, {record['kept']} kept from before, "
                 f"{record['failed']} failed, {f'{self.left} left, ' if self.interrupted else ''}"
-                f"{self.skipped} skipped (no pictures); {record['megapixels']:.2f} megapixels in {record['seconds']:.1f} s "
+                f"{self.skipped} skipped (no images); {record['megapixels']:.2f} megapixels in {record['seconds']:.1f} s "
                 f"({record['megapixels_per_second']:.2f} a second); output in {console.printable(str(self.out))}"
             )
             if self.interrupted:
@@ -253,7 +253,7 @@ def _live(work: Work | Run, summary: Summary, quiet: bool) -> Iterator[Callable[
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        """Megapixels a second, counted as they leave the network, so that it moves within a large picture."""
+        """Megapixels a second, counted as they leave the network, so that it moves within a large image."""
 
         def render(self, task: Task) -> Text:
             return Text(f"{work.pixels / 1e6 / max(time.perf_counter() - summary.began, 1e-3):.2f} megapixels/s")
@@ -317,7 +317,7 @@ def _put(lines: IO[bytes], result: Result) -> None:
 
 
 def _refuse_report(path: Path, *, overwrite: bool) -> None:
-    """A report replaces a report, or nothing; never a picture."""
+    """A report replaces a report, or nothing; never an image."""
     from comdefend_cli.batch import journal
     from comdefend_cli.imaging import images
     from comdefend_cli.runtime import files

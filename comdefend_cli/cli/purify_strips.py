@@ -1,4 +1,4 @@
-"""`comdefend purify` on a picture that is too large to be held: see :mod:`comdefend_cli.batch.strips`."""
+"""`comdefend purify` on an image that is too large to be held: see :mod:`comdefend_cli.batch.strips`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from comdefend_cli.cli.work import pixel_bar, purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.batch.strips import LargePicture
+    from comdefend_cli.batch.strips import LargeImage
     from comdefend_cli.inference.purifier import Purifier, Settings
     from comdefend_cli.network.weights import Weights
 
-#: Megapixels from which a picture goes through in strips unasked, where all that is wanted can be had so.
+#: Megapixels from which an image goes through in strips unasked, where all that is wanted can be had so.
 LARGE = 50.0
 
 
 def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet: bool) -> bool:
-    """Whether to go through in strips: as asked, or where the picture is large and nothing that was asked for needs it whole.
+    """Whether to go through in strips: as asked, or where the image is large and nothing that was asked for needs it whole.
 
     Raises:
-        UsageError: strips are asked for with what needs the whole picture.
+        UsageError: strips are asked for with what needs the whole image.
     """
     if asked is False:
         return False
@@ -38,18 +38,18 @@ def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet
         return False
     if not _is_large(source):
         return False
-    from comdefend_cli.batch import strips as large  # Imports PyTorch, for which a picture that cannot be read should not wait.
+    from comdefend_cli.batch import strips as large  # Imports PyTorch, for which an image that cannot be read should not wait.
 
     if not large.reads(source):
         return False
     if not large.is_installed():
-        notice("a picture this large takes less memory in strips: pip install 'comdefend-cli[large]'", quiet=quiet)
+        notice("an image this large takes less memory in strips: pip install 'comdefend-cli[large]'", quiet=quiet)
         return False
     return True
 
 
 def _is_large(source: Path) -> bool:
-    """By its header; whatever is wrong with the file, reading it as any other picture will say it."""
+    """By its header; whatever is wrong with the file, reading it as any other image will say it."""
     from PIL import Image
 
     from comdefend_cli.imaging import images
@@ -84,35 +84,35 @@ def run(
     from comdefend_cli.runtime.device import describe_device
 
     machine.limit_threads()
-    with large.opened(source, max_megapixels=max_megapixels) as picture:
-        if picture.exif and not strip and target.suffix.lower() != ".png":
-            picture.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
-        for text in picture.notices:
+    with large.opened(source, max_megapixels=max_megapixels) as image:
+        if image.exif and not strip and target.suffix.lower() != ".png":
+            image.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
+        for text in image.notices:
             notice(text, quiet=quiet)
-        loaded = weight_files.load(weights or (weight_files.DEFAULT_GRAY if picture.gray else weight_files.DEFAULT_COLOR))
+        loaded = weight_files.load(weights or (weight_files.DEFAULT_GRAY if image.gray else weight_files.DEFAULT_COLOR))
         purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
         parameter = next(purifier.parameters())
         if device == "auto":
             notice(f"computing on {describe_device(parameter.device)} in {purifier.how}, in strips", quiet=quiet)
         began = time.perf_counter()
-        with pixel_bar(picture.width * picture.height, shown=not quiet) as advance:
-            error = large.purify(purifier, picture, target, strip=strip, overwrite=overwrite, progress=advance)
+        with pixel_bar(image.width * image.height, shown=not quiet) as advance:
+            error = large.purify(purifier, image, target, strip=strip, overwrite=overwrite, progress=advance)
         if as_json:
             where = {"input": str(source), "output": str(target)}
-            console.print_json({**where, **_record(picture, purifier, loaded, time.perf_counter() - began, error)})
+            console.print_json({**where, **_record(image, purifier, loaded, time.perf_counter() - began, error)})
 
 
-def _record(picture: LargePicture, purifier: Purifier, loaded: Weights, seconds: float, error: float) -> dict[str, Any]:
+def _record(image: LargeImage, purifier: Purifier, loaded: Weights, seconds: float, error: float) -> dict[str, Any]:
     """As of `comdefend purify`; seconds include reading and writing, and SSIM is not measured."""
     return {
-        "width": picture.width,
-        "height": picture.height,
-        "channels": 1 if picture.gray else 3,
-        "alpha": picture.alpha,
+        "width": image.width,
+        "height": image.height,
+        "channels": 1 if image.gray else 3,
+        "alpha": image.alpha,
         "seconds": round(seconds, 4),
-        "megapixels_per_second": round(picture.width * picture.height / 1e6 / seconds, 4),
+        "megapixels_per_second": round(image.width * image.height / 1e6 / seconds, 4),
         **purifier_record(purifier, loaded),
         "psnr_db": round(10 * math.log10(255**2 / error), 4) if error else None,
         "ssim": None,
-        "notices": picture.notices,
+        "notices": image.notices,
     }

@@ -33,13 +33,13 @@ ROOM = 40 * 2**20
 @console.command
 def train(
     data: Annotated[
-        str, typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of pictures (random crops).")
+        str, typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of images (random crops).")
     ],
     data_dir: Annotated[
         Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.", **console.UNCHECKED)
     ] = Path("data"),
     out: Annotated[Path, typer.Option("--out", help="The weight file to write.", **console.UNCHECKED)] = Path("comdefend.safetensors"),
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="3200")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps.", show_default="3200")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data, in place of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step, over all processes.")] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the initial weights, the batches and the noise.")] = 0,
@@ -59,7 +59,7 @@ def train(
             "--inference-noise",
             min=0.0,
             max=255.0,
-            help="Noise that purify puts on pictures before these weights, in 8-bit levels.",
+            help="Noise that purify puts on images before these weights, in 8-bit levels.",
         ),
     ] = 0.0,
     features: Annotated[
@@ -81,7 +81,7 @@ def train(
     overwrite: console.Overwrite = False,
     quiet: console.Quiet = False,
 ) -> None:
-    """Train ComDefend on clean pictures.
+    """Train ComDefend on clean images.
 
     Beside --out OUT.safetensors it writes OUT.json (the log), OUT-curves.png, OUT-pictures.png, and OUT.checkpoint while it runs.
     Under torchrun, the processes share each batch.
@@ -97,7 +97,7 @@ def train(
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
     machine.limit_threads()
-    images.trust_own_limit()  # Of a folder of pictures, each has the limit that it has in `purify`.
+    images.trust_own_limit()  # Of a folder of images, each has the limit that it has in `purify`.
     checkpoint = out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
         quiet = quiet or rank > 0
@@ -207,7 +207,7 @@ def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: boo
 def tell_skipped(dataset: Dataset, data: str, quiet: bool) -> None:
     """Say how many files of a folder are left out."""
     if dataset.skipped:
-        notice(f"{dataset.skipped} files in {data} are no pictures of 32x32 pixels or more", quiet=quiet)
+        notice(f"{dataset.skipped} files in {data} are no images of 32x32 pixels or more", quiet=quiet)
 
 
 def resolve_training_precision(name: str, device: torch.device) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from comdefend_cli.training.baseline import BaselineConfig, BaselineTrainer
 
 KINDS = ("pixelcnn", "hgd")
-#: Steps and pictures a step where nothing is said: about 7 minutes each on one core of an AMD EPYC (Zen 4), in bfloat16.
+#: Steps and images a step where nothing is said: about 7 minutes each on one core of an AMD EPYC (Zen 4), in bfloat16.
 STEPS = {"pixelcnn": 4000, "hgd": 600}
 BATCH_SIZE = {"pixelcnn": 8, "hgd": 64}
 
@@ -27,7 +27,7 @@ BATCH_SIZE = {"pixelcnn": 8, "hgd": 64}
 def train_baseline(
     kind: Annotated[str, typer.Argument(metavar="pixelcnn|hgd", help="pixelcnn: the network of PixelDefend. hgd: the guided denoiser.")],
     data: Annotated[
-        str, typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of pictures (random crops).")
+        str, typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of images (random crops).")
     ],
     data_dir: Annotated[
         Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
@@ -41,10 +41,8 @@ def train_baseline(
         int | None,
         typer.Option("--crop", min=8, help="Side of the crops of a folder: for hgd as --classifier expects.", show_default="32"),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", show_default="4000 pixelcnn, 600 hgd")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Pictures a step.", show_default="8 pixelcnn, 64 hgd")
-    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps.", show_default="4000 pixelcnn, 600 hgd")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step.", show_default="8 pixelcnn, 64 hgd")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the initial weights, the batches and the attacks.")] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
@@ -55,7 +53,7 @@ def train_baseline(
 ) -> None:
     """Train the network of another defence, for `comdefend evaluate` to compare with.
 
-    pixelcnn learns clean pictures; hgd learns to undo attacks on --classifier.
+    pixelcnn learns clean images; hgd learns to undo attacks on --classifier.
     """
     from comdefend_cli.cli.train import download_bar, resolve_training_precision
     from comdefend_cli.data import datasets
@@ -68,7 +66,7 @@ def train_baseline(
     if (kind == "hgd") != (classifier is not None):
         raise UsageError("hgd needs --classifier" if kind == "hgd" else "--classifier is for hgd only")
     if crop and data in datasets.DATASETS:
-        raise UsageError(f"--crop is for folders of pictures; those of {data} are whole")
+        raise UsageError(f"--crop is for folders of images; those of {data} are whole")
     out = out or Path(f"{kind}.safetensors")
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
@@ -124,4 +122,4 @@ def _finish(trainer: BaselineTrainer, out: Path, *, overwrite: bool, quiet: bool
     """Measure the network and write its file."""
     record: dict[str, Any] = trainer.record()
     trainer.save(out, record, overwrite=overwrite)
-    notice(f"wrote {out}: {record['measured']:.3f} {trainer.unit}, on {record['test_images']} test pictures", quiet=quiet)
+    notice(f"wrote {out}: {record['measured']:.3f} {trainer.unit}, on {record['test_images']} test images", quiet=quiet)

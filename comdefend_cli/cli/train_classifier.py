@@ -32,7 +32,7 @@ def train_classifier(
     ] = None,
     arch: Annotated[str, typer.Option("--arch", metavar="small|medium|resnet18|resnet50", help="small and medium are for CPUs.")] = "small",
     epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Passes over the data.")] = 8.0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Pictures a step.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Images a step.")] = 256,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, batches and augmentation.")] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
     weight_decay: Annotated[
@@ -41,17 +41,17 @@ def train_classifier(
     purify: Annotated[
         str | None,
         typer.Option(
-            "--purify", metavar="NAME|PATH", help="Learn from pictures purified with these ComDefend weights (4.4.2), and measure on such."
+            "--purify", metavar="NAME|PATH", help="Learn from images purified with these ComDefend weights (4.4.2), and measure on such."
         ),
     ] = None,
     input_noise: Annotated[
         float,
         typer.Option(
-            "--input-noise", metavar="S", help="Learn from each picture a second time with noise of up to S 8-bit levels, before --purify."
+            "--input-noise", metavar="S", help="Learn from each image a second time with noise of up to S 8-bit levels, before --purify."
         ),
     ] = 0.0,
     cutout: Annotated[
-        int, typer.Option("--cutout", min=0, help="Hide a square of so many pixels a side in each picture (DeVries and Taylor, 2017).")
+        int, typer.Option("--cutout", min=0, help="Hide a square of so many pixels a side in each image (DeVries and Taylor, 2017).")
     ] = 0,
     adversarial: Annotated[
         str | None, typer.Option("--adversarial", metavar="fgsm|bim", help="Half of each batch is attacked so (Kurakin et al., 2017).")
@@ -159,7 +159,7 @@ def _dataset(config: ClassifierConfig, data_dir: Path, purifying: object, where:
         train = datasets.ImageArray(pixels, torch.cat([train.labels, train.labels]))
     if isinstance(purifying, Weights):
         purifier = Purifier.from_weights([purifying], device=where)
-        with _counting("purifying the pictures", len(train) + len(test), quiet) as advance:
+        with _counting("purifying the images", len(train) + len(test), quiet) as advance:
             train, test = (replace(part, pixels=purify_images(purifier, part.pixels, advance)) for part in (train, test))
     return replace(dataset, train=train, test=test)
 
@@ -192,7 +192,7 @@ def _loop(trainer: ClassifierTrainer, history: list[ClassifierReport], checkpoin
             text = f"loss {report.loss:.3f}  {report.images_per_second:.0f} images/s"
             bar.update(task, completed=report.step, description=text)
             if report.accuracy is not None and not quiet:
-                err.print(f"step {report.step}/{trainer.steps}  {text}  {report.accuracy:.2f} % of test pictures right")
+                err.print(f"step {report.step}/{trainer.steps}  {text}  {report.accuracy:.2f} % of test images right")
             if report.step % every == 0 or stop:
                 save_checkpoint(checkpoint, trainer, history)
             if stop:
@@ -209,4 +209,4 @@ def _finish(trainer: ClassifierTrainer, dataset: Dataset, out: Path, *, overwrit
     accuracy = round(trainer.measure(), 2)
     record = {**trainer.training_record(), "comdefend_version": __version__, "accuracy": accuracy, "test_images": len(dataset.test)}
     save_classifier(out, trainer.model, replace(trainer.header, training=record), overwrite=overwrite)
-    notice(f"wrote {out}: {accuracy:.2f} % of {len(dataset.test)} test pictures right", quiet=quiet)
+    notice(f"wrote {out}: {accuracy:.2f} % of {len(dataset.test)} test images right", quiet=quiet)

@@ -28,7 +28,7 @@ def pixel_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None] | No
 
 
 def settings_record(settings: Settings, device: str, precision: str, backend: str) -> dict[str, Any]:
-    """How pictures were computed, for scripts."""
+    """How images were computed, for scripts."""
     return {
         "device": device,
         "precision": precision,
@@ -36,14 +36,14 @@ def settings_record(settings: Settings, device: str, precision: str, backend: st
         "tiling": settings.tiling,
         "tile": settings.tile,
         "noise_std": settings.noise_std,
-        "input_noise": settings.input_noise,  # Null: each picture's weights say it.
+        "input_noise": settings.input_noise,  # Null: each image's weights say it.
         "samples": settings.samples,
         "seed": settings.seed,
     }
 
 
 def purifier_record(purifier: Purifier, weights: Weights) -> dict[str, Any]:
-    """The same of a purifier of one picture, with the noise that its weights chose."""
+    """The same of a purifier of one image, with the noise that its weights chose."""
     from comdefend_cli.runtime.device import describe_device
 
     device = describe_device(next(purifier.parameters()).device)

@@ -1,1 +1,1 @@
-"""Pictures to train and to measure on, in their official formats or from folders."""
+"""Images to train and to measure on, in their official formats or from folders."""

@@ -1,4 +1,4 @@
-"""Training images: CIFAR-10, MNIST and Fashion-MNIST in their official files, and folders of pictures."""
+"""Training images: CIFAR-10, MNIST and Fashion-MNIST in their official files, and folders of images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from comdefend_cli.runtime.files import atomic
 from comdefend_cli.runtime.unpickle import loads
 
 DATASETS = ("cifar10", "fashion-mnist", "mnist")
-#: Side of the random crops of a folder's pictures, in pixels: as large as CIFAR-10's pictures.
+#: Side of the random crops of a folder's images, in pixels: as large as CIFAR-10's images.
 CROP = 32
 #: Called with bytes done and bytes in all (0 when the server does not say).
 DownloadProgress = Callable[[int, int], None]
@@ -79,8 +79,8 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 MAX_DOWNLOAD = 2**28
 MAX_UNPACKED = 2**29
 MAX_FILE = 2**26
-#: The pixels of a folder of pictures, which are all kept in memory.
-MAX_PICTURE_BYTES = 4 * 2**30
+#: The pixels of a folder of images, which are all kept in memory.
+MAX_IMAGE_BYTES = 4 * 2**30
 #: Seconds a server may keep silent.
 TIMEOUT = 30.0
 _CIFAR_FOLDER = "cifar-10-batches-py"
@@ -132,31 +132,31 @@ class ImageArray:
 
 @dataclass(frozen=True)
 class Crops:
-    """Random square crops of pictures of any size, all decoded in memory.
+    """Random square crops of images of any size, all decoded in memory.
 
     Attributes:
-        pictures: uint8 (C, H, W) each, H and W at least `side`.
+        images: uint8 (C, H, W) each, H and W at least `side`.
         side: of a crop, in pixels.
     """
 
-    pictures: list[Tensor]
+    images: list[Tensor]
     side: int = CROP
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def channels(self) -> int:
         """1 or 3."""
-        return int(self.pictures[0].shape[0])
+        return int(self.images[0].shape[0])
 
     def batch(self, size: int, generator: torch.Generator) -> Tensor:
-        """`size` crops at random places of random pictures, mirrored at random left to right."""
+        """`size` crops at random places of random images, mirrored at random left to right."""
         crops = []
         for index in torch.randint(len(self), (size,), generator=generator).tolist():
-            picture = self.pictures[index]
-            top, left = (int(torch.randint(n - self.side + 1, (), generator=generator)) for n in picture.shape[1:])
-            crop = picture[:, top : top + self.side, left : left + self.side]
+            image = self.images[index]
+            top, left = (int(torch.randint(n - self.side + 1, (), generator=generator)) for n in image.shape[1:])
+            crop = image[:, top : top + self.side, left : left + self.side]
             crops.append(crop.flip(2) if torch.rand((), generator=generator) < 0.5 else crop)
         return torch.stack(crops)
 
@@ -169,7 +169,7 @@ class Dataset:
         name: for the weight file's header.
         train: what the networks learn from.
         test: what PSNR is measured on, uint8 (N, C, H, W).
-        skipped: files in a folder of pictures that could not be read, or are smaller than a crop.
+        skipped: files in a folder of images that could not be read, or are smaller than a crop.
     """
 
     name: str
@@ -179,14 +179,14 @@ class Dataset:
 
 
 def load(name: str, folder: Path, *, download: bool = True, progress: DownloadProgress | None = None, crop: int = CROP) -> Dataset:
-    """A data set by name from its official files in `folder`, downloaded there if absent; or a folder of pictures.
+    """A data set by name from its official files in `folder`, downloaded there if absent; or a folder of images.
 
     Args:
-        name: one of `DATASETS`, or the path of a folder of pictures.
+        name: one of `DATASETS`, or the path of a folder of images.
         folder: where the official files are, or go; files that are there are taken as they are, without a checksum.
         download: whether absent files may be downloaded.
         progress: called while downloading.
-        crop: side of the random crops of a folder's pictures, in pixels.
+        crop: side of the random crops of a folder's images, in pixels.
 
     Raises:
         DatasetError: absent, damaged, not downloadable; the message says what to put where.
@@ -200,8 +200,8 @@ def load(name: str, folder: Path, *, download: bool = True, progress: DownloadPr
     except OSError:  # A name that no folder can have.
         is_folder = False
     if is_folder:
-        return _picture_folder(Path(name), crop)
-    raise DatasetError(f"{name}: no such data set or folder; use {', '.join(DATASETS)}, or a folder of pictures")
+        return _image_folder(Path(name), crop)
+    raise DatasetError(f"{name}: no such data set or folder; use {', '.join(DATASETS)}, or a folder of images")
 
 
 def _cifar10(folder: Path, download: bool, progress: DownloadProgress | None) -> Dataset:
@@ -316,32 +316,32 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
         raise DatasetError(f"{path}: not an IDX file: {reason(error)}; get the official one, or delete it to download it") from error
 
 
-def _picture_folder(folder: Path, crop: int) -> Dataset:
-    """Pictures below a folder as random crops; one in twenty, evenly spread, is kept for testing."""
+def _image_folder(folder: Path, crop: int) -> Dataset:
+    """Images below a folder as random crops; one in twenty, evenly spread, is kept for testing."""
     known = images.suffixes(writable=False)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-    pictures, size = [], 0
+    found, size = [], 0
     for path in paths:
-        picture = _picture(path, crop)
-        if picture is None:
+        each = _image(path, crop)
+        if each is None:
             continue
-        pictures.append(picture)
-        size += picture.numel()
-        if size > MAX_PICTURE_BYTES:
-            raise DatasetError(f"{folder}: its pictures take more than {MAX_PICTURE_BYTES >> 30} GiB of memory; use fewer or smaller ones")
-    if len(pictures) < 2:
-        raise DatasetError(f"{folder}: needs at least 2 readable pictures of {crop}x{crop} pixels or more, found {len(pictures)}")
-    skipped = len(paths) - len(pictures)
-    if any(picture.shape[0] == 3 for picture in pictures):
-        pictures = [picture.expand(3, -1, -1) for picture in pictures]
-    held_out = pictures[::20]
-    del pictures[::20]
+        found.append(each)
+        size += each.numel()
+        if size > MAX_IMAGE_BYTES:
+            raise DatasetError(f"{folder}: its images take more than {MAX_IMAGE_BYTES >> 30} GiB of memory; use fewer or smaller ones")
+    if len(found) < 2:
+        raise DatasetError(f"{folder}: needs at least 2 readable images of {crop}x{crop} pixels or more, found {len(found)}")
+    skipped = len(paths) - len(found)
+    if any(each.shape[0] == 3 for each in found):
+        found = [each.expand(3, -1, -1) for each in found]
+    held_out = found[::20]
+    del found[::20]
     test = Crops(held_out, crop).batch(max(64, len(held_out)), torch.Generator().manual_seed(0))
-    return Dataset(f"folder:{folder.name}", Crops(pictures, crop), ImageArray(test, torch.empty(0, dtype=torch.int64)), skipped)
+    return Dataset(f"folder:{folder.name}", Crops(found, crop), ImageArray(test, torch.empty(0, dtype=torch.int64)), skipped)
 
 
-def _picture(path: Path, crop: int) -> Tensor | None:
-    """A picture, uint8 (C, H, W), or None where there is none of a crop's size."""
+def _image(path: Path, crop: int) -> Tensor | None:
+    """An image, uint8 (C, H, W), or None where there is none of a crop's size."""
     try:
         pixels = images.read(path).pixels
     except ImageError:

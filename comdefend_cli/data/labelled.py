@@ -1,4 +1,4 @@
-"""Pictures with labels to evaluate on: a data set's test split, a folder a class, or a folder with labels.csv."""
+"""Images with labels to evaluate on: a data set's test split, a folder a class, or a folder with labels.csv."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CLASSES = {
     "mnist": tuple("0123456789"),
 }
 LABELS = "labels.csv"
-#: All pictures are kept in memory.
+#: All images are kept in memory.
 MAX_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures of one size with labels.
+    """Images of one size with labels.
 
     Attributes:
         name: of the data.
@@ -57,7 +57,7 @@ class Labelled:
         return digest.hexdigest()
 
     def floats(self) -> Tensor:
-        """The pictures as float32 in [0, 1]."""
+        """The images as float32 in [0, 1]."""
         return self.pixels.float().div(255)
 
     def first(self, n: int) -> Labelled:
@@ -75,7 +75,7 @@ def load(
     download: bool = True,
     progress: datasets.DownloadProgress | None = None,
 ) -> Labelled:
-    """Pictures to evaluate on, drawn by `seed`.
+    """Images to evaluate on, drawn by `seed`.
 
     Args:
         name: one of `comdefend_cli.data.datasets.DATASETS` (its test split), or a folder with `labels.csv` (columns file, class
@@ -83,16 +83,16 @@ def load(
         data_dir: where the official files of a data set are, or go.
         limit: how many at most; they are a random sample.
         seed: of the sample.
-        size: scale a folder's pictures to this on their shorter side and crop the centre; None takes them as they are.
+        size: scale a folder's images to this on their shorter side and crop the centre; None takes them as they are.
         download: fetch a data set that is absent; else that is an error.
         progress: called while downloading.
 
     Raises:
-        DatasetError: absent or damaged, or pictures of several sizes without `size`.
+        DatasetError: absent or damaged, or images of several sizes without `size`.
         UsageError: a limit or size that cannot be.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"the limit must be at least 1 picture, not {limit}")
+        raise UsageError(f"the limit must be at least 1 image, not {limit}")
     if size is not None and size < 8:
         raise UsageError(f"the size must be at least 8 pixels, not {size}")
     if name in datasets.DATASETS:
@@ -101,7 +101,7 @@ def load(
         return Labelled(name, test.pixels[chosen], test.labels[chosen], CLASSES[name])
     folder = Path(name)
     if not folder.is_dir():
-        raise DatasetError(f"{name}: no such data set or folder; use {', '.join(datasets.DATASETS)}, or a folder of pictures with labels")
+        raise DatasetError(f"{name}: no such data set or folder; use {', '.join(datasets.DATASETS)}, or a folder of images with labels")
     entries, classes = _listed(folder / LABELS) if (folder / LABELS).exists() else _by_folder(folder)
     entries = [entries[i] for i in _sample(len(entries), limit, seed).tolist()]
     return _decoded(folder, entries, classes, size)
@@ -135,7 +135,7 @@ def _listed(table: Path) -> tuple[_Entries, tuple[str, ...]]:
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise DatasetError(f"{table}: cannot read the labels: {reason(error)}; each line is: file, class index, class name") from error
     if not entries:
-        raise DatasetError(f"{table}: names no pictures; each line is: file, class index, class name")
+        raise DatasetError(f"{table}: names no images; each line is: file, class index, class name")
     top = max(label for _, label in entries)
     classes = tuple(names.get(label, str(label)) for label in range(top + 1)) if names and top < 10_000 else ()
     return entries, classes
@@ -151,7 +151,7 @@ def _by_folder(folder: Path) -> tuple[_Entries, tuple[str, ...]]:
         if path.suffix.lower() in known and path.is_file()
     ]
     if len(classes) < 2 or not entries:
-        raise DatasetError(f"{folder}: has neither {LABELS} nor one sub-folder of pictures a class")
+        raise DatasetError(f"{folder}: has neither {LABELS} nor one sub-folder of images a class")
     return entries, tuple(classes)
 
 
@@ -169,11 +169,11 @@ def _decoded(folder: Path, entries: _Entries, classes: tuple[str, ...], size: in
             raise DatasetError(f"{path}: is {array.shape[1]}x{array.shape[0]}, others are not; give one --size for all")
         total += array.size
         if total > MAX_BYTES:
-            raise DatasetError(f"{folder}: its pictures take more than {MAX_BYTES >> 30} GiB of memory; use a smaller --limit or --size")
+            raise DatasetError(f"{folder}: its images take more than {MAX_BYTES >> 30} GiB of memory; use a smaller --limit or --size")
         pixels.append(array)
         labels.append(label)
     if not pixels:
-        raise DatasetError(f"{folder}: none of its pictures can be read")
+        raise DatasetError(f"{folder}: none of its images can be read")
     channels = max(array.shape[2] for array in pixels)
     stack = np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in pixels])
     batch = torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous()
@@ -182,6 +182,6 @@ def _decoded(folder: Path, entries: _Entries, classes: tuple[str, ...], size: in
 
 def _cropped(array: np.ndarray, size: int) -> np.ndarray:
     """Scaled to `size` on the shorter side, and the centre cropped, as ImageNet's classifiers expect."""
-    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-    fitted = np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    fitted = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
     return fitted[..., None] if fitted.ndim == 2 else fitted

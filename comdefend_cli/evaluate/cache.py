@@ -21,7 +21,7 @@ def key_of(identity: dict[str, Any]) -> str:
 
 
 class Cache:
-    """Records and pictures by key. A damaged file counts as absent and is made again.
+    """Records and images by key. A damaged file counts as absent and is made again.
 
     Args:
         folder: where; made when something is put in. None keeps nothing.
@@ -47,8 +47,8 @@ class Cache:
         """Keep a JSON object."""
         self._write(f"{key}.json", json.dumps(record).encode())
 
-    def pictures(self, key: str) -> Tensor | None:
-        """A batch of pictures, or None."""
+    def images(self, key: str) -> Tensor | None:
+        """A batch of images, or None."""
         if self.folder is None:
             return None
         try:
@@ -56,9 +56,9 @@ class Cache:
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
-    def put_pictures(self, key: str, pictures: Tensor) -> None:
-        """Keep a batch of pictures."""
-        self._write(f"{key}.safetensors", save({"pictures": pictures.cpu().contiguous()}))
+    def put_images(self, key: str, images: Tensor) -> None:
+        """Keep a batch of images."""
+        self._write(f"{key}.safetensors", save({"pictures": images.cpu().contiguous()}))
 
     def _write(self, name: str, data: bytes) -> None:
         if self.folder is None:

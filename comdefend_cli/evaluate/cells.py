@@ -8,7 +8,7 @@ from typing import Any
 
 from comdefend_cli.evaluate.stats import percentages
 
-CLEAN, GREY_BOX, ADAPTIVE, BLACK_BOX = THREATS = ("clean", "grey-box", "adaptive", "black-box")
+CLEAN, GRAY_BOX, ADAPTIVE, BLACK_BOX = THREATS = ("clean", "grey-box", "adaptive", "black-box")
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class Cell:
     Attributes:
         classifier, defence: the system.
         threat: one of `THREATS`.
-        attack: its name, "" for clean pictures.
+        attack: its name, "" for clean images.
         title: the attack's name for people.
         gradient: what the attacker used in place of the purifier's gradient, or "".
-        epsilon: most L-infinity distance in 8-bit levels; None for clean pictures.
-        outcomes: whether each picture was classified right, in the order of the pictures.
+        epsilon: most L-infinity distance in 8-bit levels; None for clean images.
+        outcomes: whether each image was classified right, in the order of the images.
         seconds: that it took, the attack included where it was made for this cell.
-        settings: of the attack, and how the pictures were rounded.
-        mean_linf: mean over pictures of the L-infinity distance to the clean ones, in 8-bit levels.
-        mean_l2: mean over pictures of the Euclidean distance, pixels in [0, 1].
+        settings: of the attack, and how the images were rounded.
+        mean_linf: mean over images of the L-infinity distance to the clean ones, in 8-bit levels.
+        mean_l2: mean over images of the Euclidean distance, pixels in [0, 1].
     """
 
     classifier: str
@@ -44,12 +44,12 @@ class Cell:
 
     @property
     def n(self) -> int:
-        """Pictures."""
+        """Images."""
         return len(self.outcomes)
 
     @property
     def correct(self) -> int:
-        """Pictures classified right."""
+        """Images classified right."""
         return sum(self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,8 +79,8 @@ class GradientCheck:
 
     Attributes:
         classifier, defence, gradient: the system, and what stands for the purifier's gradient.
-        zero_share: of the pictures, from 0 to 1, the gradient is zero or not finite.
-        n: pictures.
+        zero_share: of the images, from 0 to 1, the gradient is zero or not finite.
+        n: images.
     """
 
     classifier: str

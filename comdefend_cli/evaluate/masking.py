@@ -12,11 +12,11 @@ from math import ceil
 
 from comdefend_cli.evaluate.cells import Cell, GradientCheck
 
-#: Share of pictures by which one cell must differ from another, and the least number of them, before it is a sign.
+#: Share of images by which one cell must differ from another, and the least number of them, before it is a sign.
 MARGIN_SHARE, MARGIN_LEAST = 0.05, 2
 #: Accuracy from which an attack without effect is a sign; below, there is little left to lower.
 STANDING = 0.2
-#: Share of pictures without any gradient from which it is a sign.
+#: Share of images without any gradient from which it is a sign.
 ZERO_SHARE = 0.1
 
 
@@ -41,7 +41,7 @@ def alarms(cells: Iterable[Cell], checks: Iterable[GradientCheck]) -> list[Alarm
 
     Args:
         cells: those of one evaluation; other threat models are left out of account.
-        checks: share of pictures without a gradient, by system and kind of gradient.
+        checks: share of images without a gradient, by system and kind of gradient.
     """
     found: list[Alarm] = []
     by_system: dict[tuple[str, str], list[Cell]] = {}
@@ -64,7 +64,7 @@ def _epsilons_of(cells: list[Cell]) -> list[float]:
 
 
 def _black_beats_white(adaptive: list[Cell], black: list[Cell]) -> list[tuple[str, str]]:
-    """Pictures that queries alone break while every attack with gradients fails on them."""
+    """Images that queries alone break while every attack with gradients fails on them."""
     found = []
     for cell in black:
         white = [other for other in adaptive if other.epsilon == cell.epsilon]
@@ -73,7 +73,7 @@ def _black_beats_white(adaptive: list[Cell], black: list[Cell]) -> list[tuple[st
             continue
         only = sum(not cell.outcomes[i] and all(other.outcomes[i] for other in white) for i in range(n))
         if only >= _margin(n):
-            text = f"at {cell.epsilon:g} levels {cell.title} breaks {only} of {n} pictures that no attack with gradients breaks"
+            text = f"at {cell.epsilon:g} levels {cell.title} breaks {only} of {n} images that no attack with gradients breaks"
             found.append(("black-box-beats-white-box", text))
     return found
 
@@ -94,7 +94,7 @@ def _steps(adaptive: list[Cell]) -> list[tuple[str, str]]:
         n = one[1]
         stuck = epsilon == sizes[-1] and many[0] >= one[0] and many[0] > STANDING * n
         if stuck or many[0] - one[0] >= _margin(n):
-            text = f"at {epsilon:g} levels PGD leaves {many[0]} of {n} pictures right, and FGSM in a single step {one[0]}"
+            text = f"at {epsilon:g} levels PGD leaves {many[0]} of {n} images right, and FGSM in a single step {one[0]}"
             found.append(("more-steps-do-not-hurt", text))
     return found
 
@@ -109,13 +109,13 @@ def _epsilons(adaptive: list[Cell]) -> list[tuple[str, str]]:
         n = before[1]
         stuck = large >= 2 * small and after[0] >= before[0] and after[0] > STANDING * n
         if stuck or after[0] - before[0] >= _margin(n):
-            text = f"PGD leaves {after[0]} of {n} pictures right at {large:g} levels, and {before[0]} at {small:g}"
+            text = f"PGD leaves {after[0]} of {n} images right at {large:g} levels, and {before[0]} at {small:g}"
             found.append(("larger-epsilon-does-not-hurt", text))
     return found
 
 
 def _zero_gradients(checks: Iterable[GradientCheck]) -> list[Alarm]:
-    """Systems whose best gradient is still missing for many pictures."""
+    """Systems whose best gradient is still missing for many images."""
     best: dict[tuple[str, str], GradientCheck] = {}
     for check in checks:
         key = (check.classifier, check.defence)
@@ -126,7 +126,7 @@ def _zero_gradients(checks: Iterable[GradientCheck]) -> list[Alarm]:
             check.classifier,
             check.defence,
             "zero-gradient",
-            f"the {check.gradient} gradient, the best of those tried, is zero on {check.zero_share:.0%} of {check.n} pictures",
+            f"the {check.gradient} gradient, the best of those tried, is zero on {check.zero_share:.0%} of {check.n} images",
         )
         for check in best.values()
         if check.zero_share >= ZERO_SHARE

@@ -1,6 +1,6 @@
 """The protocol: which attacks meet which systems under three threat models, never mixed up.
 
-Grey-box (the paper's): the attacker has the classifier, not the purifier; one set of adversarial pictures a classifier, which
+Grey-box (the paper's): the attacker has the classifier, not the purifier; one set of adversarial images a classifier, which
 every defence then meets. Adaptive: the attacker has both, and differentiates through the purifier in each way that it offers
 (BPDA, Athalye et al., ICML 2018), over its noise where it has some (EOT). Black-box: queries to the whole system alone.
 """
@@ -24,14 +24,14 @@ from comdefend_cli.errors import UsageError, reason
 from comdefend_cli.evaluate import attacks as library
 from comdefend_cli.evaluate.attacks import Attack
 from comdefend_cli.evaluate.cache import Cache, key_of
-from comdefend_cli.evaluate.cells import ADAPTIVE, BLACK_BOX, CLEAN, GREY_BOX, THREATS, Cell, GradientCheck, headlines
+from comdefend_cli.evaluate.cells import ADAPTIVE, BLACK_BOX, CLEAN, GRAY_BOX, THREATS, Cell, GradientCheck, headlines
 from comdefend_cli.evaluate.defences import Defence
 from comdefend_cli.evaluate.masking import Alarm, alarms
 from comdefend_cli.integrations import Defended
 
 FORMAT_VERSION = 1
 #: Attacks on the classifier alone; FGSM's single step also tells how much PGD's many gain, in the adaptive model.
-GREY_ATTACKS = ("fgsm", "bim", "mi-fgsm", "pgd", "deepfool", "cw")
+GRAY_ATTACKS = ("fgsm", "bim", "mi-fgsm", "pgd", "deepfool", "cw")
 ADAPTIVE_ATTACKS = ("fgsm", "pgd", "autoattack")
 BLACK_ATTACKS = ("square",)
 #: By what the smallest perturbations are multiplied until they outlast rounding to 8 bits.
@@ -39,9 +39,9 @@ LENGTHS = (1.0, 1.1, 1.2, 1.35, 1.5, 2.0, 3.0, 4.0, 8.0)
 SLOW_ATTACKS = ("autoattack", "square")
 #: At which these are made unless told otherwise; where it is not asked for, at the middle one that is.
 SLOW_EPSILON = 8.0
-#: Pictures that a classifier answers for before anything is measured.
+#: Images that a classifier answers for before anything is measured.
 PROBED = 8
-DEFAULT_ATTACKS = (*GREY_ATTACKS, "autoattack", *BLACK_ATTACKS)
+DEFAULT_ATTACKS = (*GRAY_ATTACKS, "autoattack", *BLACK_ATTACKS)
 #: Of "straight-through", "soft" and "identity", the first that a defence offers is what AutoAttack goes through.
 _PREFERENCE = ("straight-through", "identity", "soft")
 
@@ -55,15 +55,15 @@ class Protocol:
         epsilons: most L-infinity distances, in 8-bit levels.
         slow_epsilons: those of them at which AutoAttack and Square are made, which take far longer than the rest.
         threats: of `THREATS`; "clean" is always measured.
-        limit_adaptive: pictures that adaptive attacks are made for, the first of all.
-        limit_black_box: pictures for Square, likewise.
+        limit_adaptive: images that adaptive attacks are made for, the first of all.
+        limit_black_box: images for Square, likewise.
         steps: of PGD, for each of `restarts`.
         restarts: of PGD.
         eot: samples that a gradient is averaged over where a defence is random.
         queries: of Square.
-        float_pixels: leave adversarial pictures as they are, and do not round them to 8 bits as saved files are.
+        float_pixels: leave adversarial images as they are, and do not round them to 8 bits as saved files are.
         seed: of the attacks and random defences.
-        batch: pictures at a time.
+        batch: images at a time.
 
     Raises:
         UsageError: a value out of range.
@@ -147,12 +147,12 @@ class System:
 
 
 def fitted(classifier: Classifier, data: Labelled, device: torch.device) -> Classifier:
-    """The classifier, once it has answered for some of the pictures; a user's own network gets a fingerprint in place of a file's SHA-256.
+    """The classifier, once it has answered for some of the images; a user's own network gets a fingerprint in place of a file's SHA-256.
 
     The fingerprint is of structure, weights and the answers, since code, constants and buffers that are not saved decide them too.
 
     Raises:
-        UsageError: it fails on the pictures, or does not return logits of enough classes for them.
+        UsageError: it fails on the images, or does not return logits of enough classes for them.
     """
     shown = data.first(PROBED).floats().to(device)
     try:
@@ -160,11 +160,11 @@ def fitted(classifier: Classifier, data: Labelled, device: torch.device) -> Clas
             logits = classifier.model(shown)
     except Exception as error:  # The user's own code raises what it likes.
         wrong = f"{type(error).__name__}: {reason(error)}"
-        raise UsageError(f"{classifier.name}: fails on pictures of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
+        raise UsageError(f"{classifier.name}: fails on images of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
     classes = max(2, int(data.labels.max()) + 1)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != len(shown) or shape[1] < classes:
-        raise UsageError(f"{classifier.name}: must return logits ({len(shown)}, {classes} or more classes) for these pictures, not {shape}")
+        raise UsageError(f"{classifier.name}: must return logits ({len(shown)}, {classes} or more classes) for these images, not {shape}")
     if classifier.sha256:
         return classifier
     digest = hashlib.sha256(repr(classifier.model).encode())
@@ -175,7 +175,7 @@ def fitted(classifier: Classifier, data: Labelled, device: torch.device) -> Clas
     return replace(classifier, sha256=digest.hexdigest())
 
 
-#: Called with what is being measured, and how many pictures of how many are done.
+#: Called with what is being measured, and how many images of how many are done.
 Progress = Callable[[str, int, int], None]
 
 
@@ -185,8 +185,8 @@ class Evaluation:
 
     Args:
         protocol: its settings.
-        data: the pictures.
-        systems: in the order of the tables; classifiers in front of whose name several stand share their grey-box pictures.
+        data: the images.
+        systems: in the order of the tables; classifiers in front of whose name several stand share their grey-box images.
         cache: of finished cells.
         device: where the classifiers are.
 
@@ -195,7 +195,7 @@ class Evaluation:
         checks: gradients looked at so far.
 
     Raises:
-        UsageError: a classifier does not fit the pictures.
+        UsageError: a classifier does not fit the images.
     """
 
     protocol: Protocol
@@ -233,9 +233,9 @@ class Evaluation:
         plan: list[Callable[[], Cell]] = []
         protocol = self.protocol
         plan += [lambda s=s: self._clean(s) for s in self.systems]  # type: ignore[misc]
-        for name in protocol.chosen(GREY_ATTACKS) if GREY_BOX in protocol.threats else ():
+        for name in protocol.chosen(GRAY_ATTACKS) if GRAY_BOX in protocol.threats else ():
             for epsilon in protocol.epsilons:
-                plan += [lambda s=s, a=name, e=epsilon: self._grey_box(s, a, e) for s in self.systems]  # type: ignore[misc]
+                plan += [lambda s=s, a=name, e=epsilon: self._gray_box(s, a, e) for s in self.systems]  # type: ignore[misc]
         for system in self.systems if ADAPTIVE in protocol.threats else ():
             for name in protocol.chosen(ADAPTIVE_ATTACKS):
                 for gradient in self._gradients(system, name):
@@ -256,32 +256,32 @@ class Evaluation:
     def _clean(self, system: System) -> Cell:
         return self._cell(system, CLEAN, None, "", None, lambda: (self.data.floats(), {}))
 
-    def _grey_box(self, system: System, name: str, epsilon: float) -> Cell:
+    def _gray_box(self, system: System, name: str, epsilon: float) -> Cell:
         attack = self.protocol.make(name)
 
         def make() -> tuple[Tensor, dict[str, Any]]:
             lengths = {"lengths": LENGTHS} if self._lengthens(attack) else {}
-            return self._grey_pictures(system.classifier, attack, epsilon), lengths
+            return self._gray_images(system.classifier, attack, epsilon), lengths
 
-        return self._cell(system, GREY_BOX, attack, "", epsilon, make)
+        return self._cell(system, GRAY_BOX, attack, "", epsilon, make)
 
-    def grey_pictures(self, classifier: Classifier, name: str, epsilon: float) -> Tensor:
-        """The adversarial pictures that the grey-box cells of this classifier meet: float32 (N, C, H, W) in [0, 1]."""
-        return self._grey_pictures(classifier, self.protocol.make(name), epsilon)
+    def gray_images(self, classifier: Classifier, name: str, epsilon: float) -> Tensor:
+        """The adversarial images that the grey-box cells of this classifier meet: float32 (N, C, H, W) in [0, 1]."""
+        return self._gray_images(classifier, self.protocol.make(name), epsilon)
 
-    def _grey_pictures(self, classifier: Classifier, attack: Attack, epsilon: float) -> Tensor:
+    def _gray_images(self, classifier: Classifier, attack: Attack, epsilon: float) -> Tensor:
         # An attack that seeks the smallest perturbation needs to be run once for all epsilons.
         reach = 255.0 if attack.minimum_norm else epsilon
-        identity = {"pictures": GREY_BOX, "classifier": classifier.sha256, **self._common(attack, reach, len(self.data))}
+        identity = {"pictures": GRAY_BOX, "classifier": classifier.sha256, **self._common(attack, reach, len(self.data))}
         key = key_of(identity)
-        made = self.cache.pictures(key)
+        made = self.cache.images(key)
         if made is None:
             made = self._attack(attack, classifier.model, self.data, reach, f"{attack.title} on {classifier.name}")
             if self._lengthens(attack):
                 made = self._lengthened(classifier.model, made)
             # Bytes hold all of it where it will be rounded anyway, but not before it is brought within epsilon.
             exact = self.protocol.float_pixels or attack.minimum_norm
-            self.cache.put_pictures(key, made if exact else self._rounded(made, self.data, epsilon).mul(255).round().byte())
+            self.cache.put_images(key, made if exact else self._rounded(made, self.data, epsilon).mul(255).round().byte())
         if made.dtype == torch.uint8:
             return made.float() / 255
         return self._rounded(library.within(made, self.data.floats(), epsilon / 255), self.data, epsilon)
@@ -344,17 +344,17 @@ class Evaluation:
         n: int | None = None,
         extra: dict[str, Any] | None = None,
     ) -> Cell:
-        """The cell from the cache, or measured on the pictures that `make` makes."""
+        """The cell from the cache, or measured on the images that `make` makes."""
         n = len(self.data) if n is None else n
         identity = {"cell": threat, **system.identity, "gradient": gradient, **self._common(attack, epsilon, n), **(extra or {})}
         key = key_of(identity)
         if (kept := self.cache.record(key)) is not None:
             return Cell.from_json({**kept, "classifier": system.classifier.name, "defence": system.defence.name})
         began = time.perf_counter()
-        pictures, settings = make()
+        images, settings = make()
         rounding = "float" if self.protocol.float_pixels else "8 bits"
         data = self.data.first(n)
-        distance = (pictures - data.floats()).abs().flatten(1)
+        distance = (images - data.floats()).abs().flatten(1)
         cell = Cell(
             system.classifier.name,
             system.defence.name,
@@ -363,7 +363,7 @@ class Evaluation:
             attack.title if attack else "clean",
             gradient,
             epsilon,
-            self._outcomes(system, pictures, data.labels),
+            self._outcomes(system, images, data.labels),
             round(time.perf_counter() - began, 2),
             {**(attack.settings if attack else {}), **settings, "pixels": rounding},
             round(float(distance.amax(1).mean()) * 255, 3),
@@ -388,7 +388,7 @@ class Evaluation:
         }
 
     def _attack(self, attack: Attack, model: nn.Module, data: Labelled, epsilon: float, label: str) -> Tensor:
-        """Adversarial pictures for `model`, as the attack leaves them: float32 (N, C, H, W) in [0, 1] on the CPU."""
+        """Adversarial images for `model`, as the attack leaves them: float32 (N, C, H, W) in [0, 1] on the CPU."""
         x, y, done = data.floats().to(self.device), data.labels.to(self.device), 0
 
         def advance(count: int) -> None:
@@ -400,24 +400,24 @@ class Evaluation:
         advance(0)
         return attack.run(model, x, y, epsilon / 255, seed=self.protocol.seed, batch=self.protocol.batch, progress=advance).cpu()
 
-    def _rounded(self, pictures: Tensor, data: Labelled, epsilon: float) -> Tensor:
+    def _rounded(self, images: Tensor, data: Labelled, epsilon: float) -> Tensor:
         """The nearest 8-bit levels within epsilon, as saved files have them, unless the protocol wants floats."""
         if self.protocol.float_pixels:
-            return pictures
+            return images
         # Rounding alone could step out of the ball where epsilon is no whole number.
         clean, reach = data.pixels.float(), math.floor(epsilon)
-        levels = torch.max(torch.min((pictures * 255).round(), clean + reach), clean - reach)
+        levels = torch.max(torch.min((images * 255).round(), clean + reach), clean - reach)
         return levels.clamp(0, 255) / 255
 
     @torch.no_grad()
-    def _outcomes(self, system: System, pictures: Tensor, labels: Tensor) -> tuple[bool, ...]:
+    def _outcomes(self, system: System, images: Tensor, labels: Tensor) -> tuple[bool, ...]:
         self.seed(system)
         model = system.deployed()
         right: list[bool] = []
-        for x, y in zip(torch.split(pictures, self.protocol.batch), torch.split(labels, self.protocol.batch), strict=True):
+        for x, y in zip(torch.split(images, self.protocol.batch), torch.split(labels, self.protocol.batch), strict=True):
             right += (model(x.to(self.device)).argmax(1).cpu() == y).tolist()
             if self.progress:
-                self.progress(f"{system.classifier.name} behind {system.defence.name}", len(right), len(pictures))
+                self.progress(f"{system.classifier.name} behind {system.defence.name}", len(right), len(images))
         return tuple(right)
 
     def seed(self, system: System, stream: int = 0) -> None:

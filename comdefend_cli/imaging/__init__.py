@@ -1,1 +1,1 @@
-"""Picture files to arrays and back: orientation, alpha, colour profiles, depth, formats."""
+"""Image files to arrays and back: orientation, alpha, colour profiles, depth, formats."""

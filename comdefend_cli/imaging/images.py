@@ -1,4 +1,4 @@
-"""Files and Pillow pictures to 8-bit arrays and back: orientation, alpha, profiles, depth, safe writing."""
+"""Files and Pillow images to 8-bit arrays and back: orientation, alpha, profiles, depth, safe writing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 from comdefend_cli.errors import ImageError, UsageError, reason
 from comdefend_cli.runtime.files import atomic
 
-#: Largest picture that is decoded unless asked otherwise; a small file can claim any size.
+#: Largest image that is decoded unless asked otherwise; a small file can claim any size.
 MAX_MEGAPIXELS = 512
 #: How each format is written: best fidelity, since the purified pixels are what counts.
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -35,17 +35,17 @@ LOSSY = {
     "AVIF": "AVIF compression",
     "GIF": "a palette of 256 colours",
 }
-#: Formats that hold any picture at its own size; the others of Pillow's make icons, documents or bitmaps of it.
+#: Formats that hold any image at its own size; the others of Pillow's make icons, documents or bitmaps of it.
 WRITABLE = {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "AVIF", "PCX", "SGI"}
 #: What is decoded; not what Pillow hands to other programs (EPS to Ghostscript) or to plug-ins.
 READABLE = WRITABLE | {"DDS", "DIB", "ICNS", "ICO", "MSP", "PSD", "QOI", "SUN", "XBM", "XPM"}
 ALPHA = {"PNG", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF"}
 #: Longest side in pixels of formats that hold less than 2**31.
 MAX_SIDE = {"WEBP": 16383, "JPEG": 65500, **dict.fromkeys(("GIF", "TGA", "PCX", "SGI", "AVIF"), 65535)}
-#: Megapixels from which a picture is encoded into a file in memory: a thumbnail is done before the file is made.
+#: Megapixels from which an image is encoded into a file in memory: a thumbnail is done before the file is made.
 _FILE_MEGAPIXELS = 0.25
 _ORIENTATION = 0x0112
-#: Tags of a TIFF file that are not about the picture but about how this file holds it (TIFF 6.0, sections 8 to 22): written into
+#: Tags of a TIFF file that are not about the image but about how this file holds it (TIFF 6.0, sections 8 to 22): written into
 #: another file they would contradict it. And profile, XMP, IPTC and Photoshop blocks, which are not EXIF.
 _STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292, 293, 301),
@@ -55,8 +55,8 @@ _STRUCTURE = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded picture, turned upright.
+class Raster:
+    """A decoded image, turned upright.
 
     Attributes:
         pixels: uint8 (H, W, C), C = 1 (grey) or 3 (RGB).
@@ -76,7 +76,7 @@ class Picture:
 
     @property
     def gray(self) -> bool:
-        """Whether the picture has one channel."""
+        """Whether the image has one channel."""
         return bool(self.pixels.shape[2] == 1)
 
     @property
@@ -94,21 +94,21 @@ class Picture:
         return image
 
 
-def read(source: Path | bytes, *, name: str = "standard input", max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
+def read(source: Path | bytes, *, name: str = "standard input", max_megapixels: float = MAX_MEGAPIXELS) -> Raster:
     """Decode a file, or the bytes of one, which errors call `name`.
 
     Raises:
-        ImageError: missing, empty, truncated, not a picture, too large, or of a kind that cannot be purified.
+        ImageError: missing, empty, truncated, not an image, too large, or of a kind that cannot be purified.
     """
     name = name if isinstance(source, bytes) else str(source)
     try:
         if isinstance(source, Path) and source.is_dir():
-            raise ImageError(f"{name}: is a folder; name a picture in it, or use comdefend purify-dir")
+            raise ImageError(f"{name}: is a folder; name an image in it, or use comdefend purify-dir")
         if isinstance(source, Path) and (source.is_char_device() or source.is_block_device()):
             raise ImageError(f"{name}: is a device, which may have no end; name a file, or - for standard input")
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        raise ImageError(f"{name}: cannot read: {reason(error)}; name a picture that is there and that you may read") from error
+        raise ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
     if not data:
         raise ImageError(f"{name}: is empty; nothing to purify")
     with _decoding(name), Image.open(io.BytesIO(data), formats=readable()) as image:
@@ -123,11 +123,11 @@ def read(source: Path | bytes, *, name: str = "standard input", max_megapixels: 
 
 @contextmanager
 def header(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
-    """A picture file that is open and not decoded yet; errors as of :func:`read`."""
+    """An image file that is open and not decoded yet; errors as of :func:`read`."""
     try:
         file = path.open("rb")
     except OSError as error:
-        raise ImageError(f"{path}: cannot read: {reason(error)}; name a picture that is there and that you may read") from error
+        raise ImageError(f"{path}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
     with file, _decoding(str(path)), Image.open(file, formats=readable()) as image:
         _refuse_size(str(path), image, max_megapixels)
         yield image
@@ -154,11 +154,11 @@ def _decoding(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: over Pillow's limit: {reason(error)}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture, or of an unknown format; use PNG, JPEG, WebP, TIFF, BMP, GIF or PPM") from error
+        raise ImageError(f"{name}: not an image, or of an unknown format; use PNG, JPEG, WebP, TIFF, BMP, GIF or PPM") from error
     except MemoryError as error:
         raise ImageError(f"{name}: too large for this machine's memory") from error
     except Exception as error:  # Pillow's decoders raise whatever their parsing meets.
-        raise ImageError(f"{name}: damaged or truncated picture: {reason(error)}; get a whole copy") from error
+        raise ImageError(f"{name}: damaged or truncated image: {reason(error)}; get a whole copy") from error
 
 
 def trust_own_limit() -> None:
@@ -169,11 +169,11 @@ def trust_own_limit() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
-def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Picture:
-    """A Pillow picture of any mode as 8-bit grey or RGB with alpha.
+def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Raster:
+    """A Pillow image of any mode as 8-bit grey or RGB with alpha.
 
     Args:
-        image: the picture; its EXIF orientation is applied.
+        image: the image; its EXIF orientation is applied.
         deep: bits a sample of the file it came from, to say so when they do not survive.
         gray: whether its colours are known to be greys, whatever the mode.
 
@@ -206,13 +206,13 @@ def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Pic
     if icc and icc[16:20] != (b"GRAY" if gray else b"RGB "):
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
-    return Picture(pixels[..., None] if gray else pixels, alpha, icc, block, source, notices)
+    return Raster(pixels[..., None] if gray else pixels, alpha, icc, block, source, notices)
 
 
 def exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, bool]:
-    """The EXIF block without orientation and what describes the file only, or None; and whether the picture must be turned."""
+    """The EXIF block without orientation and what describes the file only, or None; and whether the image must be turned."""
     try:
-        # The picture's own, which is left as it was. A PNG's own method would decode it to look behind its pixels; read ones are decoded.
+        # The image's own, which is left as it was. A PNG's own method would decode it to look behind its pixels; read ones are decoded.
         tags = Image.Image.getexif(image)
         orientation = tags.get(_ORIENTATION, 1)
         apart = {tag: tags[tag] for tag in (_STRUCTURE | {_ORIENTATION}) & tags.keys()}
@@ -228,7 +228,7 @@ def exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, bool]:
 
 
 def _gray_palette(image: Image.Image) -> bool:
-    """Whether a palette picture uses greys only, so that it is purified as grey."""
+    """Whether a palette image uses greys only, so that it is purified as grey."""
     if image.mode not in ("P", "PA"):
         return False
     colors = np.zeros((256, 3), np.uint8)
@@ -239,13 +239,13 @@ def _gray_palette(image: Image.Image) -> bool:
 
 
 def _eight_bits(image: Image.Image, notices: list[str]) -> Image.Image:
-    """A grey picture of 16 or 32 bits as 8 bits, rounded to the nearest level."""
+    """A grey image of 16 or 32 bits as 8 bits, rounded to the nearest level."""
     values = np.array(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     full = 1.0 if image.mode == "F" else 65535.0
     if low < 0 or high > full or math.isnan(low + high):
         raise ImageError(
-            f"a {image.mode} picture with values from {low:g} to {high:g} has no known range; save it with 8 or 16 bits a sample"
+            f"a {image.mode} image with values from {low:g} to {high:g} has no known range; save it with 8 or 16 bits a sample"
         )
     notices.append("16-bit samples are reduced to 8 bits, rounded" if full > 1 else "float samples are reduced to 8 bits, rounded")
     return Image.fromarray(np.floor(values * (255 / full) + 0.5).astype(np.uint8))
@@ -300,15 +300,15 @@ def format_of(path: Path) -> str:
     """
     name = suffixes(writable=True).get(path.suffix.lower())
     if name is None:
-        raise UsageError(f"{path}: cannot write a picture with the ending {path.suffix!r}; use .png, .jpg, .webp, .tiff or .bmp")
+        raise UsageError(f"{path}: cannot write an image with the ending {path.suffix!r}; use .png, .jpg, .webp, .tiff or .bmp")
     return name
 
 
-def refuse_misfit(picture: Picture, format_name: str) -> None:
-    """Raise :class:`ImageError` when a format has no place for a picture's alpha or size."""
-    if picture.alpha is not None and format_name not in ALPHA:
-        raise ImageError(f"{format_name} has no transparency, which this picture has; write .png, .webp or .tiff")
-    refuse_size(format_name, *picture.pixels.shape[:2])
+def refuse_misfit(image: Raster, format_name: str) -> None:
+    """Raise :class:`ImageError` when a format has no place for an image's alpha or size."""
+    if image.alpha is not None and format_name not in ALPHA:
+        raise ImageError(f"{format_name} has no transparency, which this image has; write .png, .webp or .tiff")
+    refuse_size(format_name, *image.pixels.shape[:2])
 
 
 def refuse_size(format_name: str, height: int, width: int) -> None:
@@ -317,51 +317,51 @@ def refuse_size(format_name: str, height: int, width: int) -> None:
         raise ImageError(f"{format_name} holds at most {MAX_SIDE[format_name]} pixels a side, not {width}x{height}; write .png or .tiff")
 
 
-def encode(picture: Picture, format_name: str, *, quality: int | None = None, strip: bool = False) -> bytes:
-    """The bytes of a picture file.
+def encode(raster: Raster, format_name: str, *, quality: int | None = None, strip: bool = False) -> bytes:
+    """The bytes of an image file.
 
     Args:
-        picture: what to write.
+        raster: what to write.
         format_name: as Pillow names it.
         quality: 1 to 100 for lossy formats, 95 by default.
         strip: leave ICC profile and EXIF out.
 
     Raises:
-        ImageError: the format has no place for this picture (its alpha, its size).
+        ImageError: the format has no place for this image (its alpha, its size).
     """
-    refuse_misfit(picture, format_name)
+    refuse_misfit(raster, format_name)
     options = dict(SAVE_OPTIONS.get(format_name, {}))
     if quality is not None and format_name in ("JPEG", "AVIF"):
         options["quality"] = quality
-    image = picture.to_pillow()
+    image = raster.to_pillow()
     image.info.clear()
     if not strip:
-        options |= {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value}
+        options |= {key: value for key, value in (("icc_profile", raster.icc), ("exif", raster.exif)) if value}
     try:
-        with _buffer(picture.megapixels) as buffer:
+        with _buffer(raster.megapixels) as buffer:
             image.save(buffer, format_name, **options)
             buffer.seek(0)
             return buffer.read()
     except (OSError, ValueError, KeyError, struct.error, OverflowError) as error:
-        raise ImageError(f"cannot write this picture as {format_name}: {reason(error)}; write .png instead") from error
+        raise ImageError(f"cannot write this image as {format_name}: {reason(error)}; write .png instead") from error
 
 
 def _buffer(megapixels: float) -> BinaryIO:
-    """Where a picture is encoded. While Pillow encodes a JPEG into a file, as this is on Linux, other threads go on; into bytes, none."""
+    """Where an image is encoded. While Pillow encodes a JPEG into a file, as this is on Linux, other threads go on; into bytes, none."""
     if megapixels < _FILE_MEGAPIXELS or not hasattr(os, "memfd_create"):
         return io.BytesIO()
-    return os.fdopen(os.memfd_create("picture", os.MFD_CLOEXEC), "w+b")
+    return os.fdopen(os.memfd_create("image", os.MFD_CLOEXEC), "w+b")
 
 
-def write(path: Path, picture: Picture, *, quality: int | None = None, strip: bool = False, overwrite: bool = False) -> None:
-    """Write a picture by its ending, whole or not at all.
+def write(path: Path, image: Raster, *, quality: int | None = None, strip: bool = False, overwrite: bool = False) -> None:
+    """Write an image by its ending, whole or not at all.
 
     Raises:
         UsageError: the file exists and `overwrite` is false, or its ending is unknown.
         ComdefendError: it cannot be written.
     """
     try:
-        data = encode(picture, format_of(path), quality=quality, strip=strip)
+        data = encode(image, format_of(path), quality=quality, strip=strip)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
     with atomic(path, overwrite=overwrite) as file:

@@ -1,11 +1,11 @@
-"""Pictures of what ComDefend does: input, code, output and their difference."""
+"""Images of what ComDefend does: input, code, output and their difference."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from comdefend_cli.imaging.images import Picture
+from comdefend_cli.imaging.images import Raster
 from comdefend_cli.inference.purifier import Purifier
 
 #: How many times differences are amplified, around middle grey.
@@ -14,7 +14,7 @@ GAP = 4
 
 
 def code_image(code: np.ndarray, channels: int) -> np.ndarray:
-    """The code as a picture: its bits dealt to the channels in order, as digits of a binary number.
+    """The code as an image: its bits dealt to the channels in order, as digits of a binary number.
 
     Args:
         code: zeros and ones, uint8 (H, W, bits).
@@ -37,13 +37,13 @@ def amplified(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def comparison_width(width: int) -> int:
-    """Pixels from left to right of the comparison of a picture that is so wide."""
+    """Pixels from left to right of the comparison of an image that is so wide."""
     return 4 * width + 3 * GAP
 
 
-def comparison(purifier: Purifier, before: np.ndarray, after: np.ndarray) -> Picture:
+def comparison(purifier: Purifier, before: np.ndarray, after: np.ndarray) -> Raster:
     """Input, code, output and amplified difference side by side; uint8 (H, W, C) each."""
     code = purifier.code(torch.from_numpy(before).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     gap = np.full((before.shape[0], GAP, before.shape[2]), 255, np.uint8)
     parts = [before, gap, code_image(code, before.shape[2]), gap, after, gap, amplified(before, after)]
-    return Picture(np.concatenate(parts, axis=1))
+    return Raster(np.concatenate(parts, axis=1))

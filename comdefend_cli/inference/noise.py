@@ -12,7 +12,7 @@ from comdefend_cli.inference.windows import Batch
 
 #: Side of the squares that noise is drawn in.
 BLOCK = 64
-#: Pixels after which it repeats, down and across: what is drawn once serves pictures of any size.
+#: Pixels after which it repeats, down and across: what is drawn once serves images of any size.
 PERIOD = 16 * BLOCK
 
 
@@ -23,9 +23,9 @@ def batch_noise(batch: Batch, channels: int, seed: int, top: int, device: torch.
         batch: the windows.
         channels: of the noise.
         seed: 0 or more.
-        top: the row of the picture that the windows' rows are counted from.
+        top: the row of the image that the windows' rows are counted from.
         device: where it is wanted.
-        own: whether each picture of the batch has noise of its own. Otherwise it is drawn once for each place, and where all windows
+        own: whether each image of the batch has noise of its own. Otherwise it is drawn once for each place, and where all windows
             lie in one place, N is 1.
     """
     drawn: dict[tuple[int, int, int], Tensor] = {}
@@ -42,7 +42,7 @@ def batch_noise(batch: Batch, channels: int, seed: int, top: int, device: torch.
 
 
 def window_noise(seed: int, channels: int, rows: slice, columns: slice) -> Tensor:
-    """Standard normal noise for one window of a picture, (channels, rows, columns), float32, on the CPU."""
+    """Standard normal noise for one window of an image, (channels, rows, columns), float32, on the CPU."""
     out = np.empty((channels, rows.stop - rows.start, columns.stop - columns.start), np.float32)
     for y in range(rows.start // BLOCK, (rows.stop - 1) // BLOCK + 1):
         for x in range(columns.start // BLOCK, (columns.stop - 1) // BLOCK + 1):

@@ -1,4 +1,4 @@
-"""`Purifier`: a picture, an array or a tensor in, the same kind out, at any size, in bounded memory."""
+"""`Purifier`: an image, an array or a tensor in, the same kind out, at any size, in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from comdefend_cli.runtime.device import dtype_name, resolve_device, resolve_pre
 if TYPE_CHECKING:
     from PIL import Image
 
-    Picture = TypeVar("Picture", Tensor, np.ndarray, Image.Image)
+    ImageT = TypeVar("ImageT", Tensor, np.ndarray, Image.Image)
 
 Tiling = Literal["exact", "paper"]
 #: Called with the number of pixels done since the last call; a negative one where memory ran out and they are done again.
@@ -36,7 +36,7 @@ Progress = Callable[[int], None]
 #: ITU-R BT.601 luma, as Pillow turns colour into grey.
 LUMA = (0.299, 0.587, 0.114)
 #: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
-#: at 512 a side 15 % more pixels than the picture has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
+#: at 512 a side 15 % more pixels than the image has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
 #: memory is little more than its pixels; not so where gradients are wanted. Batches of so many pixels are OpenVINO's on a CPU;
 #: PyTorch's are no larger than bands.
 DEFAULT_TILE = {"cpu": 2048, "cuda": 1024, "mps": 512}
@@ -49,19 +49,19 @@ _INPUT, _LOGITS = 1, 2
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are purified; everything here but `tile` changes the result.
+    """How images are purified; everything here but `tile` changes the result.
 
     Attributes:
         tiling: "exact" for the whole-image result, "paper" for independent 32x32 patches.
         tile: side of a tile in pixels, or None for the device's default.
         noise_std: standard deviation of Gaussian noise on the logits; the authors' release uses 1, 0 is none.
-        seed: of the noise, which depends on it and on a pixel's place alone: each picture, of a batch too, and each call has the same.
-        noise_per_picture: give each picture of a batch noise of its own, by its place in the batch.
+        seed: of the noise, which depends on it and on a pixel's place alone: each image, of a batch too, and each call has the same.
+        noise_per_image: give each image of a batch noise of its own, by its place in the batch.
         gradient: what `backward` sees at the rounding, see :func:`comdefend_cli.network.model.binarize`.
-        input_noise: standard deviation of Gaussian noise on the picture, in 8-bit levels, which drowns an attack before weights that
-            were trained to remove noise rebuild the picture (denoised smoothing, Salman et al., NeurIPS 2020). 0 is none, None
+        input_noise: standard deviation of Gaussian noise on the image, in 8-bit levels, which drowns an attack before weights that
+            were trained to remove noise rebuild the image (denoised smoothing, Salman et al., NeurIPS 2020). 0 is none, None
             what the weights are made for, as their file says.
-        samples: pictures rebuilt from as many draws of the noise; their mean is the result. Networks without noise rebuild one.
+        samples: images rebuilt from as many draws of the noise; their mean is the result. Networks without noise rebuild one.
 
     Raises:
         UsageError: a value out of range.
@@ -71,7 +71,7 @@ class Settings:
     tile: int | None = None
     noise_std: float = 0.0
     seed: int = 0
-    noise_per_picture: bool = False
+    noise_per_image: bool = False
     gradient: Gradient = "straight-through"
     input_noise: float | None = None
     samples: int = 1
@@ -87,7 +87,7 @@ class Settings:
         if self.samples < 1:
             raise UsageError(f"there must be at least one sample, not {self.samples}")
         if self.samples > 1 and self.input_noise == 0 == self.noise_std:
-            raise UsageError("several samples need noise: without it all of them are the same picture")
+            raise UsageError("several samples need noise: without it all of them are the same image")
         if self.seed < 0:
             raise UsageError(f"a seed must be 0 or more, not {self.seed}")
         if self.gradient not in GRADIENTS:
@@ -95,12 +95,12 @@ class Settings:
 
     @property
     def random(self) -> bool:
-        """Whether noise is asked for; the weights' own, which is the same for every picture and call, is a part of the purifier."""
+        """Whether noise is asked for; the weights' own, which is the same for every image and call, is a part of the purifier."""
         return self.noise_std > 0 or (self.input_noise or 0) > 0
 
 
 class Purifier(nn.Module):
-    """Purifies pictures with ComDefend; `nn.Sequential(purifier, classifier)` defends a classifier.
+    """Purifies images with ComDefend; `nn.Sequential(purifier, classifier)` defends a classifier.
 
     Args:
         color: networks for three channels, or None.
@@ -110,20 +110,20 @@ class Purifier(nn.Module):
     Raises:
         UsageError: no networks at all; several samples where there is no noise.
 
-    Without networks for grey, a grey picture goes through the colour ones, repeated, and its
-    luma comes back; without networks for colour, a colour picture is an error.
+    Without networks for grey, a grey image goes through the colour ones, repeated, and its
+    luma comes back; without networks for colour, a colour image is an error.
     The networks' device and dtype are where and in what is computed; `.to(...)` moves them.
     """
 
     def __init__(self, color: ComDefend | None, gray: ComDefend | None = None, settings: Settings | None = None) -> None:
         super().__init__()
         if color is None and gray is None:
-            raise UsageError("a purifier needs networks for colour or for grey pictures")
+            raise UsageError("a purifier needs networks for colour or for grey images")
         self.color = color
         self.gray = gray
         self.settings = settings or Settings()
         if self.settings.samples > 1 and not self.settings.noise_std and not any(map(self.input_noise, (1, 3))):
-            raise UsageError("several samples need noise, and these weights have none of their own: give some on the picture or its code")
+            raise UsageError("several samples need noise, and these weights have none of their own: give some on the image or its code")
         #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch. They go
         #: where the module is moved to a GPU or is given other weights; Triton's with any move.
         self.engines: dict[int, Engine] = {}
@@ -210,12 +210,12 @@ class Purifier(nn.Module):
         """ "bfloat16", or "int8 with openvino": for people, and for telling results apart."""
         return described(self.precision, self.backend)
 
-    def forward(self, image: Picture) -> Picture:
+    def forward(self, image: ImageT) -> ImageT:
         """Purify.
 
         Args:
             image: a float tensor (N, C, H, W) in [0, 1] on any device, with C = 1 or 3; a uint8 tensor of that
-                shape; a uint8 array (H, W), (H, W, C) or (N, H, W, C); or a Pillow picture of any mode
+                shape; a uint8 array (H, W), (H, W, C) or (N, H, W, C); or a Pillow image of any mode
                 (alpha is kept untouched, other modes come back as RGB or L).
 
         Returns:
@@ -224,7 +224,7 @@ class Purifier(nn.Module):
 
         Raises:
             TypeError, ValueError: an input of another kind, shape or dtype.
-            UsageError: a colour picture and networks for grey ones only; a gradient, or noise on the code, without PyTorch's backend.
+            UsageError: a colour image and networks for grey ones only; a gradient, or noise on the code, without PyTorch's backend.
         """
         if isinstance(image, Tensor):
             return self.purify(image)
@@ -232,16 +232,16 @@ class Purifier(nn.Module):
             return _through_tensor(image, self.purify)
         from comdefend_cli.imaging import images
 
-        picture = images.from_pillow(image)
-        return replace(picture, pixels=self(picture.pixels)).to_pillow()
+        raster = images.from_pillow(image)
+        return replace(raster, pixels=self(raster.pixels)).to_pillow()
 
     def purify(self, x: Tensor, progress: Progress | None = None, top: int = 0) -> Tensor:
         """:meth:`forward` for tensors, which also tells how far it is.
 
         Args:
             x: (N, C, H, W), float in [0, 1] or uint8.
-            progress: called after each batch, of a large picture after each band of rows, with the number of pixels done since.
-            top: the row of the picture that x begins with, where x is a strip of it: noise belongs to places.
+            progress: called after each batch, of a large image after each band of rows, with the number of pixels done since.
+            top: the row of the image that x begins with, where x is a strip of it: noise belongs to places.
         """
         route = self._route(x)
         samples = self.settings.samples if self.settings.noise_std or self.input_noise(route.model.architecture.channels) else 1
@@ -273,7 +273,7 @@ class Purifier(nn.Module):
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
-        """The code of zeros and ones that the picture is rebuilt from (section 3.5); of several samples, the first one's.
+        """The code of zeros and ones that the image is rebuilt from (section 3.5); of several samples, the first one's.
 
         Args:
             x: (N, C, H, W), float in [0, 1] or uint8.
@@ -307,7 +307,7 @@ class Purifier(nn.Module):
         if x.shape[1] == 1 and self.gray is not None:
             return _Route(self.gray, self.engines.get(1))
         if self.color is None:
-            raise UsageError("these weights are for grey pictures: give weights for colour, or turn the picture grey")
+            raise UsageError("these weights are for grey images: give weights for colour, or turn the image grey")
         engine = self.engines.get(3)
         return _Route(self.color, engine) if x.shape[1] == 3 else _Route(self.color, engine, _repeat, _luma)
 
@@ -376,12 +376,12 @@ class Purifier(nn.Module):
         return asked if asked is not None else model.input_noise if model is not None else 0.0
 
     def _noisy(self, windows: Tensor, batch: Batch, model: ComDefend, sample: int = 0, top: int = 0) -> Tensor:
-        """The windows with noise of the picture's place on them, clipped to [0, 1] as in training."""
+        """The windows with noise of the image's place on them, clipped to [0, 1] as in training."""
         std = self.input_noise(model.architecture.channels)
         if std == 0:
             return windows
         seed = mixed_seed(self.settings.seed, sample, _INPUT)
-        noise = batch_noise(batch, windows.shape[1], seed, top, windows.device, own=self.settings.noise_per_picture)
+        noise = batch_noise(batch, windows.shape[1], seed, top, windows.device, own=self.settings.noise_per_image)
         return torch.add(windows, noise, alpha=std / 255).clamp_(0, 1)
 
     def _logit_noise(self, batch: Batch, model: ComDefend, sample: int = 0, top: int = 0) -> Tensor | None:
@@ -389,7 +389,7 @@ class Purifier(nn.Module):
             return None
         seed = mixed_seed(self.settings.seed, sample, _LOGITS) if sample else self.settings.seed
         device = next(model.parameters()).device
-        return batch_noise(batch, model.architecture.bits, seed, top, device, own=self.settings.noise_per_picture) * self.settings.noise_std
+        return batch_noise(batch, model.architecture.bits, seed, top, device, own=self.settings.noise_per_image) * self.settings.noise_std
 
 
 def _forget_engines(purifier: Purifier, keys: object) -> None:

@@ -1,8 +1,8 @@
-"""The grid that lets a picture of any size through the network in bounded memory.
+"""The grid that lets an image of any size through the network in bounded memory.
 
 An output pixel depends on the input up to `RADIUS` (18) pixels away. So a tile is computed
 from a window that reaches 18 pixels further on every side, and only its core is kept. At
-the picture's own border the window stops with the picture, where the network's zero
+the image's own border the window stops with the image, where the network's zero
 padding is what the whole-image computation has too: the result is the whole-image result.
 """
 
@@ -19,7 +19,7 @@ PATCH = 32
 
 @dataclass(frozen=True)
 class Span:
-    """One tile along one axis: where its window and its core start and stop, in picture pixels."""
+    """One tile along one axis: where its window and its core start and stop, in image pixels."""
 
     window: slice
     core: slice
@@ -32,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile: its spans down and across the picture."""
+    """A tile: its spans down and across the image."""
 
     rows: Span
     columns: Span

@@ -1,4 +1,4 @@
-"""Windows of pictures on their way to the networks and back: batches of one shape, stacked, counted."""
+"""Windows of images on their way to the networks and back: batches of one shape, stacked, counted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from comdefend_cli.inference.tiles import Tile
 
-#: Windows of one shape, each with the index of its picture.
+#: Windows of one shape, each with the index of its image.
 Batch = list[tuple[int, Tile]]
 #: Batches that a device has still to compute when the next one is given to it.
 IN_FLIGHT = {"cpu": 0, "cuda": 1, "mps": 0}
 
 
 def batches(grid: list[Tile], count: int, pixels: int) -> Iterator[Batch]:
-    """Windows of one shape at a time over all pictures, at most `pixels` together but at least one."""
+    """Windows of one shape at a time over all images, at most `pixels` together but at least one."""
     by_shape: dict[tuple[int, int], Batch] = {}
     for index in range(count):
         for tile in grid:
@@ -40,7 +40,7 @@ def stacked(x: Tensor, batch: Batch, device: torch.device) -> Tensor:
 
 def joined(x: Tensor, batch: Batch) -> Tensor:
     """The windows of a batch (N, C, H, W), their channels last where they are so in x: to turn them round takes three times as long."""
-    if run := _whole_pictures(x, batch):
+    if run := _whole_images(x, batch):
         return x[run]
     windows = [x[index, :, tile.rows.window, tile.columns.window] for index, tile in batch]
     if x.stride(1) != 1:
@@ -50,15 +50,15 @@ def joined(x: Tensor, batch: Batch) -> Tensor:
 
 def filled(out: Tensor, batch: Batch, result: Tensor) -> None:
     """Put the cores of a batch's windows, which the networks made `result` of, into their places."""
-    if run := _whole_pictures(out, batch):
+    if run := _whole_images(out, batch):
         out[run] = result
         return
     for (index, tile), window in zip(batch, result, strict=True):
         out[index, :, tile.rows.core, tile.columns.core] = window[:, tile.rows.inner, tile.columns.inner]
 
 
-def _whole_pictures(x: Tensor, batch: Batch) -> slice | None:
-    """Which pictures a batch has where each window is a whole one: thousands of thumbnails are not copied one by one."""
+def _whole_images(x: Tensor, batch: Batch) -> slice | None:
+    """Which images a batch has where each window is a whole one: thousands of thumbnails are not copied one by one."""
     (first, tile), (last, _) = batch[0], batch[-1]
     cores = tile.rows.core, tile.columns.core
     return slice(first, last + 1) if all(core == slice(0, side) for core, side in zip(cores, x.shape[2:], strict=True)) else None

@@ -18,7 +18,7 @@ class ComDefendPreprocessor(_preprocessor.PreprocessorPyTorch):  # type: ignore[
     """For `preprocessing_defences` of an ART estimator: `PyTorchClassifier(..., preprocessing_defences=[ComDefendPreprocessor(purifier)])`.
 
     ART differentiates through `forward` when all preprocessors are PyTorch ones (`estimate_forward` is for the others), so
-    the gradient that was chosen is the one of `forward`. Put this preprocessor before ART's standardisation, which ART
+    the gradient that was chosen is the one of `forward`. Put this preprocessor before ART's standardization, which ART
     does by itself with `preprocessing=(mean, std)`.
 
     Args:
@@ -27,12 +27,12 @@ class ComDefendPreprocessor(_preprocessor.PreprocessorPyTorch):  # type: ignore[
         clip_values: the estimator's: the smallest and largest value of a pixel, two numbers.
         gradient: as in :class:`comdefend_cli.integrations.Defended`, where also the seeds of a noisy purifier are told.
         channels_first: the estimator's: (N, C, H, W) if true, (N, H, W, C) if not.
-        batch_size: pictures purified at a time.
-        apply_fit: purify training pictures too (the paper's section 4.4.2).
+        batch_size: images purified at a time.
+        apply_fit: purify training images too (the paper's section 4.4.2).
         apply_predict: purify in prediction and attacks.
 
     Raises:
-        UsageError: an unknown gradient, clip values that are no range, or less than one picture a batch.
+        UsageError: an unknown gradient, clip values that are no range, or less than one image a batch.
     """
 
     params = ["clip_values", "channels_first", "batch_size"]  # noqa: RUF012 - as ART declares it.
@@ -71,12 +71,12 @@ class ComDefendPreprocessor(_preprocessor.PreprocessorPyTorch):  # type: ignore[
             UsageError: the channels are not where `channels_first` says.
         """
         if not x.is_floating_point():
-            raise TypeError(f"expected floating-point pictures within clip_values, not {x.dtype}: use x.astype('float32')")
+            raise TypeError(f"expected floating-point images within clip_values, not {x.dtype}: use x.astype('float32')")
         self._check_channels(x)
         low, high = self.clip_values
         scaled = (x - low) / (high - low)
-        pictures = scaled if self.channels_first else scaled.permute(0, 3, 1, 2)
-        purified = torch.cat([self.defended(part) for part in torch.split(pictures, self.batch_size)])
+        images = scaled if self.channels_first else scaled.permute(0, 3, 1, 2)
+        purified = torch.cat([self.defended(part) for part in torch.split(images, self.batch_size)])
         return (purified if self.channels_first else purified.permute(0, 2, 3, 1)) * (high - low) + low, y
 
     def seed(self, seed: int) -> None:
@@ -98,11 +98,11 @@ class ComDefendPreprocessor(_preprocessor.PreprocessorPyTorch):  # type: ignore[
         if not low < high:
             raise UsageError(f"clip_values must be the smallest and the largest value of a pixel, not {self.clip_values}")
         if self.batch_size < 1:
-            raise UsageError(f"there must be at least one picture a batch, not {self.batch_size}")
+            raise UsageError(f"there must be at least one image a batch, not {self.batch_size}")
 
     def _check_channels(self, x: Tensor) -> None:
         if x.ndim != 4:
-            raise UsageError(f"expected pictures in four dimensions, not {tuple(x.shape)}")
+            raise UsageError(f"expected images in four dimensions, not {tuple(x.shape)}")
         named, other = (x.shape[1], x.shape[3]) if self.channels_first else (x.shape[3], x.shape[1])
         if named not in (1, 3) and other in (1, 3):
             raise UsageError(f"{tuple(x.shape)} has its channels elsewhere: give channels_first={not self.channels_first}")

@@ -1,4 +1,4 @@
-"""`Defended`: purifier, normalisation and classifier as one `nn.Module` with a gradient, as attack libraries take it."""
+"""`Defended`: purifier, normalization and classifier as one `nn.Module` with a gradient, as attack libraries take it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers.networks import Normalise, Numbers
+from comdefend_cli.classifiers.networks import Normalize, Numbers
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.noise import mixed_seed
 from comdefend_cli.inference.purifier import Purifier
@@ -23,7 +23,7 @@ _Transform = Callable[[Tensor], Tensor]
 
 
 class Defended(nn.Module):
-    """A classifier behind a purifier: `classifier(normalise(purifier(x)))`, whose input gradient is chosen.
+    """A classifier behind a purifier: `classifier(normalize(purifier(x)))`, whose input gradient is chosen.
 
     The forward values are the same for every gradient; what differs is what an attacker who differentiates sees.
 
@@ -32,32 +32,32 @@ class Defended(nn.Module):
             [0, 1] to the same (another size is fine but for "identity"). Its weights are shared, not copied. What this
             object must change in a `Purifier` (gradient, seed) it changes in a shallow copy of it and of what holds it,
             `Defended.purifier`; the one given keeps its settings, and later changes to them are not seen here.
-        classifier: from what `normalise` returns to logits (N, classes).
-        normalise: between the two: a callable on (N, C, H, W), or (mean, std), each one number or one a channel, for
+        classifier: from what `normalize` returns to logits (N, classes).
+        normalize: between the two: a callable on (N, C, H, W), or (mean, std), each one number or one a channel, for
             `(x - mean) / std`; None for nothing.
         gradient: of the purifier:
             "straight-through" passes the gradient unchanged through the rounding of the code, and through both networks
             (Bengio et al., 2013); "soft" multiplies it by the sigmoid's slope at the rounding. A purifier that is not
             ComDefend's keeps its own gradient with both.
-            "identity" is the classifier's gradient at the purified picture (BPDA, Athalye et al., ICML 2018, section 4.1),
+            "identity" is the classifier's gradient at the purified image (BPDA, Athalye et al., ICML 2018, section 4.1),
             for any purifier.
             "none" is zero: what a defence looks like that hides its gradient. It makes nothing safer.
         votes: with more than 1, the mean of the softmax over that many purifications, each with noise of its own; the
             gradient goes through all of them.
 
-    A `Purifier` with noise gives one place in the picture the same noise in every call and every picture, as long as its
+    A `Purifier` with noise gives one place in the image the same noise in every call and every image, as long as its
     `settings.seed` is the same. So this object takes a new seed at each vote of each call, from its own count of draws, which
-    begins at the purifier's seed and which :meth:`seed` restarts; and each picture of a batch has noise of its own.
+    begins at the purifier's seed and which :meth:`seed` restarts; and each image of a batch has noise of its own.
 
     Raises:
-        UsageError: an unknown gradient, less than one vote, or numbers that cannot normalise.
+        UsageError: an unknown gradient, less than one vote, or numbers that cannot normalize.
     """
 
     def __init__(
         self,
         purifier: nn.Module,
         classifier: nn.Module,
-        normalise: _Transform | tuple[Numbers, Numbers] | None = None,
+        normalize: _Transform | tuple[Numbers, Numbers] | None = None,
         gradient: DefendedGradient = "straight-through",
         votes: int = 1,
     ) -> None:
@@ -67,7 +67,7 @@ class Defended(nn.Module):
         if votes < 1:
             raise UsageError(f"there must be at least one vote, not {votes}")
         self.purifier = _twin(purifier, gradient)
-        self.normalise = _normaliser(normalise)
+        self.normalize = _normalizer(normalize)
         self.classifier = classifier
         self.gradient = gradient
         self.votes = votes
@@ -86,7 +86,7 @@ class Defended(nn.Module):
         Raises:
             TypeError: x is not floating point.
             UsageError: the purifier has no gradient of its own though one is wanted, or the gradient is the identity and
-                the purifier changes the shape; or `normalise` has numbers for other channels.
+                the purifier changes the shape; or `normalize` has numbers for other channels.
         """
         if not x.is_floating_point():
             raise TypeError(f"expected a floating-point tensor (N, C, H, W) in [0, 1], not {x.dtype}")
@@ -118,7 +118,7 @@ class Defended(nn.Module):
 
     def _once(self, x: Tensor) -> Tensor:
         purified = self._purify(x)
-        return cast(Tensor, self.classifier(self.normalise(purified) if self.normalise is not None else purified))
+        return cast(Tensor, self.classifier(self.normalize(purified) if self.normalize is not None else purified))
 
     def _purify(self, x: Tensor) -> Tensor:
         """One purification with noise of its own, and with the gradient that was chosen."""
@@ -140,7 +140,7 @@ class Defended(nn.Module):
     def _draw(self) -> None:
         for seed, part in zip(self._seeds, self._purifiers(), strict=True):
             if part.settings.random:
-                part.settings = replace(part.settings, seed=mixed_seed(seed, self._draws), noise_per_picture=True)
+                part.settings = replace(part.settings, seed=mixed_seed(seed, self._draws), noise_per_image=True)
         self._draws += 1
 
 
@@ -157,13 +157,13 @@ def _twin(module: nn.Module, gradient: DefendedGradient) -> nn.Module:
     return twin
 
 
-def _normaliser(normalise: _Transform | tuple[Numbers, Numbers] | None) -> _Transform | None:
+def _normalizer(normalize: _Transform | tuple[Numbers, Numbers] | None) -> _Transform | None:
     """A callable as it is, (mean, std) as a module."""
-    if isinstance(normalise, tuple) and len(normalise) == 2:
-        return Normalise(*normalise)
-    if normalise is None or callable(normalise):
-        return normalise
-    raise UsageError("normalise must be a callable or a tuple (mean, std)")
+    if isinstance(normalize, tuple) and len(normalize) == 2:
+        return Normalize(*normalize)
+    if normalize is None or callable(normalize):
+        return normalize
+    raise UsageError("normalize must be a callable or a tuple (mean, std)")
 
 
 class _InPlaceOf(torch.autograd.Function):

@@ -13,20 +13,20 @@ from comdefend_cli.inference.purifier import Purifier, Settings
 from comdefend_cli.network import weights as weight_files
 
 if TYPE_CHECKING:
-    Picture = TypeVar("Picture", Tensor, Image.Image)
+    ImageT = TypeVar("ImageT", Tensor, Image.Image)
 
 
 class PurifyTransform:
-    """Purifies one picture (or a batch), as a step of `transforms.Compose` or the `transform` of a data set.
+    """Purifies one image (or a batch), as a step of `transforms.Compose` or the `transform` of a data set.
 
-    The weights are loaded at the first picture, once in each process, and never pickled: so a data set that holds this
+    The weights are loaded at the first image, once in each process, and never pickled: so a data set that holds this
     object is cheap to send to the workers of a `DataLoader`, by fork or by spawn.
 
     Args:
         weights: as in :meth:`comdefend_cli.Purifier.from_pretrained`.
-        device: of the networks; the picture comes back on its own. "cpu", as workers should not use a GPU.
+        device: of the networks; the image comes back on its own. "cpu", as workers should not use a GPU.
         precision: as there.
-        settings: tiling and noise, as there; noise is that of `settings.seed` for every picture.
+        settings: tiling and noise, as there; noise is that of `settings.seed` for every image.
 
     Raises:
         UsageError: no such weights.
@@ -43,25 +43,25 @@ class PurifyTransform:
         self.settings = settings or Settings()
         self._purifier: Purifier | None = None
 
-    def __call__(self, picture: Picture) -> Picture:
+    def __call__(self, image: ImageT) -> ImageT:
         """Purify.
 
         Args:
-            picture: a Pillow picture, or a tensor (C, H, W) or (N, C, H, W), floating point in [0, 1] or uint8.
+            image: a Pillow image, or a tensor (C, H, W) or (N, C, H, W), floating point in [0, 1] or uint8.
 
         Returns:
             The same kind, shape, dtype and device.
 
         Raises:
-            TypeError, ValueError: a picture of another kind, shape or dtype.
+            TypeError, ValueError: an image of another kind, shape or dtype.
             WeightsError: the weights cannot be read.
-            UsageError: a device or precision that is not there, or a colour picture and weights for grey ones.
+            UsageError: a device or precision that is not there, or a colour image and weights for grey ones.
         """
-        if isinstance(picture, Tensor):
-            return self._load().purify(picture[None])[0] if picture.ndim == 3 else self._load().purify(picture)
-        if not isinstance(picture, Image.Image):
-            raise TypeError(f"expected a Pillow picture or a tensor (C, H, W) or (N, C, H, W), not {type(picture).__name__}")
-        return cast(Image.Image, self._load()(picture))
+        if isinstance(image, Tensor):
+            return self._load().purify(image[None])[0] if image.ndim == 3 else self._load().purify(image)
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"expected a Pillow image or a tensor (C, H, W) or (N, C, H, W), not {type(image).__name__}")
+        return cast(Image.Image, self._load()(image))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_purifier": None}

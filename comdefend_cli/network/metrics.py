@@ -1,4 +1,4 @@
-"""PSNR and SSIM of 8-bit pictures."""
+"""PSNR and SSIM of 8-bit images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-#: Stands for the infinite PSNR of an exact picture in a mean; one level off in one value of 32x32x3 is 83 dB.
+#: Stands for the infinite PSNR of an exact image in a mean; one level off in one value of 32x32x3 is 83 dB.
 TOP_PSNR = 100.0
 #: Side of SSIM's uniform window.
 _WINDOW = 7
@@ -17,7 +17,7 @@ _STRIP = 2**19
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared error of each picture, (N,), float64, of two uint8 batches (N, C, H, W)."""
+    """Mean squared error of each image, (N,), float64, of two uint8 batches (N, C, H, W)."""
     step = max(1, _STRIP // (len(a) * a.shape[3]))
     total = torch.zeros(len(a), dtype=torch.float64)
     for top in range(0, a.shape[2], step):
@@ -27,7 +27,7 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture, (N,), float64; infinite where they are equal.
+    """Peak signal-to-noise ratio in dB of each image, (N,), float64; infinite where they are equal.
 
     Args:
         a, b: uint8 (N, C, H, W).
@@ -36,12 +36,12 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mean_psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over pictures of :func:`psnr`; an exact one, such as a black crop, counts as `TOP_PSNR`, lest the mean be infinite."""
+    """Mean over images of :func:`psnr`; an exact one, such as a black crop, counts as `TOP_PSNR`, lest the mean be infinite."""
     return float(psnr(a, b).clamp(max=TOP_PSNR).mean())
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Wang et al., 2004) of one picture: 7x7 uniform windows, mean over channels.
+    """Structural similarity (Wang et al., 2004) of one image: 7x7 uniform windows, mean over channels.
 
     Args:
         a, b: uint8 (1, C, H, W).

@@ -48,7 +48,7 @@ class Architecture:
     """What a weight file must say to rebuild its networks.
 
     Attributes:
-        channels: colour channels of the picture, 1 or 3.
+        channels: colour channels of the image, 1 or 3.
         bits: code bits a pixel, one of `BITS`.
         hidden: output channels of ComCNN's first eight layers; RecCNN mirrors them.
 
@@ -73,7 +73,7 @@ class Conv3x3(nn.Conv2d):
     """A 3x3 convolution, stride 1, zero padding 1, whose float32 result on a CPU does not depend on the input's shape.
 
     PyTorch picks another algorithm for small inputs than for large ones; they differ in the last digits, which
-    can flip a rounded level, so a tile would not equal the whole picture. oneDNN's alone adds in one order everywhere.
+    can flip a rounded level, so a tile would not equal the whole image. oneDNN's alone adds in one order everywhere.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -84,7 +84,7 @@ class Conv3x3(nn.Conv2d):
         return self._convolved(input, (1, 1))
 
     def rows(self, input: Tensor) -> Tensor:
-        """As `forward` for a picture's rows without padding above and below: (N, inputs, H, W) to (N, outputs, H - 2, W)."""
+        """As `forward` for an image's rows without padding above and below: (N, inputs, H, W) to (N, outputs, H - 2, W)."""
         return self._convolved(input, (0, 1))
 
     def _convolved(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
@@ -127,7 +127,7 @@ class ConvELU(nn.Sequential):
 
 
 class ComCNN(ConvELU):
-    """Compression (3.2): a picture in [0, 1], (N, C, H, W), to logits (N, bits, H, W)."""
+    """Compression (3.2): an image in [0, 1], (N, C, H, W), to logits (N, bits, H, W)."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__((architecture.channels, *architecture.hidden, architecture.bits))
@@ -139,18 +139,18 @@ class ComCNN(ConvELU):
 
 
 class RecCNN(ConvELU):
-    """Reconstruction (3.3): a code in [0, 1], (N, bits, H, W), to a picture in [0, 1]."""
+    """Reconstruction (3.3): a code in [0, 1], (N, bits, H, W), to an image in [0, 1]."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__((architecture.bits, *reversed(architecture.hidden), architecture.channels))
 
     def forward(self, code: Tensor) -> Tensor:
-        """The picture (N, C, H, W), float32, of a code (N, bits, H, W)."""
+        """The image (N, C, H, W), float32, of a code (N, bits, H, W)."""
         # Noise in float32 makes a code in float32 of bfloat16 logits.
-        return to_picture(self.layers(code.to(next(self.parameters()).dtype)))
+        return to_image(self.layers(code.to(next(self.parameters()).dtype)))
 
 
-def to_picture(x: Tensor) -> Tensor:
+def to_image(x: Tensor) -> Tensor:
     """The sigmoid of RecCNN's last layer, float32; on a CPU in double precision between, for the reason of :func:`elu_`."""
     return torch.sigmoid(x.double() if x.device.type == "cpu" else x.float()).float()
 
@@ -196,7 +196,7 @@ class ComDefend(nn.Module):
 
     Args:
         architecture: channels, bits and widths; the paper's by default (1,566,735 parameters).
-        input_noise: standard deviation of the noise, in 8-bit levels, that :class:`comdefend_cli.Purifier` puts on pictures before
+        input_noise: standard deviation of the noise, in 8-bit levels, that :class:`comdefend_cli.Purifier` puts on images before
             these networks unless it is told otherwise; `forward` puts none.
     """
 

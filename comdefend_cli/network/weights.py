@@ -3,7 +3,7 @@
 A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
 same for "rec", with N = 0, 2, ... 16, all float32, and where `comdefend quantize` put them the bytes of "int8.graph" and
 "int8.constants", the networks in 8-bit integers as OpenVINO's two files; the header's metadata holds one JSON object under
-"comdefend" with the architecture, the noise that pictures get before it, how the weights came to be, and a SHA-256 of these and
+"comdefend" with the architecture, the noise that images get before it, how the weights came to be, and a SHA-256 of these and
 of all tensors, so that a byte that changed on the way is noticed. Nothing in it is executed.
 """
 
@@ -30,7 +30,7 @@ from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.runtime.files import write_atomically
 from comdefend_cli.runtime.tensor_files import read_file, read_metadata
 
-#: What `purify` takes when nothing is said, for colour and for grey pictures.
+#: What `purify` takes when nothing is said, for colour and for grey images.
 DEFAULT_COLOR = "comdefend-12bit-denoise"
 DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
@@ -45,7 +45,7 @@ class Header:
     Attributes:
         architecture: channels, bits and widths of the networks.
         training: data, steps, settings, PSNR in dB and so on, as JSON values; free form.
-        input_noise: standard deviation of the noise that pictures get before these networks unless told otherwise, in 8-bit levels.
+        input_noise: standard deviation of the noise that images get before these networks unless told otherwise, in 8-bit levels.
     """
 
     architecture: Architecture

@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
     """PyTorch's operations on the CPU by one thread each, in this whole process, until this is left.
 
     Beside threads that keep all cores busy, an operation that is split waits until the last of its parts has been given a core: copying
-    a picture takes several times as long so.
+    an image takes several times as long so.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The pictures that a reference classifier learns from: purified, noisy, shifted and mirrored."""
+"""The images that a reference classifier learns from: purified, noisy, shifted and mirrored."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn.functional import pad
 
 from comdefend_cli.inference.purifier import Purifier
 
-#: Pixels that a training picture is shifted by at most, reflected at the border.
+#: Pixels that a training image is shifted by at most, reflected at the border.
 SHIFT = 4
 
 
 def purify_images(purifier: Purifier, images: Tensor, progress: Callable[[int], None] | None = None, batch: int = 256) -> Tensor:
-    """All pictures through the purifier, once, before training (4.4.2): uint8 (N, C, H, W) to the same."""
+    """All images through the purifier, once, before training (4.4.2): uint8 (N, C, H, W) to the same."""
     parts = []
     for part in torch.split(images, batch):
         parts.append(purifier.purify(part))
@@ -25,7 +25,7 @@ def purify_images(purifier: Purifier, images: Tensor, progress: Callable[[int], 
 
 
 def noisy(images: Tensor, most: float, seed: int, batch: int = 1000) -> Tensor:
-    """Gaussian noise on all pictures, each of a standard deviation of its own, drawn from 0 to `most` 8-bit levels: uint8 to uint8."""
+    """Gaussian noise on all images, each of a standard deviation of its own, drawn from 0 to `most` 8-bit levels: uint8 to uint8."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for part in torch.split(images, batch):
@@ -35,14 +35,14 @@ def noisy(images: Tensor, most: float, seed: int, batch: int = 1000) -> Tensor:
 
 
 def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True, cutout: int = 0) -> Tensor:
-    """Shift each picture by up to `SHIFT` pixels, reflected at the border, mirror half of them left to right, and hide a square of each.
+    """Shift each image by up to `SHIFT` pixels, reflected at the border, mirror half of them left to right, and hide a square of each.
 
     Args:
         x: (N, C, H, W), on any device.
         generator: all that decides, a CPU's.
-        mirror: off for pictures of digits.
-        cutout: side of the square that takes the pictures' mean colour (DeVries and Taylor, 2017, arXiv:1708.04552), in pixels. Its
-            centre may be any pixel, so it may reach beyond the picture.
+        mirror: off for images of digits.
+        cutout: side of the square that takes the images' mean colour (DeVries and Taylor, 2017, arXiv:1708.04552), in pixels. Its
+            centre may be any pixel, so it may reach beyond the image.
     """
     count, height, width = len(x), x.shape[2], x.shape[3]
     padded = pad(x, (SHIFT,) * 4, mode="reflect")
@@ -50,9 +50,9 @@ def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True, cutou
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     flipped = (torch.rand((count, 1), generator=generator) < 0.5) & mirror
     rows, columns = rows.to(x.device), torch.where(flipped, columns.flip(1), columns).to(x.device)
-    picture = torch.arange(count, device=x.device)[:, None, None]
+    image = torch.arange(count, device=x.device)[:, None, None]
     # Indices around a slice put the channels last.
-    moved = padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    moved = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if not cutout:
         return moved
     rows, columns = (_run(side, cutout, count, generator).to(x.device) for side in (height, width))
@@ -60,7 +60,7 @@ def augment(x: Tensor, generator: torch.Generator, *, mirror: bool = True, cutou
 
 
 def _run(side: int, length: int, count: int, generator: torch.Generator) -> Tensor:
-    """For each of `count` pictures a run of so many places with its middle anywhere on a side: bool (count, side)."""
+    """For each of `count` images a run of so many places with its middle anywhere on a side: bool (count, side)."""
     first = torch.randint(side, (count, 1), generator=generator) - length // 2
     place = torch.arange(side)
     return (place >= first) & (place < first + length)

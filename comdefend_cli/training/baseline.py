@@ -1,4 +1,4 @@
-"""The loop that trains the networks of other defences, for comparison: settings, reports, the optimisers."""
+"""The loop that trains the networks of other defences, for comparison: settings, reports, the optimizers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class BaselineConfig:
 
     Attributes:
         data: name of the data set.
-        steps: optimiser steps.
-        batch_size: pictures a step.
+        steps: optimizer steps.
+        batch_size: images a step.
         seed: of the initial weights, the batches and the attacks.
         lr: peak learning rate of Muon on the inner kernels; Adam takes the rest at `ADAM_SHARE` of it.
         precision: "float32", or "bfloat16" for mixed precision.
@@ -71,7 +71,7 @@ class BaselineReport:
     Attributes:
         step: steps done.
         loss: of the step's batch.
-        measured: on test pictures, in the trainer's `unit`; None where it was not measured.
+        measured: on test images, in the trainer's `unit`; None where it was not measured.
         images_per_second: since the run began.
     """
 
@@ -88,7 +88,7 @@ class BaselineTrainer:
         model: with new weights.
         kernels: those of its parameters that Muon takes.
         config: the run's settings.
-        dataset: pictures to learn from and to measure on.
+        dataset: images to learn from and to measure on.
         device: where to train.
 
     Attributes:
@@ -102,7 +102,7 @@ class BaselineTrainer:
 
     kind: ClassVar[str]
     unit: ClassVar[str]
-    #: Test pictures that `run` measures on, and that `record` measures on at the end.
+    #: Test images that `run` measures on, and that `record` measures on at the end.
     quick, thorough = 64, 512
 
     def __init__(
@@ -123,18 +123,18 @@ class BaselineTrainer:
         """The loss, a scalar with gradient.
 
         Args:
-            pixels: the step's pictures, uint8 (N, C, H, W), on the CPU.
+            pixels: the step's images, uint8 (N, C, H, W), on the CPU.
             generator: of all that is random in it.
         """
         raise NotImplementedError
 
     def measure(self, count: int) -> float:
-        """How good the network is on the first `count` test pictures, in `unit`."""
+        """How good the network is on the first `count` test images, in `unit`."""
         raise NotImplementedError
 
     @flushed_subnormals()
     def step(self) -> float:
-        """One optimiser step; returns the loss.
+        """One optimizer step; returns the loss.
 
         Raises:
             TrainingError: the loss is not finite.

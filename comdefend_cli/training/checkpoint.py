@@ -19,7 +19,7 @@ from comdefend_cli.runtime.files import write_atomically
 from comdefend_cli.training.optim import Muon
 
 KEY = "comdefend-checkpoint"
-#: What each optimiser carries from step to step.
+#: What each optimizer carries from step to step.
 _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     Muon: ("momentum",),
     torch.optim.SGD: ("momentum_buffer",),
@@ -126,7 +126,7 @@ def _said(value: Any) -> str:
 
 
 def gather(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """A model's state under "model." and its optimisers' moments, by the names of the parameters."""
+    """A model's state under "model." and its optimizers' moments, by the names of the parameters."""
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
@@ -150,7 +150,7 @@ def scatter(state: dict[str, Tensor], model: nn.Module, optimizers: Iterable[tor
 
 
 def _like(parameter: Tensor, key: str, moment: Tensor) -> Tensor:
-    """A moment where its optimiser keeps it, in the parameter's memory layout; Adam counts its steps on the CPU."""
+    """A moment where its optimizer keeps it, in the parameter's memory layout; Adam counts its steps on the CPU."""
     if key == "step":
         return moment.clone()
     return torch.empty_like(parameter).copy_(moment.view(parameter.shape))

@@ -1,4 +1,4 @@
-"""Training reference classifiers: plain, on purified pictures (section 4.4.2), adversarially, with smoothed labels."""
+"""Training reference classifiers: plain, on purified images (section 4.4.2), adversarially, with smoothed labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from comdefend_cli.classifiers.loading import Classifier, ClassifierHeader, Normalised, build
+from comdefend_cli.classifiers.loading import Classifier, ClassifierHeader, Normalized, build
 from comdefend_cli.classifiers.networks import ARCHITECTURES, Whitening
 from comdefend_cli.data.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
@@ -34,18 +34,18 @@ class ClassifierConfig:
     Attributes:
         data: name of the data set.
         arch: one of `comdefend_cli.classifiers.networks.ARCHITECTURES`.
-        epochs: passes over the training pictures.
-        batch_size: pictures a step.
+        epochs: passes over the training images.
+        batch_size: images a step.
         seed: of weights, batches and augmentation.
         lr: peak learning rate of Muon on the kernels.
         weight_decay: of the kernels, see `Muon`. Norms follow them, so it does not make the network's function smaller: it keeps the
             kernels from growing, and their steps from shrinking beside them.
-        purify: SHA-256 of the ComDefend weights that purify the training pictures (4.4.2), or "".
-        input_noise: beside each training picture stands a second one with Gaussian noise, of a standard deviation drawn up to this, in
+        purify: SHA-256 of the ComDefend weights that purify the training images (4.4.2), or "".
+        input_noise: beside each training image stands a second one with Gaussian noise, of a standard deviation drawn up to this, in
             8-bit levels, before it is purified; 0 for none.
-        cutout: side of a square that is hidden in each picture, in pixels; 0 for none.
+        cutout: side of a square that is hidden in each image, in pixels; 0 for none.
         adversarial: "fgsm" or "bim": half of each batch is adversarial (Kurakin et al., 2017); "" for none.
-        adversarial_epsilon: most L-infinity distance of those, in 8-bit levels; each picture draws its own up to it.
+        adversarial_epsilon: most L-infinity distance of those, in 8-bit levels; each image draws its own up to it.
         adversarial_steps: of BIM.
         label_smoothing: the share of a label's weight that goes to all classes alike.
         precision: "float32", or "bfloat16" for mixed precision.
@@ -87,7 +87,7 @@ class ClassifierConfig:
         if not 0 <= self.cutout <= 1024:
             raise UsageError(f"cutout must be from 0 to 1024 pixels, not {self.cutout}")
         if self.batch_size < 2:
-            raise UsageError("batch-size must be at least 2, since the norms need more than one picture")
+            raise UsageError("batch-size must be at least 2, since the norms need more than one image")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
         if not 0 <= self.label_smoothing < 1:
@@ -103,7 +103,7 @@ class ClassifierReport:
     Attributes:
         step: steps done.
         loss: cross-entropy of the batch.
-        accuracy: share of correct test pictures in percent after a whole epoch and at the end, else None.
+        accuracy: share of correct test images in percent after a whole epoch and at the end, else None.
         images_per_second: since the run or its resumption began.
     """
 
@@ -116,14 +116,14 @@ class ClassifierReport:
 class ClassifierTrainer:
     """A training run, one step at a time; all that it carries is in `state()` and `step_done`.
 
-    Every step's pictures and augmentation come from (seed, step), so a resumed run sees what an uninterrupted one sees.
+    Every step's images and augmentation come from (seed, step), so a resumed run sees what an uninterrupted one sees.
 
     Args:
         config: the run's settings.
-        dataset: pictures with labels; already purified where the classifier is to learn from purified ones.
+        dataset: images with labels; already purified where the classifier is to learn from purified ones.
         classes: their names.
         device: where to train.
-        start: a classifier to go on from, with its normalisation, or None to draw new weights.
+        start: a classifier to go on from, with its normalization, or None to draw new weights.
 
     Attributes:
         step_done: steps done.
@@ -131,7 +131,7 @@ class ClassifierTrainer:
         model: the classifier, float32.
 
     Raises:
-        UsageError: pictures without labels; a start of another architecture or for other pictures.
+        UsageError: images without labels; a start of another architecture or for other images.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class ClassifierTrainer:
     ) -> None:
         train = dataset.train
         if not isinstance(train, ImageArray) or not len(train.labels):
-            raise UsageError(f"{config.data}: its pictures have no labels, which a classifier needs")
+            raise UsageError(f"{config.data}: its images have no labels, which a classifier needs")
         self.config, self.dataset, self.device, self._train = config, dataset, device, train
         self.steps = math.ceil(config.epochs * len(train) / config.batch_size)
         self.step_done = 0
@@ -150,26 +150,26 @@ class ClassifierTrainer:
             torch.manual_seed(config.seed)
             self.model = build(self.header)
         for whitening in (module for module in self.model.modules() if isinstance(module, Whitening)):
-            whitening.fit(self.model.normalise(values))
+            whitening.fit(self.model.normalize(values))
         if start is not None:
             self._continue(start)
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizers = _optimizers(self.model, config)
 
     def _continue(self, start: Classifier) -> None:
-        """Take the weights and the normalisation of `start`."""
+        """Take the weights and the normalization of `start`."""
         weights = start.model.state_dict()
         own = self.model.state_dict()
         same = weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own)
-        if not (isinstance(start.model, Normalised) and same):
+        if not (isinstance(start.model, Normalized) and same):
             raise UsageError(f"{start.name}: not a {self.config.arch} for {self.config.data}; start from a classifier of that kind")
-        mean, std = (tuple(round(v, 4) for v in part.tolist()) for part in (start.model.normalise.mean, start.model.normalise.std))
+        mean, std = (tuple(round(v, 4) for v in part.tolist()) for part in (start.model.normalize.mean, start.model.normalize.std))
         self.header = replace(self.header, mean=mean, std=std)
         self.model = build(self.header)
         self.model.load_state_dict(weights)
 
     def step(self) -> float:
-        """One optimiser step; returns the loss.
+        """One optimizer step; returns the loss.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -200,7 +200,7 @@ class ClassifierTrainer:
         return min(way / WARMUP, (1 - way) / (1 - WARMUP) + 1 / self.steps)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """The step's pictures, shifted and mirrored, float32 in [0, 1], and labels; every picture once an epoch."""
+        """The step's images, shifted and mirrored, float32 in [0, 1], and labels; every image once an epoch."""
         size, count = self.config.batch_size, len(self._train)
         place = torch.arange(self.step_done * size, (self.step_done + 1) * size)
         epochs = range(int(place[0]) // count, int(place[-1]) // count + 1)
@@ -219,7 +219,7 @@ class ClassifierTrainer:
         return torch.Generator().manual_seed((self.config.seed * 2_654_435_761 + 3 * number + stream) % 2**32)
 
     def _half_adversarial(self, x: Tensor, y: Tensor) -> Tensor:
-        """The batch with its first half replaced by adversarial pictures (Kurakin et al., 2017, section 3)."""
+        """The batch with its first half replaced by adversarial images (Kurakin et al., 2017, section 3)."""
         half, config = len(x) // 2, self.config
         drawn = torch.rand((half, 1, 1, 1), generator=self._generator(self.step_done, 0)).to(x)
         epsilon = drawn * (config.adversarial_epsilon / 255)
@@ -234,7 +234,7 @@ class ClassifierTrainer:
 
     @torch.no_grad()
     def measure(self, count: int = 10_000) -> float:
-        """Accuracy on the first test pictures, in percent."""
+        """Accuracy on the first test images, in percent."""
         self.model.eval()
         test = self.dataset.test
         right = 0
@@ -258,7 +258,7 @@ class ClassifierTrainer:
         return {**asdict(self.config), "steps": self.steps, "train_images": len(self._train), "torch_version": torch.__version__}
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, running statistics and the optimisers' moments, by name."""
+        """Weights, running statistics and the optimizers' moments, by name."""
         return gather(self.model, [optimizer for optimizer, _ in self._optimizers])
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
@@ -288,9 +288,9 @@ def signed_gradient(
 
     Args:
         model: from (N, C, H, W) in [0, 1] to logits.
-        x: the pictures.
+        x: the images.
         y: their labels, (N,).
-        epsilon: most L-infinity distance, (N, 1, 1, 1), in units of the pictures.
+        epsilon: most L-infinity distance, (N, 1, 1, 1), in units of the images.
         steps: each of epsilon / steps, or 1.25 times that where there are several.
         autocast: makes the context that the model computes in.
 

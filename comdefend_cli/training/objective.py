@@ -1,4 +1,4 @@
-"""What training minimises and how it keeps the rounding trainable (sections 3.4 to 3.6): eq. 3, the noisy code, the logits' scale."""
+"""What training minimizes and how it keeps the rounding trainable (sections 3.4 to 3.6): eq. 3, the noisy code, the logits' scale."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers.loading import Normalised
+from comdefend_cli.classifiers.loading import Normalized
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend
 
@@ -58,9 +58,9 @@ def noisy_code(logits: Tensor, noise: Tensor, std: float) -> Tensor:
 
 
 class FeatureDistance(nn.Module):
-    """How far a rebuilt picture is from the clean one in a classifier's features (as in Liao et al., CVPR 2018).
+    """How far a rebuilt image is from the clean one in a classifier's features (as in Liao et al., CVPR 2018).
 
-    Clean pictures and none of their labels are needed. The features are the outputs of the classifier's blocks and its logits.
+    Clean images and none of their labels are needed. The features are the outputs of the classifier's blocks and its logits.
 
     Args:
         classifier: of :mod:`comdefend_cli.classifiers`; its weights stay as they are.
@@ -71,12 +71,12 @@ class FeatureDistance(nn.Module):
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
-        if not isinstance(classifier, Normalised) or not isinstance(classifier.body, nn.Sequential):
+        if not isinstance(classifier, Normalized) or not isinstance(classifier.body, nn.Sequential):
             raise UsageError("features need a classifier of comdefend train-classifier")
         self.classifier = classifier.eval().requires_grad_(False)
 
     def forward(self, rebuilt: Tensor, clean: Tensor) -> Tensor:
-        """The mean over the features of ||f(rebuilt) - f(clean)||^2 / ||f(clean)||^2, a float32 scalar; pictures (N, C, H, W) in [0, 1]."""
+        """The mean over the features of ||f(rebuilt) - f(clean)||^2 / ||f(clean)||^2, a float32 scalar; images (N, C, H, W) in [0, 1]."""
         with torch.no_grad():
             wanted = self._features(clean)
         pairs = zip(self._features(rebuilt), wanted, strict=True)
@@ -85,7 +85,7 @@ class FeatureDistance(nn.Module):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         found, after_stem = [], False
-        x = self.classifier.normalise(x)
+        x = self.classifier.normalize(x)
         for layer in cast(nn.Sequential, self.classifier.body):
             x = layer(x)
             if len(list(layer.children())) > 0:

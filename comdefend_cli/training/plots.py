@@ -1,4 +1,4 @@
-"""Pictures of a training run, drawn with Pillow: its curves, and what its networks rebuild."""
+"""Images of a training run, drawn with Pillow: its curves, and what its networks rebuild."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from comdefend_cli.imaging.images import Picture
+from comdefend_cli.imaging.images import Raster
 from comdefend_cli.inference.compare import code_image
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import psnr
@@ -20,7 +20,7 @@ WIDTH, PANEL = 960, 300
 #: Space around a panel's axes for title, numbers and name, in pixels.
 LEFT, RIGHT, TOP, BOTTOM = 80, 30, 40, 52
 INK, GRID, FAINT, STRONG = (40, 40, 40), (222, 222, 222), (240, 190, 175), (190, 50, 30)
-#: How many times each pixel of a small picture is repeated, to be seen.
+#: How many times each pixel of a small image is repeated, to be seen.
 ZOOM = 3
 GAP, LABEL = 4, 22
 
@@ -36,7 +36,7 @@ def curves(history: Sequence[Report]) -> Image.Image:
         history: reports of steps, in order; may be empty.
 
     Returns:
-        An RGB picture, `WIDTH` pixels wide.
+        An RGB image, `WIDTH` pixels wide.
     """
     loss = [(report.step, math.log10(report.loss)) for report in history if 0 < report.loss < math.inf]
     measured = [(report.step, report.psnr) for report in history if report.psnr is not None and math.isfinite(report.psnr)]
@@ -45,7 +45,7 @@ def curves(history: Sequence[Report]) -> Image.Image:
     draw = ImageDraw.Draw(image)
     last = max((report.step for report in history), default=1)
     _panel(draw, 0, "training loss (eq. 3, mean over pixels in 0 to 1), logarithmic", loss, last, lambda value: f"{10**value:.2g}")
-    _panel(draw, 1, "PSNR of the binarised reconstruction of test images, dB", measured, last, lambda value: f"{value:.1f}", dots=True)
+    _panel(draw, 1, "PSNR of the binarized reconstruction of test images, dB", measured, last, lambda value: f"{value:.1f}", dots=True)
     _panel(draw, 2, "root mean square of the logits", logits, last, lambda value: f"{value:.3g}")
     return image
 
@@ -111,15 +111,15 @@ def _smoothed(points: Points) -> list[tuple[int, float]]:
     return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 
-def reconstructions(model: ComDefend, images: Tensor) -> Picture:
-    """A grid: a column an image; rows are input, code and binarised reconstruction with its PSNR.
+def reconstructions(model: ComDefend, images: Tensor) -> Raster:
+    """A grid: a column an image; rows are input, code and binarized reconstruction with its PSNR.
 
     Args:
         model: for the images' channels.
         images: uint8 (N, C, H, W), N at least 1.
 
     Returns:
-        A picture with the images' channels.
+        An image with the images' channels.
     """
     purifier = Purifier(model) if images.shape[1] == 3 else Purifier(None, model)
     code = purifier.code(images).permute(0, 2, 3, 1).cpu().numpy()
@@ -129,7 +129,7 @@ def reconstructions(model: ComDefend, images: Tensor) -> Picture:
     bits = model.architecture.bits
     titles = ["input", f"code of {bits} bits a pixel, dealt to the channels as binary digits", "output, PSNR in dB"]
     notes = [f"{value:.1f}" for value in psnr(images, after).tolist()]
-    return Picture(_grid(rows, titles, notes))
+    return Raster(_grid(rows, titles, notes))
 
 
 def _grid(rows: list[list[np.ndarray]], titles: list[str], notes: list[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Training ComDefend on clean pictures (sections 3.4 to 3.6): the loss of eq. 3, the loop, the checkpoints.
+"""Training ComDefend on clean images (sections 3.4 to 3.6): the loss of eq. 3, the loop, the checkpoints.
 
 Under torchrun every process computes its share of each batch, and gradients are averaged.
 """
@@ -31,11 +31,11 @@ from comdefend_cli.training.objective import START_RMS, FeatureDistance, Objecti
 from comdefend_cli.training.optim import Muon
 
 OPTIMIZERS = ("muon", "adam")
-#: A learning rate each optimiser works with: measured for Muon, the paper's for Adam (3.6).
+#: A learning rate each optimizer works with: measured for Muon, the paper's for Adam (3.6).
 DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
 #: Adam's rate for what Muon does not take: biases, first and last layers.
 ADAM_BESIDE_MUON = 3e-3
-#: Healthy logits stay under 1.2 times `TOP_RMS`, Adam at 0.01 passes 24 times (and rebuilds one constant picture).
+#: Healthy logits stay under 1.2 times `TOP_RMS`, Adam at 0.01 passes 24 times (and rebuilds one constant image).
 RUNAWAY = 20.0
 #: A collapsed run's reconstructions differ less from each other than this share of what the images do;
 #: healthy ones measure 0.45 before the first step and 0.6 to 1.1 after ten.
@@ -50,23 +50,23 @@ class TrainConfig:
 
     Attributes:
         data: name of the data set.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: images a step, over all processes.
         seed: of the initial weights, the batches and the noise, from 0 to 2**32 - 1.
         bits: code bits a pixel.
-        channels: of the pictures, 1 or 3.
+        channels: of the images, 1 or 3.
         penalty: lambda of eq. 1, on the mean square of the code.
         noise_std: phi of section 3.5, standard deviation of the noise on the logits.
         input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
             each image draws its own up to this. The target stays clean. 0 is the paper's objective.
-        input_noise_least: least standard deviation likewise. Above 0 the networks cannot take a clean picture for one
+        input_noise_least: least standard deviation likewise. Above 0 the networks cannot take a clean image for one
             without noise, and so smooth an attack away that they would otherwise pass on.
-        inference_noise: noise that pictures get before the trained networks unless told otherwise, in 8-bit levels; the weight
+        inference_noise: noise that images get before the trained networks unless told otherwise, in 8-bit levels; the weight
             file says it, and what is measured is measured with it. It changes nothing in training.
-        features: SHA-256 of the classifier in whose features the reconstruction is to be near the clean picture, or "".
+        features: SHA-256 of the classifier in whose features the reconstruction is to be near the clean image, or "".
         feature_weight: of the mean relative square distance of these features in the loss.
         optimizer: "muon", or "adam" as in the paper.
-        lr: peak learning rate of that optimiser, or None for `DEFAULT_LR`.
+        lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
         warmup: steps in which the rate rises linearly.
         precision: "float32", or "bfloat16" for mixed precision.
@@ -145,7 +145,7 @@ class Report:
         step: steps done.
         loss: eq. 3 on the step's batch.
         logit_rms: root mean square of the logits.
-        psnr: mean PSNR in dB of the binarised reconstruction of test images, or None where it was not measured.
+        psnr: mean PSNR in dB of the binarized reconstruction of test images, or None where it was not measured.
         images_per_second: over all processes, since the run or its resumption began.
     """
 
@@ -221,7 +221,7 @@ class Trainer:
 
     @flushed_subnormals()
     def step(self) -> tuple[float, float]:
-        """One optimiser step; returns the loss and the root mean square of the logits, over all processes.
+        """One optimizer step; returns the loss and the root mean square of the logits, over all processes.
 
         Raises:
             TrainingError: the loss is not finite, the logits ran away, memory ran out, or another process was lost.
@@ -312,12 +312,12 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def validate(self) -> float:
-        """Mean PSNR in dB of the binarised 8-bit reconstructions of the first test images.
+        """Mean PSNR in dB of the binarized 8-bit reconstructions of the first test images.
 
         From `warmup` + 50 steps on, and at the end of a shorter run, it also looks for a collapse.
 
         Raises:
-            TrainingError: every reconstruction is the same picture.
+            TrainingError: every reconstruction is the same image.
         """
         # All processes hold the same weights; the first one's verdict counts, lest they part over a rounding.
         verdict = torch.zeros(2, dtype=torch.float64)
@@ -329,12 +329,12 @@ class Trainer:
             dist.broadcast(verdict, 0)
         measured, constant = verdict.tolist()
         if constant and self.step_done >= min(self.config.warmup + 50, self.config.steps):
-            picture = "black" if result.float().mean() < 1 else "constant"
-            self._raise(f"collapsed at step {self.step_done}: every image is rebuilt as one {picture} picture; {self._advice()}")
+            image = "black" if result.float().mean() < 1 else "constant"
+            self._raise(f"collapsed at step {self.step_done}: every image is rebuilt as one {image} image; {self._advice()}")
         return float(measured)
 
     def measure(self, count: int) -> dict[str, Any]:
-        """Mean PSNR in dB ("psnr_db") and SSIM ("ssim") of the binarised 8-bit reconstructions of the first test images.
+        """Mean PSNR in dB ("psnr_db") and SSIM ("ssim") of the binarized 8-bit reconstructions of the first test images.
 
         Args:
             count: how many of them at most; "test_images" in the result says how many there were.
@@ -370,7 +370,7 @@ class Trainer:
             yield Report(self.step_done, loss, rms, measured, rate)
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and the optimisers' moments, by name."""
+        """Weights and the optimizers' moments, by name."""
         return checkpoint.gather(self.model, [optimizer for optimizer, _ in self._optimizers])
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
@@ -404,7 +404,7 @@ def _continued(start: ComDefend, architecture: Architecture) -> ComDefend:
 
 
 def make_optimizers(model: ComDefend, config: TrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Optimisers, each with its peak learning rate.
+    """Optimizers, each with its peak learning rate.
 
     Muon takes the kernels between each network's first and last layer: on those two, it lets the logits run away.
     """

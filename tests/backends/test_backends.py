@@ -1,4 +1,4 @@
-"""OpenVINO in place of PyTorch: the same pictures, what it refuses, and when `auto` takes it; networks in 8-bit integers."""
+"""OpenVINO in place of PyTorch: the same images, what it refuses, and when `auto` takes it; networks in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image
 
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import select as backends
-from comdefend_cli.backends.export import made_pictures
-from comdefend_cli.backends.graphs import serialised
+from comdefend_cli.backends.export import made_images
+from comdefend_cli.backends.graphs import serialized
 from comdefend_cli.backends.select import OpenVINONetworks, resolve_backend
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences import make
@@ -55,8 +55,8 @@ def test_openvino_in_float32_is_pytorch_within_a_few_roundings(photograph: torch
     assert mean_psnr(ours(x), purifier("float32", "torch", channels=channels)(x)) > 55
 
 
-def test_tiles_of_very_large_pictures_are_smaller(monkeypatch: pytest.MonkeyPatch, photograph: torch.Tensor) -> None:
-    """A picture that takes much memory itself goes through in tiles whose activations take less; the pixels stay what they are."""
+def test_tiles_of_very_large_images_are_smaller(monkeypatch: pytest.MonkeyPatch, photograph: torch.Tensor) -> None:
+    """An image that takes much memory itself goes through in tiles whose activations take less; the pixels stay what they are."""
     ours = purifier("float32")
     whole = ours(photograph)
     shapes: list[tuple[int, ...]] = []
@@ -74,8 +74,8 @@ def test_the_shipped_weights_in_bfloat16(photograph: torch.Tensor) -> None:
     assert mean_psnr(ours(photograph), Purifier.from_pretrained(device="cpu", precision="float32")(photograph)) >= 35
 
 
-def test_grey_pictures_go_through_networks_for_colour(photograph: torch.Tensor) -> None:
-    """A grey picture without grey networks comes back as grey, as with PyTorch."""
+def test_grey_images_go_through_networks_for_colour(photograph: torch.Tensor) -> None:
+    """A grey image without grey networks comes back as grey, as with PyTorch."""
     x = photograph[:, :1]
     assert mean_psnr(purifier("float32")(x), purifier("float32", "torch")(x)) > 55
 
@@ -93,7 +93,7 @@ def test_gradients_and_noise_are_refused(photograph: torch.Tensor) -> None:
 
 
 def test_the_code_stays_with_pytorch(photograph: torch.Tensor) -> None:
-    """`code` is PyTorch's, whatever computes the picture."""
+    """`code` is PyTorch's, whatever computes the image."""
     assert torch.equal(purifier("float32").code(photograph), purifier("float32", "torch").code(photograph))
 
 
@@ -146,7 +146,7 @@ def test_what_a_backend_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_command_takes_a_backend(run: Run, small_weights: Path, photograph: torch.Tensor, tmp_path: Path) -> None:
-    """`comdefend purify --backend openvino` writes nearly the picture of `--backend torch`, and its record says so."""
+    """`comdefend purify --backend openvino` writes nearly the image of `--backend torch`, and its record says so."""
     Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(tmp_path / "in.png")
     made = {}
     for name in ("torch", "openvino"):
@@ -180,11 +180,11 @@ def quantized() -> Quantized:
     pytest.importorskip("nncf")
     from comdefend_cli.backends.quantize import quantize
 
-    return quantize(small_model(), torch.cat([picture[:, :, :37, :37] for picture in made_pictures(3)]))
+    return quantize(small_model(), torch.cat([image[:, :, :37, :37] for image in made_images(3)]))
 
 
 def test_int8_resembles_float32_and_is_not_it(quantized: Quantized, photograph: torch.Tensor) -> None:
-    """The random networks of the tests, whose codes flip easily, still give a similar picture, in integers."""
+    """The random networks of the tests, whose codes flip easily, still give a similar image, in integers."""
     ours = purifier("auto", quantized=quantized)
     assert ours.how == "int8 with openvino"
     x = photograph / 255
@@ -216,7 +216,7 @@ def test_a_weight_file_keeps_int8_networks_beside_the_others(quantized: Quantize
 def test_int8_networks_from_outside_are_refused_where_they_are_something_else(
     quantized: Quantized, run: Run, photograph: torch.Tensor, tmp_path: Path
 ) -> None:
-    """Damage, a graph of another library (which may name files), other operations and other shapes are one line each, and no picture."""
+    """Damage, a graph of another library (which may name files), other operations and other shapes are one line each, and no image."""
     onnx = pytest.importorskip("onnx")
     ov, op = pytest.importorskip("openvino"), pytest.importorskip("openvino.opset13")
     (tmp_path / "secret.bin").write_bytes(bytes(12))
@@ -226,9 +226,9 @@ def test_int8_networks_from_outside_are_refused_where_they_are_something_else(
     graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "c"], ["y"])], "g", ends[:1], ends[1:], [outside])
     foreign = Quantized(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]).SerializeToString(), b"none")
     x = op.parameter([-1, 3, -1, -1], np.float32)
-    spaced = serialised(ov.Model([op.result(op.interpolate(x, [4, 4], "nearest", "sizes", axes=[2, 3]))], [x], "other"))
+    spaced = serialized(ov.Model([op.result(op.interpolate(x, [4, 4], "nearest", "sizes", axes=[2, 3]))], [x], "other"))
     x = op.parameter([-1, 1, -1, -1], np.float32)
-    narrow = serialised(ov.Model([op.result(op.sigmoid(x))], [x], "narrow"))
+    narrow = serialized(ov.Model([op.result(op.sigmoid(x))], [x], "narrow"))
     for bad in (
         Quantized(b"garbage", b"none"),
         Quantized(b"<?xml", b"none"),
@@ -273,15 +273,15 @@ def test_the_quantize_command(run: Run, small_weights: Path, astronaut: np.ndarr
 def test_nothing_is_reported_to_the_makers(run: Run, small_weights: Path, photograph: torch.Tensor, tmp_path: Path, command: str) -> None:
     """OpenVINO and NNCF keep a number of the user and counts of use in the home folder, and send them: neither is done."""
     pytest.importorskip("nncf")
-    home, pictures = tmp_path / "home", tmp_path / "pictures"
+    home, images = tmp_path / "home", tmp_path / "images"
     home.mkdir()
-    pictures.mkdir()
+    images.mkdir()
     for name in ("a.png", "b.png"):
-        Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(pictures / name)
+        Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(images / name)
     if command == "purify":
-        options = [pictures / "a.png", tmp_path / "out.png", "--device", "cpu", "--backend", "openvino"]
+        options = [images / "a.png", tmp_path / "out.png", "--device", "cpu", "--backend", "openvino"]
     else:
-        options = ["--data", pictures, "--out", tmp_path / "q.safetensors", "--pictures", 1]
+        options = ["--data", images, "--out", tmp_path / "q.safetensors", "--pictures", 1]
     done = run(command, *options, "--weights", small_weights, HOME=str(home))
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr

@@ -22,7 +22,7 @@ from comdefend_cli.network.model import binarize
 @example(1, 1, 1, 1, False)
 @example(44, 19, 2, 1, True)
 def test_bands_are_the_whole_window(height: int, width: int, count: int, pixels: int, noisy: bool) -> None:
-    """From 1x1 up, for bands of one row to all, with and without noise, picture and code equal those of the whole window in every value."""
+    """From 1x1 up, for bands of one row to all, with and without noise, image and code equal those of the whole window in every value."""
     model = small_model()
     generator = torch.Generator().manual_seed(height)
     x = torch.rand((count, 3, height, width), generator=generator)

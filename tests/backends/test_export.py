@@ -17,8 +17,8 @@ from PIL import Image
 
 from comdefend_cli.backends import export as exports
 from comdefend_cli.backends import graphs
-from comdefend_cli.backends.export import FORMATS, export, made_pictures
-from comdefend_cli.cli.export import _read as read_picture
+from comdefend_cli.backends.export import FORMATS, export, made_images
+from comdefend_cli.cli.export import _read as read_image
 from comdefend_cli.errors import ComdefendError, UsageError, WeightsError
 from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import mean_psnr
@@ -38,7 +38,7 @@ def loaded(channels: int = 3) -> Weights:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("format", [*QUICK, pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_a_file_computes_what_pytorch_does(format: str, channels: int, tmp_path: Path) -> None:
-    """Each format, grey and colour, of any height, width and number of pictures, read back by the library that it is for."""
+    """Each format, grey and colour, of any height, width and number of images, read back by the library that it is for."""
     pytest.importorskip(NEEDS[format])
     path = tmp_path / f"out{FORMATS[format]}"
     done = export(loaded(channels), format, path)
@@ -76,17 +76,17 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "there.onnx").read_bytes() == b"mine"
 
 
-def test_made_pictures_are_pictures() -> None:
+def test_made_images_are_images() -> None:
     """They are the same each time, of several sizes, and neither flat nor noise: most neighbours are close, some are not."""
-    for one, other in zip(made_pictures(3), made_pictures(3), strict=True):
+    for one, other in zip(made_images(3), made_images(3), strict=True):
         assert torch.equal(one, other)
         steps = one.float().diff(dim=3).abs()
         assert steps.median() < 20
         assert steps.max() > 50
 
 
-def test_the_command_compares_on_the_users_pictures(run: Run, small_weights: Path, astronaut: np.ndarray, tmp_path: Path) -> None:
-    """`comdefend export` writes the file, says on how many pictures it was compared, and refuses a second time."""
+def test_the_command_compares_on_the_users_images(run: Run, small_weights: Path, astronaut: np.ndarray, tmp_path: Path) -> None:
+    """`comdefend export` writes the file, says on how many images it was compared, and refuses a second time."""
     pytest.importorskip("onnxruntime")
     Image.fromarray(astronaut[:40, :50]).save(tmp_path / "photo.png")
     options = ["export", tmp_path / "out.onnx", "--format", "onnx", "--weights", small_weights, "--check", tmp_path / "photo.png", "--json"]
@@ -138,7 +138,7 @@ def test_int8_networks_are_exported_as_they_are(tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     from comdefend_cli.backends.quantize import quantize
 
-    quantized = quantize(small_model(), torch.cat([picture[:, :, :37, :37] for picture in made_pictures(3)]))
+    quantized = quantize(small_model(), torch.cat([image[:, :, :37, :37] for image in made_images(3)]))
     given = Weights("small", "", loaded().header, small_model(), quantized)
     with pytest.raises(ComdefendError, match="dB"):  # The tests' random networks flip too many bits.
         export(given, "openvino", tmp_path / "a.xml", int8=True)
@@ -154,12 +154,12 @@ def test_int8_networks_are_exported_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 700), (600, 30), (513, 40)])
-def test_the_middle_of_a_large_picture_is_compared(size: tuple[int, int], tmp_path: Path) -> None:
+def test_the_middle_of_a_large_image_is_compared(size: tuple[int, int], tmp_path: Path) -> None:
     """At most 512 pixels a side, from the middle."""
     height, width = size
     pixels = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = read_picture(tmp_path / "a.png", 3)
+    found = read_image(tmp_path / "a.png", 3)
     assert found.shape == (1, 3, min(height, 512), min(width, 512))
     top, left = max(0, (height - 512) // 2), max(0, (width - 512) // 2)
     assert found[0, :, 0, 0].tolist() == pixels[top, left].tolist()

@@ -22,14 +22,16 @@ from comdefend_cli.network.model import ComDefend, Conv3x3
 fused = pytest.importorskip("comdefend_cli.backends.fused", exc_type=ImportError)
 CUDA = torch.device("cuda", 0)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-#: Compares with float64 one layer of each kind, then a picture through both networks, whole and in tiles. In float16, which the
+#: Compares with float64 one layer of each kind, then an image through both networks, whole and in tiles. In float16, which the
 #: interpreter computes as a GPU does.
 INTERPRETED = """
 import copy
 import skimage.data
 import torch
 from torch.nn.functional import conv2d, elu
-from comdefend_cli import Purifier, Settings, fused, weights
+from comdefend_cli import Purifier, Settings
+from comdefend_cli.backends import fused
+from comdefend_cli.network import weights
 from comdefend_cli.backends.select import TritonNetworks
 from comdefend_cli.network.model import ComDefend, Conv3x3
 
@@ -54,7 +56,7 @@ model.half()
 for tile in (64, 12):
     purifier = Purifier(model, None, Settings(tile=tile))
     purifier.engines[3] = TritonNetworks(model)
-    # The interpreter adds by a library whose order depends on the shape: so tiles need not be the whole picture bit by bit.
+    # The interpreter adds by a library whose order depends on the shape: so tiles need not be the whole image bit by bit.
     error = (purifier(x) - exact).square().mean().sqrt()
     assert error < 10 ** (-45 / 20), error
 print("as it should be")
@@ -62,7 +64,7 @@ print("as it should be")
 
 
 def test_the_kernel_interpreted() -> None:
-    """Layers of odd widths and sizes agree with float64; pictures with PyTorch's, and tiles with the whole."""
+    """Layers of odd widths and sizes agree with float64; images with PyTorch's, and tiles with the whole."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
@@ -149,7 +151,7 @@ def test_blocks_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_cuda
 @pytest.mark.parametrize(("precision", "least"), [("bfloat16", 45), ("float16", 55), ("float8", 40)])
 def test_compiled_on_cuda(astronaut: np.ndarray, precision: str, least: float) -> None:
-    """Tiles equal the whole picture in every value, on the GPU and from the host; near to float32."""
+    """Tiles equal the whole image in every value, on the GPU and from the host; near to float32."""
     if precision == "float8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs a GPU that multiplies e4m3")
     x = torch.from_numpy(astronaut[:300, :260].copy()).permute(2, 0, 1)[None]

@@ -187,18 +187,18 @@ def test_refused_work_leaves_no_folder(tmp_path: Path) -> None:
     assert not list((tmp_path / "there").iterdir())
 
 
-def test_the_defaults_for_colour_and_grey_by_picture(tmp_path: Path) -> None:
-    """Without --weights, a colour and a grey picture get the pixels of the API's default pair."""
+def test_the_defaults_for_colour_and_grey_by_image(tmp_path: Path) -> None:
+    """Without --weights, a colour and a grey image get the pixels of the API's default pair."""
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    pictures = {"color.png": photo("astronaut.png")[:24, :30], "gray.png": photo("camera.png")[100:124, 100:130]}
-    for name, pixels in pictures.items():
+    images = {"color.png": photo("astronaut.png")[:24, :30], "gray.png": photo("camera.png")[100:124, 100:130]}
+    for name, pixels in images.items():
         Image.fromarray(pixels).save(source / name)
     networks = Networks(None, device="cpu", precision="float32")
     with folder.opened(source, out, networks) as work:
         assert [result.status for result in work.results()] == ["done", "done"]
     api = Purifier.from_pretrained(device="cpu", precision="float32")
-    for name, pixels in pictures.items():
+    for name, pixels in images.items():
         assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
     with folder.opened(source, out, Networks(None, device="cpu", precision="float32")) as work:
         assert [result.status for result in work.results()] == ["kept", "kept"]
@@ -241,7 +241,7 @@ def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path,
 
 
 def test_the_command_agrees_with_purify(tmp_path: Path, run: Run, small_weights: Path) -> None:
-    """Purified alone and in a folder with others of its size, a picture has the same pixels; a report may lie in the output folder."""
+    """Purified alone and in a folder with others of its size, an image has the same pixels; a report may lie in the output folder."""
     source = tmp_path / "in"
     source.mkdir()
     for index in range(6):

@@ -30,7 +30,7 @@ from comdefend_cli.network import weights
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, astronaut: np.ndarray) -> Path:
+def images(tmp_path: Path, astronaut: np.ndarray) -> Path:
     """Twelve photographs of two sizes, one grey, one in a subfolder, and one that is broken."""
     source = tmp_path / "images"
     (source / "sub").mkdir(parents=True)
@@ -68,11 +68,11 @@ def statuses(answer: dict[str, Any]) -> list[str]:
     return [record["status"] for record in json.loads(answer["results"])]
 
 
-def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """The second attempt does the same again, removes half-written files of the first, and leaves those of others."""
     out = tmp_path / "out"
     begin(out)
-    attempt = worker(pictures, out, small_weights)
+    attempt = worker(images, out, small_weights)
     assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
     assert json.loads((out / f"{folder.BEGUN}run-7").read_text()) == {"outputs": ["0.png", "broken.png", "1.png"], "attempts": 1}
     for name in (".1.png.0123abcd.part", ".other.png.0123abcd.part"):
@@ -84,24 +84,24 @@ def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(pictur
     assert [path.name for path in out.iterdir() if path.name.endswith(".part")] == [".other.png.0123abcd.part"]
 
 
-def test_a_block_that_kills_its_workers_is_given_up(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
-    """After so many attempts none of which came to its end, the pictures are failed with a reason, and nothing is tried again."""
+def test_a_block_that_kills_its_workers_is_given_up(images: Path, tmp_path: Path, small_weights: Path) -> None:
+    """After so many attempts none of which came to its end, the images are failed with a reason, and nothing is tried again."""
     out = tmp_path / "out"
     begin(out)
     (out / f"{folder.BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": ATTEMPTS}))
-    answer = worker(pictures, out, small_weights)(row("0.png"))
+    answer = worker(images, out, small_weights)(row("0.png"))
     assert statuses(answer) == ["failed"]
     assert "died" in json.loads(answer["results"])[0]["reason"]
     assert not (out / "0.png").exists()
     assert json.loads(answer["left"]) == ["0.png"]  # For the journal, so that the next run may replace what they left.
 
 
-def test_a_second_attempt_replaces_nothing_but_what_the_first_may_have_made(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_a_second_attempt_replaces_nothing_but_what_the_first_may_have_made(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """A file that stood there before the first attempt stays; what that one left is told until it is done."""
     out = tmp_path / "out"
     begin(out)
     (out / "0.png").write_bytes(b"mine")
-    attempt = worker(pictures, out, small_weights)
+    attempt = worker(images, out, small_weights)
     assert statuses(attempt(row("0.png", "1.png"))) == ["failed", "done"]
     again = attempt(row("0.png", "1.png"))
     assert statuses(again) == ["failed", "done"]
@@ -109,47 +109,47 @@ def test_a_second_attempt_replaces_nothing_but_what_the_first_may_have_made(pict
     assert (out / "0.png").read_bytes() == b"mine"
 
 
-def test_a_machine_that_does_not_see_the_output_folder_makes_none(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_a_machine_that_does_not_see_the_output_folder_makes_none(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """Without the journal that the first process made, it is another folder: nothing is written, and the reason says so."""
-    answer = worker(pictures, tmp_path / "out", small_weights)(row("0.png"))
+    answer = worker(images, tmp_path / "out", small_weights)(row("0.png"))
     assert statuses(answer) == ["failed"]
     assert "does not see" in json.loads(answer["results"])[0]["reason"]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_came_after_planning_is_not_replaced(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
-    """What stands where an output should go, and was not begun by a worker, fails that picture alone and stays."""
+def test_a_file_that_came_after_planning_is_not_replaced(images: Path, tmp_path: Path, small_weights: Path) -> None:
+    """What stands where an output should go, and was not begun by a worker, fails that image alone and stays."""
     out = tmp_path / "out"
     begin(out)
     (out / "0.png").write_bytes(b"mine")
-    answer = worker(pictures, out, small_weights)(row("0.png", "1.png"))
+    answer = worker(images, out, small_weights)(row("0.png", "1.png"))
     assert statuses(answer) == ["failed", "done"]
     assert "already exists" in json.loads(answer["results"])[0]["reason"]
     assert (out / "0.png").read_bytes() == b"mine"
 
 
-def test_a_worker_that_cannot_begin_fails_its_block_only(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_a_worker_that_cannot_begin_fails_its_block_only(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """An output folder that cannot be written to is the reason of each failure, not the end of the run."""
     (tmp_path / "out").write_text("a file")
-    answer = worker(pictures, tmp_path / "out", small_weights)(row("0.png", "1.png"))
+    answer = worker(images, tmp_path / "out", small_weights)(row("0.png", "1.png"))
     assert statuses(answer) == ["failed", "failed"]
 
 
-def test_what_a_dead_run_had_begun_is_ours(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_what_a_dead_run_had_begun_is_ours(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """After a run that ended before its journal knew of a block, the next takes its outputs for ours and does them again."""
     out = tmp_path / "out"
     begin(out)
-    worker(pictures, out, small_weights)(row("0.png", "1.png"))
+    worker(images, out, small_weights)(row("0.png", "1.png"))
     (out / f".{folder.BEGUN}run-8.0123abcd.part").write_text('{"outputs": ["2.p')
-    (pictures / "broken.png").unlink()
+    (images / "broken.png").unlink()
     networks = Networks(str(small_weights), device="cpu", precision="float32")
-    with folder.opened(pictures, out, networks, Options(recursive=True)) as work:
+    with folder.opened(images, out, networks, Options(recursive=True)) as work:
         assert Counter(result.status for result in work.results()) == {"done": 12}
     assert not list(out.glob(f"*{folder.BEGUN}*"))
 
 
 def test_blocks_end_where_they_have_enough() -> None:
-    """By number and by bytes, in order; a picture over the limit is a block of its own."""
+    """By number and by bytes, in order; an image over the limit is a block of its own."""
     jobs = [Job(str(index), str(index), 1, False) for index in range(150)]
     assert [len(block) for block in with_ray._blocks(jobs, 64)] == [64, 64, 22]
     sizes = (20, 20, 20, 40, 1)
@@ -159,15 +159,15 @@ def test_blocks_end_where_they_have_enough() -> None:
     assert [job for block in blocks for job in block] == jobs
 
 
-def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, pictures: Path, run: Run) -> None:
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, images: Path, run: Run) -> None:
     """Ray absent is wrong usage that says what to install; so is an unknown engine, and a URL for the local one."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"comdefend-cli\[ray\]"), with_ray.connected(Cluster()):
         pass
     for arguments, said in (
-        ((pictures, "--engine", "dask"), b"local or ray"),
+        ((images, "--engine", "dask"), b"local or ray"),
         (("s3://bucket/in",), b"--engine ray"),
-        ((pictures, "--workers", 2), b"--engine ray"),
+        ((images, "--workers", 2), b"--engine ray"),
     ):
         result = run("purify-dir", *arguments)
         assert result.returncode == 2
@@ -255,13 +255,13 @@ def workers_of(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_workers_make_what_the_local_engine_makes(ray: Any, pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_two_workers_make_what_the_local_engine_makes(ray: Any, images: Path, tmp_path: Path, small_weights: Path) -> None:
     """The same files, bytes and results as the local engine; each engine keeps what the other finished; a rerun does only what is left."""
     networks = Networks(str(small_weights), device="cpu", precision="float32")
-    with folder.opened(pictures, tmp_path / "local", networks, Options(recursive=True)) as work:
-        local = {str(result.input.relative_to(pictures)): result for result in work.results()}  # type: ignore[union-attr]
+    with folder.opened(images, tmp_path / "local", networks, Options(recursive=True)) as work:
+        local = {str(result.input.relative_to(images)): result for result in work.results()}  # type: ignore[union-attr]
     out = tmp_path / "ray"
-    results = on_cluster(ray, Folder(pictures), Folder(out), small_weights)
+    results = on_cluster(ray, Folder(images), Folder(out), small_weights)
     assert counts(results) == counts(local) == {"done": 12, "failed": 1}
     assert outputs(out) == outputs(tmp_path / "local")
     for name, result in results.items():
@@ -271,10 +271,10 @@ def test_two_workers_make_what_the_local_engine_makes(ray: Any, pictures: Path, 
         )
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     (out / "3.png").unlink()
-    again = on_cluster(ray, Folder(pictures), Folder(out), small_weights)
+    again = on_cluster(ray, Folder(images), Folder(out), small_weights)
     assert {name for name, result in again.items() if result.status != "kept"} == {"3.png", "broken.png"}
     assert {path for path in stamps if path.stat().st_mtime_ns != stamps[path]} == {out / "3.png"}
-    with folder.opened(pictures, out, networks, Options(recursive=True)) as work:
+    with folder.opened(images, out, networks, Options(recursive=True)) as work:
         assert Counter(result.status for result in work.results()) == {"kept": 12, "failed": 1}
 
 
@@ -283,11 +283,11 @@ def test_two_workers_make_what_the_local_engine_makes(ray: Any, pictures: Path, 
 def test_a_killed_worker_loses_nothing(
     ray: Any, tmp_path: Path, astronaut: np.ndarray, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker killed half-way: every picture is done once in the results, and is what the local engine makes; nothing is left over.
+    """A worker killed half-way: every image is done once in the results, and is what the local engine makes; nothing is left over.
 
     A run that is stopped half-way leaves whole files, and the next does the rest.
     """
-    monkeypatch.setattr(with_ray, "BLOCK_PICTURES", 3)
+    monkeypatch.setattr(with_ray, "BLOCK_IMAGES", 3)
     source = tmp_path / "many"
     source.mkdir()
     for index in range(90):
@@ -318,26 +318,26 @@ def test_a_killed_worker_loses_nothing(
 
 
 @pytest.mark.slow
-def test_stores_by_url_on_a_cluster(ray: Any, pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_stores_by_url_on_a_cluster(ray: Any, images: Path, tmp_path: Path, small_weights: Path) -> None:
     """From a URL to a URL that only fsspec's methods are used on: the local engine's files, and a second run keeps all."""
     pytest.importorskip("fsspec")
-    (pictures / "broken.png").unlink()
+    (images / "broken.png").unlink()
     networks = Networks(str(small_weights), device="cpu", precision="float32")
-    with folder.opened(pictures, tmp_path / "local", networks, Options(recursive=True)) as work:
+    with folder.opened(images, tmp_path / "local", networks, Options(recursive=True)) as work:
         list(work.results())
     out = tmp_path / "out"
-    assert counts(on_cluster(ray, Url(f"blockcache::file://{pictures}"), Url(f"blockcache::file://{out}"), small_weights)) == {"done": 12}
+    assert counts(on_cluster(ray, Url(f"blockcache::file://{images}"), Url(f"blockcache::file://{out}"), small_weights)) == {"done": 12}
     assert outputs(out) == outputs(tmp_path / "local")
-    assert counts(on_cluster(ray, Url(f"blockcache::file://{pictures}"), Url(f"blockcache::file://{out}"), small_weights)) == {"kept": 12}
+    assert counts(on_cluster(ray, Url(f"blockcache::file://{images}"), Url(f"blockcache::file://{out}"), small_weights)) == {"kept": 12}
 
 
 @pytest.mark.slow
-def test_the_command_with_a_cluster_of_its_own(pictures: Path, tmp_path: Path, run: Run, small_weights: Path) -> None:
-    """Exit 1 with a broken picture, the same report as the local engine but for seconds; exit 0 once it is gone, all kept."""
+def test_the_command_with_a_cluster_of_its_own(images: Path, tmp_path: Path, run: Run, small_weights: Path) -> None:
+    """Exit 1 with a broken image, the same report as the local engine but for seconds; exit 0 once it is gone, all kept."""
     pytest.importorskip("ray")
     common = ("--recursive", "--weights", small_weights, "--precision", "float32", "--device", "cpu", "--overwrite")
     reports = {}
-    for engine, source in (("local", pictures), ("ray", pictures.as_uri())):
+    for engine, source in (("local", images), ("ray", images.as_uri())):
         report, out = tmp_path / f"{engine}.jsonl", tmp_path / "out"
         result = run("purify-dir", source, "--out", out, "--engine", engine, "--report", report, "--json", *common, RAY_ADDRESS="")
         assert result.returncode == 1, result.stderr
@@ -347,19 +347,19 @@ def test_the_command_with_a_cluster_of_its_own(pictures: Path, tmp_path: Path, r
         lines = [json.loads(line) for line in report.read_text().splitlines()]
         reports[engine] = sorted(({**line, "seconds": 0} for line in lines), key=lambda line: line["input"])
     assert reports["ray"] == reports["local"]
-    (pictures / "broken.png").unlink()
-    result = run("purify-dir", pictures, "--out", tmp_path / "out", "--engine", "ray", *common[:-1], RAY_ADDRESS="")
+    (images / "broken.png").unlink()
+    result = run("purify-dir", images, "--out", tmp_path / "out", "--engine", "ray", *common[:-1], RAY_ADDRESS="")
     assert result.returncode == 0, result.stderr
     assert b"12 kept" in result.stderr
 
 
 @pytest.mark.slow
-def test_workers_that_compute_with_openvino(pictures: Path, tmp_path: Path, run: Run, small_weights: Path) -> None:
+def test_workers_that_compute_with_openvino(images: Path, tmp_path: Path, run: Run, small_weights: Path) -> None:
     """--backend goes to the workers: the local engine's pixels with it, its word in the summary, and either keeps what the other did."""
     pytest.importorskip("ray")
     pytest.importorskip("openvino")
-    (pictures / "broken.png").unlink()
-    common = ("purify-dir", pictures, "--recursive", "--weights", small_weights, "--precision", "float32", "--device", "cpu", "--json")
+    (images / "broken.png").unlink()
+    common = ("purify-dir", images, "--recursive", "--weights", small_weights, "--precision", "float32", "--device", "cpu", "--json")
     written = {}
     for engine in ("local", "ray"):
         out = tmp_path / engine

@@ -25,7 +25,7 @@ fsspec = pytest.importorskip("fsspec")
 
 @pytest.fixture
 def store(astronaut: np.ndarray) -> Iterator[Url]:
-    """Three pictures, one of them in a subfolder, and what is no picture."""
+    """Three images, one of them in a subfolder, and what is no image."""
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     place = Url("memory://bucket/in")
@@ -34,7 +34,7 @@ def store(astronaut: np.ndarray) -> Iterator[Url]:
         Image.fromarray(astronaut[40 * index : 40 * index + 24, 200:232]).save(buffer, "PNG")
         place.write(name, buffer.getvalue(), overwrite=False)
     for name in ("notes.txt", ".hidden.png"):
-        place.write(name, b"no picture", overwrite=False)
+        place.write(name, b"no image", overwrite=False)
     yield Url("memory://bucket/in")
     memory.store.clear()
 
@@ -49,7 +49,7 @@ def purified(source: Place, out: Place, weights: Path, **options: object) -> dic
 
 
 def pixels(place: Place, name: str) -> np.ndarray:
-    """Of a picture in a place."""
+    """Of an image in a place."""
     return np.array(Image.open(io.BytesIO(place.read(name))))
 
 
@@ -125,7 +125,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     assert made.root == tmp_path / "with space"
     assert isinstance(places.of(tmp_path), Folder)
     assert places.of(f"local://{tmp_path}/run#1").root == tmp_path / "run#1"  # type: ignore[union-attr]
-    for other in ("file://images", "file://~/pictures"):
+    for other in ("file://images", "file://~/images"):
         with pytest.raises(UsageError, match="names a machine"):
             places.of(other)
 
@@ -174,7 +174,7 @@ def test_markers_are_found_whatever_the_url_is_called(store: Url) -> None:
 
 def test_a_bucket_gets_no_other_bucket_for_its_output() -> None:
     """Only a folder has a place beside it."""
-    assert default_output("s3://bucket/pictures/") == "s3://bucket/pictures-purified"
+    assert default_output("s3://bucket/images/") == "s3://bucket/images-purified"
     for url in ("s3://bucket", "s3://bucket/", "s3://"):
         with pytest.raises(UsageError, match="--out"):
             default_output(url)

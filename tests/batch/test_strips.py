@@ -1,4 +1,4 @@
-"""Pictures in strips: the pixels of the ordinary way, in memory that does not grow with the picture."""
+"""Images in strips: the pixels of the ordinary way, in memory that does not grow with the image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from comdefend_cli.network.model import Architecture, ComDefend
 
 pytest.importorskip("pyvips")
 
-from comdefend_cli.batch import strips as large
+from comdefend_cli.batch import strips
 from comdefend_cli.cli import purify_strips
 
 NOISY = Settings(tile=90, input_noise=20.0, noise_std=1.0, seed=3, samples=2)
@@ -34,16 +34,16 @@ NOISY = Settings(tile=90, input_noise=20.0, noise_std=1.0, seed=3, samples=2)
 def in_strips(source: Path, target: Path, settings: Settings | None = None, **options: object) -> np.ndarray:
     """The pixels of a file's purified file."""
     purifier = Purifier(small_model(), small_model(1, 4), settings)
-    with large.opened(source) as picture:
-        large.purify(purifier, picture, target, **options)  # type: ignore[arg-type]
+    with strips.opened(source) as image:
+        strips.purify(purifier, image, target, **options)  # type: ignore[arg-type]
     return np.array(Image.open(target))
 
 
 def ordinary(source: Path, target: Path, settings: Settings | None = None) -> np.ndarray:
     """The same by the ordinary way."""
-    picture = images.read(source)
+    image = images.read(source)
     purifier = Purifier(small_model(), small_model(1, 4), settings)
-    images.write(target, images.Picture(purifier(picture.pixels), picture.alpha, picture.icc, picture.exif))
+    images.write(target, images.Raster(purifier(image.pixels), image.alpha, image.icc, image.exif))
     return np.array(Image.open(target))
 
 
@@ -51,7 +51,7 @@ def ordinary(source: Path, target: Path, settings: Settings | None = None) -> np
     "settings", [Settings(tile=100), Settings(tile=10), Settings("paper", tile=64), NOISY], ids=["exact", "small", "paper", "noisy"]
 )
 def test_strips_have_the_pixels_of_the_whole(tmp_path: Path, astronaut: np.ndarray, settings: Settings) -> None:
-    """Many strips, the last one lower than the others, give what the picture at once gives, in PNG and TIFF."""
+    """Many strips, the last one lower than the others, give what the image at once gives, in PNG and TIFF."""
     Image.fromarray(astronaut[:275, :150]).save(tmp_path / "in.png")
     expected = ordinary(tmp_path / "in.png", tmp_path / "whole.png", settings)
     for name in ("out.png", "out.tiff"):
@@ -59,7 +59,7 @@ def test_strips_have_the_pixels_of_the_whole(tmp_path: Path, astronaut: np.ndarr
 
 
 def save(image: Image.Image, path: Path, kind: str) -> None:
-    """A picture in one of the kinds that the next test goes through."""
+    """An image in one of the kinds that the next test goes through."""
     rgb = np.array(image)
     alpha = np.indices(rgb.shape[:2]).sum(0).astype(np.uint8)
     if kind == "gray":
@@ -135,15 +135,15 @@ def test_what_cannot_be_done_in_strips_is_refused(tmp_path: Path, astronaut: np.
         tag = struct.pack("<HHI", 338, 3, bands - 3)
         at = patched.index(tag) + 8
         (tmp_path / f"{bands}.tiff").write_bytes(patched[:at] + bytes(4) + patched[at + 4 :])
-        assert not large.reads(tmp_path / f"{bands}.tiff")
+        assert not strips.reads(tmp_path / f"{bands}.tiff")
     for name in ("palette.png", "cmyk.tiff", "key.png", "4.tiff"):
         with pytest.raises(ImageError, match="--no-strips"):
             in_strips(tmp_path / name, tmp_path / "out.png")
     with pytest.raises(UsageError, match=r"\.png or \.tiff"):
         in_strips(tmp_path / "in.png", tmp_path / "out.jpg")
-    with pytest.raises(ImageError, match="--max-megapixels"), large.opened(tmp_path / "in.png", max_megapixels=0.001):
+    with pytest.raises(ImageError, match="--max-megapixels"), strips.opened(tmp_path / "in.png", max_megapixels=0.001):
         pass
-    with pytest.raises(ImageError, match="cannot read"), large.opened(tmp_path / "absent.png"):
+    with pytest.raises(ImageError, match="cannot read"), strips.opened(tmp_path / "absent.png"):
         pass
     assert not list(tmp_path.glob("out*"))
 
@@ -205,7 +205,7 @@ def test_a_run_that_is_ended_leaves_nothing(number: int, tmp_path: Path, astrona
 
 
 def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unasked only for large pictures from file to PNG or TIFF where nothing needs the whole; asked, or an error says why not."""
+    """Unasked only for large images from file to PNG or TIFF where nothing needs the whole; asked, or an error says why not."""
     source, other = tmp_path / "in.png", tmp_path / "palette.png"
     Image.fromarray(astronaut[:40, :40]).save(source)
     Image.fromarray(astronaut[:40, :40]).quantize(8).save(other)
@@ -222,7 +222,7 @@ def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatc
             wanted(True, **more)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "pyvips", None)
     assert not wanted()
-    with pytest.raises(UsageError, match=r"comdefend-cli\[large\]"), large.opened(source):
+    with pytest.raises(UsageError, match=r"comdefend-cli\[large\]"), strips.opened(source):
         pass
 
 
@@ -243,23 +243,24 @@ def test_the_command_in_strips(tmp_path: Path, run: Run, small_weights: Path, as
 
 PEAK = """
 import re, sys
-from comdefend_cli import large, weights
+from comdefend_cli.batch import strips
+from comdefend_cli.network import weights
 from comdefend_cli.inference.purifier import Purifier
 from pathlib import Path
 loaded = weights.load(sys.argv[1])
 purifier = Purifier.from_weights([loaded], device="cpu", precision="float32")
 from PIL import Image
 Image.MAX_IMAGE_PIXELS = None
-with large.opened(Path(sys.argv[2])) as picture:
-    large.purify(purifier, picture, Path(sys.argv[3]))
+with strips.opened(Path(sys.argv[2])) as image:
+    strips.purify(purifier, image, Path(sys.argv[3]))
 print(int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory in kilobytes, as Linux gives it")
-def test_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
-    """A picture of 25 times as many pixels (25 megapixels, five times the side) takes little more memory.
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
+    """An image of 25 times as many pixels (25 megapixels, five times the side) takes little more memory.
 
     The ordinary way would take 10 bytes a pixel more, 240 MB: decoded in and out, and Pillow's copy.
     """

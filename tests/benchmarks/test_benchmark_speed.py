@@ -21,7 +21,7 @@ def speed(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One round on a picture of 40x40."""
+    """One round on an image of 40x40."""
     path = tmp_path_factory.mktemp("speed") / "speed.json"
     done = speed("--size", 40, "--crop", 40, "--patches", 1, "--small", 8, "--rounds", 1, "--threads", 1, "--json", "--out", path)
     assert done.returncode == 0, done.stderr

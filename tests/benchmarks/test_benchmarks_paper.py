@@ -38,7 +38,7 @@ def module(name: str) -> ModuleType:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder with two untrained classifiers of two convolutions; that of purified pictures names no weights."""
+    """A folder with two untrained classifiers of two convolutions; that of purified images names no weights."""
 
     def small(channels: int, classes: int) -> nn.Module:
         layers = [nn.Conv2d(channels, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes)]
@@ -184,7 +184,7 @@ def test_weights_that_a_classifier_was_trained_behind(tiny: Path, tmp_path: Path
     shelf = systems.Shelf(arguments)
     classifier = shelf.classifier(str(tiny / "small-cifar10-purified.safetensors"))
     spec, note = shelf.fitting(classifier)
-    assert spec == "comdefend-12bit" and "learnt from pictures that were not purified" in note
+    assert spec == "comdefend-12bit" and "learnt from images that were not purified" in note
     classifier.record["purify"] = load(str(small_weights)).sha256
     assert shelf.fitting(classifier) == (str(small_weights), "")
 
@@ -195,7 +195,7 @@ def test_table_5_from_end_to_end(tiny: Path, cifar: Path, tmp_path: Path, small_
     common = ["--data-dir", str(cifar), "--out", str(tmp_path / "out"), "--classifiers", str(tiny), "--weights", str(small_weights)]
     arguments: list[str] = [*common, "--limit", "4", "--attacks", "fgsm,bim,deepfool", "--device", "cpu", "--precision", "float32"]
     table5 = module("table5")
-    table5.main([*arguments, "--note", "Made pictures"])
+    table5.main([*arguments, "--note", "Made images"])
     text = (tmp_path / "out" / "table5.md").read_text()
     head, _, *rows = rows_of(text)
     assert (
@@ -209,7 +209,7 @@ def test_table_5_from_end_to_end(tiny: Path, cifar: Path, tmp_path: Path, small_
     absent = lines["Adversarial FGSM (in training time), Resnet50", "small-cifar10-fgsm"]
     assert absent[4].startswith("paper 88<br>not measured")
     assert f"--adversarial fgsm --out {tiny / 'small-cifar10-fgsm.safetensors'}" in text
-    assert "n = 4 pictures of cifar10" in text and "Made pictures.\n" in text and "--arch resnet50" in text
+    assert "n = 4 images of cifar10" in text and "Made images.\n" in text and "--arch resnet50" in text
     record = json.loads((tmp_path / "out" / "table5.json").read_text())
     measured = [entry for entry in record["cells"] if entry["measured"]]
     assert {entry["measured"]["n"] for entry in measured} == {4} and record["evaluations"][0]["versions"]["foolbox"]
@@ -219,7 +219,7 @@ def test_table_5_from_end_to_end(tiny: Path, cifar: Path, tmp_path: Path, small_
         raise AssertionError("attacked again")
 
     monkeypatch.setattr(attacks.Attack, "run", forbidden)
-    table5.main([*arguments, "--note", "Made pictures"])
+    table5.main([*arguments, "--note", "Made images"])
     assert (tmp_path / "out" / "table5.md").read_text() == text
     module("figure4").main(arguments)
     with Image.open(tmp_path / "out" / "figure4.png") as image:

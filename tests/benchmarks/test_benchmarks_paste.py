@@ -75,7 +75,7 @@ def test_a_benchmarks_result_becomes_tables(paste: ModuleType) -> None:
         "threads": 1,
         "cores": 1,
         "load_before": 0,
-        "picture": "p",
+        "image": "p",
         "python": "3",
         "versions": {},
         "skipped": [],

@@ -1,4 +1,4 @@
-"""The benchmarks of scale: what they compute from what they measure, and that their pictures are what they say."""
+"""The benchmarks of scale: what they compute from what they measure, and that their images are what they say."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_process_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_bytes_of_plan_and_journal_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line in the state file and what is held of a picture are some hundreds of bytes: a line is longer than its two names."""
+    """A line in the state file and what is held of an image are some hundreds of bytes: a line is longer than its two names."""
     capacity = module(monkeypatch, "capacity")
     assert 60 < capacity.journal_bytes() < 400
     assert 60 < capacity.plan_bytes() < 2000
@@ -139,7 +139,7 @@ def test_a_straight_line_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_folder_benchmark_compares_the_same_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_weights: Path) -> None:
-    """Its pictures are as many and as large as it says, and its result counts all of their pixels."""
+    """Its images are as many and as large as it says, and its result counts all of their pixels."""
     benchmark = module(monkeypatch, "folder")
     networks = Networks(str(small_weights), device="cpu", precision="float32")
     result = benchmark.measure(benchmark.make_thumbnails, 9, networks, tmp_path)
@@ -155,7 +155,7 @@ def test_the_folder_benchmark_compares_the_same_pixels(monkeypatch: pytest.Monke
     assert len(set(sizes)) > 1
 
 
-def test_the_copies_benchmark_copies_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copies_benchmark_copies_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it times puts every pixel back into its place; its encoders end with it."""
     benchmark = module(monkeypatch, "copies")
     x = torch.from_numpy(photo("astronaut.png")[None, :100, :120].copy()).permute(0, 3, 1, 2)

@@ -21,13 +21,13 @@ HEADER = ClassifierHeader("small", 1, ("even", "odd"), (0.4,), (0.2,), {"data": 
 
 @pytest.mark.parametrize(("arch", "parameters"), [("resnet18", 11_173_962), ("resnet50", 23_520_842)])
 def test_resnets_are_the_usual_ones(arch: str, parameters: int) -> None:
-    """ResNets for 32x32 pictures have the parameters that are usual on CIFAR-10."""
+    """ResNets for 32x32 images have the parameters that are usual on CIFAR-10."""
     assert sum(parameter.numel() for parameter in ARCHITECTURES[arch](3, 10).parameters()) == parameters
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_all_architectures_take_any_size(arch: str) -> None:
-    """Logits come out for 32x32 and larger pictures, finite, with a gradient for the input."""
+    """Logits come out for 32x32 and larger images, finite, with a gradient for the input."""
     model = build(ClassifierHeader(arch, 3, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)).eval()
     for side in (28, 32, 40):
         x = torch.rand(2, 3, side, side, requires_grad=True)
@@ -39,13 +39,13 @@ def test_all_architectures_take_any_size(arch: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitening(channels: int) -> None:
-    """Of the pictures fitted to, half of the outputs has equal variances and no covariance; the other half is its negative."""
-    pictures = torch.from_numpy(formats.cuts(40, 32)).permute(0, 3, 1, 2)[:, :channels].float().div(128) - 1
+    """Of the images fitted to, half of the outputs has equal variances and no covariance; the other half is its negative."""
+    images = torch.from_numpy(formats.cuts(40, 32)).permute(0, 3, 1, 2)[:, :channels].float().div(128) - 1
     layer = Whitening(channels)
-    layer.fit(pictures, least=0.0)
+    layer.fit(images, least=0.0)
     assert not any(parameter is layer.weight for parameter in layer.parameters())
     with torch.no_grad():
-        values = layer(pictures).movedim(1, 3).reshape(-1, 8 * channels).double()
+        values = layer(images).movedim(1, 3).reshape(-1, 8 * channels).double()
     half = 4 * channels
     assert torch.allclose(values[:, :half], -values[:, half:])
     assert torch.allclose(values[:, :half].T.cov(), torch.eye(half, dtype=torch.float64), atol=1e-3)
@@ -65,7 +65,7 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
     assert not loaded.model.training and not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
-def test_normalisation_is_the_headers(tmp_path: Path) -> None:
+def test_normalization_is_the_headers(tmp_path: Path) -> None:
     """The network sees (x - mean) / std."""
     model = build(HEADER).eval()
     x = torch.rand(2, 1, 16, 16)
@@ -136,8 +136,8 @@ def test_efficientnet_knows_imagenets_classes() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     files = sorted((Path(foolbox.__file__).parent / "data").glob("imagenet_*.jpg"))
     labels = torch.tensor([int(file.stem.split("_")[2]) for file in files])
-    pictures = [np.array(Image.open(file).convert("RGB").resize((224, 224))) for file in files]
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+    images = [np.array(Image.open(file).convert("RGB").resize((224, 224))) for file in files]
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
     found = load_classifier("efficientnet-lite0")
     with torch.no_grad():
         logits = found.model(x)

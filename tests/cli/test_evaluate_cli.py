@@ -23,12 +23,12 @@ from comdefend_cli.cli import app
 #: The commands with a classifier of two convolutions.
 TINY = """
 from torch import nn
-from comdefend_cli import classifier_networks
+from comdefend_cli.classifiers import networks
 from comdefend_cli.cli import main
 def tiny(channels, classes):
     layers = [nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
-classifier_networks.ARCHITECTURES["small"] = tiny
+networks.ARCHITECTURES["small"] = tiny
 main()
 """
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
@@ -48,7 +48,7 @@ def tiny(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with CIFAR-10's files, 40 pictures each, a trained classifier, and a module with one of the user's own."""
+    """A working folder with CIFAR-10's files, 40 images each, a trained classifier, and a module with one of the user's own."""
     folder = tmp_path_factory.mktemp("work")
     formats.write(folder / "data" / "cifar-10-batches-py", formats.cifar_files(40))
     done = tiny("train-classifier", "--data", "cifar10", "--epochs", 2, "--batch-size", 20, cwd=folder)
@@ -94,7 +94,7 @@ def test_an_interrupted_training_resumes(work: Path) -> None:
 
 @pytest.mark.slow
 def test_purified_training(work: Path, small_weights: Path) -> None:
-    """--purify trains on purified pictures, and the header names the weights."""
+    """--purify trains on purified images, and the header names the weights."""
     done = tiny("train-classifier", "--data", "cifar10", "--epochs", 1, "--purify", small_weights, "--out", "p.safetensors", cwd=work)
     assert done.returncode == 0, done.stderr
     header = read_classifier_header((work / "p.safetensors").read_bytes(), work / "p.safetensors")
@@ -103,8 +103,8 @@ def test_purified_training(work: Path, small_weights: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_on_noisy_pictures_too(work: Path, small_weights: Path) -> None:
-    """--input-noise doubles the training pictures, not the test's, before they are purified; the header names it."""
+def test_training_on_noisy_images_too(work: Path, small_weights: Path) -> None:
+    """--input-noise doubles the training images, not the test's, before they are purified; the header names it."""
     settings = ("--epochs", 1, "--purify", small_weights, "--input-noise", 16, "--out", "n.safetensors")
     done = tiny("train-classifier", "--data", "cifar10", *settings, cwd=work)
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_help_names_the_extra() -> None:
 
 @pytest.mark.slow
 def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
-    """Tables, results.json with n and intervals, report.html and charts, pictures that purify-dir takes; and a rerun from the cache."""
+    """Tables, results.json with n and intervals, report.html and charts, images that purify-dir takes; and a rerun from the cache."""
     arguments = (
         *("evaluate", "--data", "cifar10", "--classifier", "small", "--defences", f"none {small_weights} bits:depth=3", "--limit", 12),
         *(
@@ -154,8 +154,8 @@ def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
 
     purified = tiny("purify-dir", "attacked", "--recursive", "--weights", small_weights, "--out", "cleaned", cwd=work)
     assert purified.returncode == 0, purified.stderr
-    pictures = sorted((work / "cleaned").rglob("*.png"))
-    assert len(pictures) == 12 * 3 * 2 and Image.open(pictures[0]).size == (32, 32)
+    images = sorted((work / "cleaned").rglob("*.png"))
+    assert len(images) == 12 * 3 * 2 and Image.open(images[0]).size == (32, 32)
 
     refused = tiny(*arguments, cwd=work)
     assert refused.returncode == 2 and "results.json: already exists; use --overwrite" in refused.stderr

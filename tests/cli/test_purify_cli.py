@@ -1,4 +1,4 @@
-"""`comdefend purify` as a person runs it: real processes, real pictures, exit codes and what is left on the disk."""
+"""`comdefend purify` as a person runs it: real processes, real images, exit codes and what is left on the disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from comdefend_cli.network import weights
 
 
 @pytest.fixture
-def picture(tmp_path: Path, astronaut: np.ndarray) -> Path:
+def image(tmp_path: Path, astronaut: np.ndarray) -> Path:
     """A small colour photograph in a file."""
     path = tmp_path / "in.png"
     Image.fromarray(astronaut[100:140, 200:250]).save(path)
@@ -53,12 +53,12 @@ def limited_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
 
-def test_purify_writes_what_the_api_gives(run: Run, picture: Path, small_weights: Path) -> None:
+def test_purify_writes_what_the_api_gives(run: Run, image: Path, small_weights: Path) -> None:
     """OUT holds the purified pixels; --json records sizes, rates, hash, and PSNR and SSIM as scikit-image has them."""
-    out, compare = picture.with_name("out.png"), picture.with_name("compare.png")
-    result = run("purify", picture, out, "--weights", small_weights, "--json", "--compare", compare, "--device", "cpu")
+    out, compare = image.with_name("out.png"), image.with_name("compare.png")
+    result = run("purify", image, out, "--weights", small_weights, "--json", "--compare", compare, "--device", "cpu")
     assert result.returncode == 0, result.stderr
-    before, after = np.array(Image.open(picture)), np.array(Image.open(out))
+    before, after = np.array(Image.open(image)), np.array(Image.open(out))
     purifier = Purifier.from_pretrained(str(small_weights), device="cpu")
     assert np.array_equal(after, purifier(before))
     record = json.loads(result.stdout)
@@ -74,11 +74,11 @@ def test_purify_writes_what_the_api_gives(run: Run, picture: Path, small_weights
     assert np.array_equal(wide[:, 108:158], after)
 
 
-def test_the_weights_own_noise_is_put_on_unless_told_otherwise(run: Run, picture: Path) -> None:
-    """One picture and a folder get it, the same in every run; --input-noise 0 leaves it out, --seed draws other noise."""
+def test_the_weights_own_noise_is_put_on_unless_told_otherwise(run: Run, image: Path) -> None:
+    """One image and a folder get it, the same in every run; --input-noise 0 leaves it out, --seed draws other noise."""
     model = small_model()
     model.input_noise = 20.0
-    path = picture.with_name("noisy.safetensors")
+    path = image.with_name("noisy.safetensors")
     weights.save(path, model, {})
     made = {}
     for name, options in {
@@ -88,16 +88,16 @@ def test_the_weights_own_noise_is_put_on_unless_told_otherwise(run: Run, picture
         "none": ("--input-noise", 0),
         "seed": ("--seed", 1),
     }.items():
-        done = run("purify", picture, picture.with_name(f"{name}.png"), "--weights", path, "--device", "cpu", "--json", *options)
+        done = run("purify", image, image.with_name(f"{name}.png"), "--weights", path, "--device", "cpu", "--json", *options)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["input_noise"] == (0.0 if name == "none" else 20.0)
-        made[name] = np.array(Image.open(picture.with_name(f"{name}.png")))
+        made[name] = np.array(Image.open(image.with_name(f"{name}.png")))
     assert np.array_equal(made["own"], made["again"]) and np.array_equal(made["own"], made["asked"])
     assert not np.array_equal(made["own"], made["none"]) and not np.array_equal(made["own"], made["seed"])
-    folder = picture.parent / "folder"
+    folder = image.parent / "folder"
     folder.mkdir()
-    shutil.copy(picture, folder / "in.png")
-    out = picture.parent / "out"
+    shutil.copy(image, folder / "in.png")
+    out = image.parent / "out"
     for options, kept, expected in (((), 0, "own"), ((), 1, "own"), (("--seed", 1), 0, "seed"), (("--input-noise", 0), 0, "none")):
         done = run("purify-dir", folder, "--out", out, "--weights", path, "--device", "cpu", "--json", *options)
         assert json.loads(done.stdout)["kept"] == kept, options
@@ -113,31 +113,31 @@ def test_shipped_weights_purify_a_real_photo(run: Run, tmp_path: Path, astronaut
     assert peak_signal_noise_ratio(np.array(Image.open(tmp_path / "photo.jpg")), np.array(Image.open(tmp_path / "photo.png"))) > 25
 
 
-def test_pipes(run: Run, picture: Path, small_weights: Path) -> None:
+def test_pipes(run: Run, image: Path, small_weights: Path) -> None:
     """- reads standard input and writes standard output, as PNG or by --format, silently when piped and quiet."""
     options = ("--weights", small_weights, "--quiet")
-    piped = run("purify", "-", "-", *options, stdin=picture.read_bytes())
+    piped = run("purify", "-", "-", *options, stdin=image.read_bytes())
     assert (piped.returncode, piped.stderr) == (0, b"")
-    out = picture.with_name("out.png")
-    assert run("purify", picture, out, *options).returncode == 0
+    out = image.with_name("out.png")
+    assert run("purify", image, out, *options).returncode == 0
     assert np.array_equal(np.array(Image.open(io.BytesIO(piped.stdout))), np.array(Image.open(out)))
-    jpeg = run("purify", picture, "-", "--weights", small_weights, "--format", "jpg")
+    jpeg = run("purify", image, "-", "--weights", small_weights, "--format", "jpg")
     assert Image.open(io.BytesIO(jpeg.stdout)).format == "JPEG"
     assert b"JPEG compression changes the purified pixels again" in jpeg.stderr
 
 
-def test_nothing_is_overwritten_unasked(run: Run, picture: Path, small_weights: Path) -> None:
+def test_nothing_is_overwritten_unasked(run: Run, image: Path, small_weights: Path) -> None:
     """An existing OUT, also IN itself, stays as it is without --overwrite, exit 2; with it, it is replaced."""
-    before = picture.read_bytes()
-    one_line(run("purify", picture, picture, "--weights", small_weights), 2, "in.png", "--overwrite")
-    assert picture.read_bytes() == before
-    assert run("purify", picture, picture, "--weights", small_weights, "--overwrite", "-q").returncode == 0
-    assert picture.read_bytes() != before
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png"]
+    before = image.read_bytes()
+    one_line(run("purify", image, image, "--weights", small_weights), 2, "in.png", "--overwrite")
+    assert image.read_bytes() == before
+    assert run("purify", image, image, "--weights", small_weights, "--overwrite", "-q").returncode == 0
+    assert image.read_bytes() != before
+    assert sorted(path.name for path in image.parent.iterdir()) == ["in.png"]
 
 
 def test_alpha_and_grey_survive(run: Run, tmp_path: Path, astronaut: np.ndarray, small_weights: Path) -> None:
-    """Alpha comes out untouched; a grey picture comes out grey."""
+    """Alpha comes out untouched; a grey image comes out grey."""
     image = Image.fromarray(astronaut[:24, :30])
     image.putalpha(Image.fromarray(astronaut[200:224, 200:230, 1]))
     image.save(tmp_path / "alpha.png")
@@ -151,13 +151,13 @@ def test_alpha_and_grey_survive(run: Run, tmp_path: Path, astronaut: np.ndarray,
 
 
 def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
-    """Missing, empty, truncated, no picture, a bomb, zero-size, a folder, no permission: named, and nothing is written."""
+    """Missing, empty, truncated, no image, a bomb, zero-size, a folder, no permission: named, and nothing is written."""
     buffer = io.BytesIO()
     Image.fromarray(astronaut).save(buffer, "PNG")
     cases = {
         "empty.png": (b"", "empty"),
         "cut.png": (buffer.getvalue()[:5000], "truncated"),
-        "text.png": (b"not a picture at all", "not a picture"),
+        "text.png": (b"not an image at all", "not an image"),
         "bomb.png": (png_claiming(50000, 50000), "--max-megapixels"),
         "zero.png": (png_claiming(0, 5), "zero.png"),
     }
@@ -171,55 +171,55 @@ def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: n
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_wrong_usage_is_exit_2(run: Run, picture: Path, small_weights: Path) -> None:
+def test_wrong_usage_is_exit_2(run: Run, image: Path, small_weights: Path) -> None:
     """Absent devices, unknown weights, endings, precisions and contradicting options are wrong usage."""
-    out = picture.with_name("out.png")
+    out = image.with_name("out.png")
     for arguments, word in (
-        ((picture, out, "--device", "cuda:99"), "cuda:99"),
-        ((picture, out, "--weights", "nothing"), "no such weights"),
-        ((picture, out.with_suffix(".xyz")), "ending"),
-        ((picture, out, "--precision", "float16", "--device", "cpu", "--weights", small_weights), "float16"),
-        ((picture, out, "--tiling", "none"), "tiling"),
-        ((picture, "-", "--json"), "--json"),
-        ((picture, out, "--compare", out), "--compare"),
-        ((picture, out, "--format", "png"), "--format"),
-        ((picture, picture.parent), "folder"),
+        ((image, out, "--device", "cuda:99"), "cuda:99"),
+        ((image, out, "--weights", "nothing"), "no such weights"),
+        ((image, out.with_suffix(".xyz")), "ending"),
+        ((image, out, "--precision", "float16", "--device", "cpu", "--weights", small_weights), "float16"),
+        ((image, out, "--tiling", "none"), "tiling"),
+        ((image, "-", "--json"), "--json"),
+        ((image, out, "--compare", out), "--compare"),
+        ((image, out, "--format", "png"), "--format"),
+        ((image, image.parent), "folder"),
     ):
         one_line(run("purify", *arguments), 2, word)
-    assert run("purify", picture).returncode == 2
-    assert run("purify", picture, out, "--tile", "0").returncode == 2
+    assert run("purify", image).returncode == 2
+    assert run("purify", image, out, "--tile", "0").returncode == 2
     assert not out.exists()
 
 
-def test_unwritable_places_leave_nothing(run: Run, picture: Path, small_weights: Path) -> None:
+def test_unwritable_places_leave_nothing(run: Run, image: Path, small_weights: Path) -> None:
     """An absent folder, a file in place of a folder, and a system folder cannot be written: exit 1, before the work, nothing left."""
-    for target in (picture.parent / "absent" / "out.png", picture / "out.png", Path("/proc/out.png")):
-        result = run("purify", picture, target, "--weights", small_weights)
+    for target in (image.parent / "absent" / "out.png", image / "out.png", Path("/proc/out.png")):
+        result = run("purify", image, target, "--weights", small_weights)
         one_line(result, 1, str(target.parent), "cannot write into this folder", "write elsewhere")
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png"]
+    assert sorted(path.name for path in image.parent.iterdir()) == ["in.png"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_loses_nothing(picture: Path, small_weights: Path) -> None:
+def test_a_full_disk_loses_nothing(image: Path, small_weights: Path) -> None:
     """When the disk is full, the old OUT stays whole, no part of the new one is left, and the exit code is 1."""
-    out = picture.with_name("out.png")
+    out = image.with_name("out.png")
     Image.new("RGB", (3, 3)).save(out)
     before = out.read_bytes()
-    command = [sys.executable, "-m", "comdefend_cli", "purify", str(picture)]
+    command = [sys.executable, "-m", "comdefend_cli", "purify", str(image)]
     options = ["--weights", str(small_weights), "--quiet"]
     result = subprocess.run([*command, str(out), *options, "--overwrite"], capture_output=True, check=False, preexec_fn=limited_files)
     one_line(result, 1, "out.png", "cannot write", "free some space")
     assert out.read_bytes() == before
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png", "out.png"]
+    assert sorted(path.name for path in image.parent.iterdir()) == ["in.png", "out.png"]
     with Path("/dev/full").open("wb") as full:
         piped = subprocess.run([*command, "-", *options], stdout=full, stderr=subprocess.PIPE, check=False)
     one_line(piped, 1, "standard output", "no space left")
 
 
-def test_a_part_of_the_picture_on_standard_output_is_an_error(picture: Path, small_weights: Path) -> None:
-    """Where the disk takes only a part, also with Python's own buffers off, the exit code is 1: no cut picture passes for whole."""
-    command = [sys.executable, "-m", "comdefend_cli", "purify", str(picture), "-", "--weights", str(small_weights), "--quiet"]
-    with (picture.parent / "cut.png").open("wb") as file:
+def test_a_part_of_the_image_on_standard_output_is_an_error(image: Path, small_weights: Path) -> None:
+    """Where the disk takes only a part, also with Python's own buffers off, the exit code is 1: no cut image passes for whole."""
+    command = [sys.executable, "-m", "comdefend_cli", "purify", str(image), "-", "--weights", str(small_weights), "--quiet"]
+    with (image.parent / "cut.png").open("wb") as file:
         result = subprocess.run(
             command, stdout=file, stderr=subprocess.PIPE, check=False, preexec_fn=limited_files, env={**os.environ, "PYTHONUNBUFFERED": "1"}
         )
@@ -234,7 +234,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Run, tmp_path: P
     one_line(run("purify", tmp_path / "long.png", tmp_path / "out.webp"), 1, "16383 pixels a side")
     over = ("--compare", tmp_path / "alpha.png", "--overwrite")
     one_line(run("purify", tmp_path / "alpha.png", tmp_path / "out.png", *over), 2, "is IN too")
-    wide = ("--compare", tmp_path / "compare.webp")  # Four pictures beside each other.
+    wide = ("--compare", tmp_path / "compare.webp")  # Four images beside each other.
     Image.new("L", (5000, 1)).save(tmp_path / "wide.png")
     one_line(run("purify", tmp_path / "wide.png", tmp_path / "out.png", *wide), 1, "16383 pixels a side")
     one_line(run("purify", "/dev/zero", tmp_path / "out.png"), 1, "is a device")
@@ -244,7 +244,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Run, tmp_path: P
 def test_help_names_the_weights_that_are_taken() -> None:
     """What the options say is the default is what is loaded."""
     both, color = (get_args(option)[1] for option in (console.Weights, console.ColorWeights))
-    assert both.help.endswith(f"Default: {weights.DEFAULT_COLOR}, and for grey pictures {weights.DEFAULT_GRAY}.")
+    assert both.help.endswith(f"Default: {weights.DEFAULT_COLOR}, and for grey images {weights.DEFAULT_GRAY}.")
     assert color.show_default == weights.DEFAULT_COLOR
 
 
@@ -255,44 +255,44 @@ def unprivileged() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
-def test_what_may_not_be_read_or_written_is_one_line(picture: Path) -> None:
-    """A picture without permission to read it, an OUT in a folder without permission to write, a folder that may not be listed."""
-    locked, closed = picture.with_name("locked.png"), picture.parent / "closed"
-    locked.write_bytes(picture.read_bytes())
+def test_what_may_not_be_read_or_written_is_one_line(image: Path) -> None:
+    """An image without permission to read it, an OUT in a folder without permission to write, a folder that may not be listed."""
+    locked, closed = image.with_name("locked.png"), image.parent / "closed"
+    locked.write_bytes(image.read_bytes())
     locked.chmod(0)
     closed.mkdir()
     (closed / "in").mkdir()
     (closed / "in").chmod(0)
     closed.chmod(0o100)
     for arguments, word in (
-        (("purify", locked, picture.with_name("out.png")), "locked.png: cannot read: permission denied"),
-        (("purify", picture, closed / "out.png"), "closed: cannot write into this folder: permission denied"),
-        (("purify-dir", closed, "--out", picture.parent / "out", "--quiet"), "closed: cannot list this folder: permission denied"),
-        (("purify", picture, closed / "in" / "out.png"), "permission denied; check the path and its permissions"),
+        (("purify", locked, image.with_name("out.png")), "locked.png: cannot read: permission denied"),
+        (("purify", image, closed / "out.png"), "closed: cannot write into this folder: permission denied"),
+        (("purify-dir", closed, "--out", image.parent / "out", "--quiet"), "closed: cannot list this folder: permission denied"),
+        (("purify", image, closed / "in" / "out.png"), "permission denied; check the path and its permissions"),
     ):
         command = [sys.executable, "-m", "comdefend_cli", *map(str, arguments)]
         one_line(subprocess.run(command, capture_output=True, check=False, preexec_fn=unprivileged), 1, word)
     closed.chmod(0o700)
-    assert sorted(os.listdir(picture.parent)) == ["closed", "in.png", "locked.png"]
+    assert sorted(os.listdir(image.parent)) == ["closed", "in.png", "locked.png"]
 
 
-def test_replaced_files_keep_their_permissions(picture: Path) -> None:
+def test_replaced_files_keep_their_permissions(image: Path) -> None:
     """A private file that is replaced stays private."""
     from comdefend_cli.runtime.files import write_atomically
 
-    picture.chmod(0o600)
-    write_atomically(picture, b"new", overwrite=True)
-    assert (picture.read_bytes(), picture.stat().st_mode & 0o777) == (b"new", 0o600)
+    image.chmod(0o600)
+    write_atomically(image, b"new", overwrite=True)
+    assert (image.read_bytes(), image.stat().st_mode & 0o777) == (b"new", 0o600)
 
 
-def test_out_of_memory_is_one_line(picture: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_one_line(image: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where even the smallest tile finds no memory, the command says so and what to do; other mistakes are not taken for that."""
 
     def run_out(*_: object) -> None:
         torch.empty(10**15)
 
     monkeypatch.setattr(Purifier, "purify", run_out)
-    arguments = ["purify", str(picture), str(picture.with_name("out.png")), "--weights", str(small_weights), "-q"]
+    arguments = ["purify", str(image), str(image.with_name("out.png")), "--weights", str(small_weights), "-q"]
     result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "out of memory" in result.stderr and "--tile" in result.stderr
@@ -301,11 +301,11 @@ def test_out_of_memory_is_one_line(picture: Path, small_weights: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_interrupted_is_exit_130_and_leaves_nothing(picture: Path, astronaut: np.ndarray) -> None:
-    """Ctrl-C in the middle of a large picture ends with 130, one line, and no half-written file."""
-    large = picture.with_name("large.png")
+def test_interrupted_is_exit_130_and_leaves_nothing(image: Path, astronaut: np.ndarray) -> None:
+    """Ctrl-C in the middle of a large image ends with 130, one line, and no half-written file."""
+    large = image.with_name("large.png")
     Image.fromarray(np.tile(astronaut, (6, 6, 1))).save(large)
-    command = [sys.executable, "-m", "comdefend_cli", "purify", str(large), str(picture.with_name("out.png"))]
+    command = [sys.executable, "-m", "comdefend_cli", "purify", str(large), str(image.with_name("out.png"))]
     # A shell that runs the tests in the background has them ignore Ctrl-C; the command must not inherit that.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stderr is not None
@@ -314,7 +314,7 @@ def test_interrupted_is_exit_130_and_leaves_nothing(picture: Path, astronaut: np
     process.send_signal(signal.SIGINT)
     assert b"interrupted" in process.stderr.read()
     assert process.wait(60) == 130
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["in.png", "large.png"]
+    assert sorted(path.name for path in image.parent.iterdir()) == ["in.png", "large.png"]
 
 
 def test_help_and_version_do_not_import_torch(run: Run) -> None:
@@ -376,8 +376,8 @@ def test_metrics_equal_scikit_image(astronaut: np.ndarray, camera: np.ndarray, m
         assert ssim(a, b) == pytest.approx(structural_similarity(pixels, other, channel_axis=2), abs=1e-6)
 
 
-def test_an_exact_picture_does_not_make_the_mean_infinite() -> None:
-    """One of two pictures without any error counts as `TOP_PSNR`."""
+def test_an_exact_image_does_not_make_the_mean_infinite() -> None:
+    """One of two images without any error counts as `TOP_PSNR`."""
     from comdefend_cli.network.metrics import TOP_PSNR, mean_psnr, psnr
 
     a = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)

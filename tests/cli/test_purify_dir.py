@@ -24,15 +24,15 @@ from comdefend_cli.errors import UsageError
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, astronaut: np.ndarray) -> Path:
-    """A folder of photographs of several sizes and formats, with a subfolder and what is no picture."""
+def images(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """A folder of photographs of several sizes and formats, with a subfolder and what is no image."""
     source = tmp_path / "images"
     (source / "sub").mkdir(parents=True)
     for index in range(5):
         Image.fromarray(astronaut[40 * index : 40 * index + 32, 200:232]).save(source / f"small{index}.png")
     Image.fromarray(astronaut[:50, :70]).save(source / "large.jpg", quality=90)
     Image.fromarray(astronaut[:30, :40, 0]).save(source / "sub" / "gray.bmp")
-    (source / "notes.txt").write_text("no picture")
+    (source / "notes.txt").write_text("no image")
     (source / ".hidden.png").write_bytes(b"")
     return source
 
@@ -54,141 +54,141 @@ def pixels(path: Path) -> np.ndarray:
     return np.array(Image.open(path))
 
 
-def test_every_picture_is_purified_as_if_alone(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
-    """Whatever is batched together, each output holds the pixels of the API on that picture, mirrored below the output folder."""
+def test_every_image_is_purified_as_if_alone(images: Path, tmp_path: Path, small_weights: Path) -> None:
+    """Whatever is batched together, each output holds the pixels of the API on that image, mirrored below the output folder."""
     out = tmp_path / "out"
     for settings in (Settings(), Settings(noise_std=1.0, seed=3), Settings(input_noise=20.0, samples=2)):
-        results = purified(pictures, out, small_weights, settings)
+        results = purified(images, out, small_weights, settings)
         assert statuses(results) == {"done": 7}
         purifier = Purifier.from_pretrained(str(small_weights), device="cpu", precision="float32", settings=settings)
         for name in ("small0.png", "small3.png", "sub/gray.bmp"):
-            assert np.array_equal(pixels(out / name), purifier(pixels(pictures / name))), name
+            assert np.array_equal(pixels(out / name), purifier(pixels(images / name))), name
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*") if path.name[0] != ".") == sorted(results)
 
 
-def test_finished_files_are_kept_and_changed_ones_redone(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_finished_files_are_kept_and_changed_ones_redone(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """A second run keeps all; a changed input, a lost or changed output, and other settings are done anew; --overwrite redoes all."""
     out = tmp_path / "out"
-    purified(pictures, out, small_weights)
+    purified(images, out, small_weights)
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    assert statuses(purified(pictures, out, small_weights)) == {"kept": 7}
+    assert statuses(purified(images, out, small_weights)) == {"kept": 7}
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    shutil.copy(pictures / "small1.png", pictures / "small0.png")
+    shutil.copy(images / "small1.png", images / "small0.png")
     (out / "small2.png").unlink()
     (out / "small3.png").write_bytes(b"cut")
-    results = purified(pictures, out, small_weights)
+    results = purified(images, out, small_weights)
     assert {name for name, result in results.items() if result.status == "done"} == {"small0.png", "small2.png", "small3.png"}
     assert np.array_equal(pixels(out / "small0.png"), pixels(out / "small1.png"))
-    assert statuses(purified(pictures, out, small_weights, Settings("paper"))) == {"done": 7}
-    assert statuses(purified(pictures, out, small_weights, Settings("paper"), overwrite=True)) == {"done": 7}
+    assert statuses(purified(images, out, small_weights, Settings("paper"))) == {"done": 7}
+    assert statuses(purified(images, out, small_weights, Settings("paper"), overwrite=True)) == {"done": 7}
 
 
-def test_one_bad_file_does_not_stop_the_rest(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
-    """Broken pictures fail with a reason, the others are done; once mended, only they are done."""
-    whole = (pictures / "large.jpg").read_bytes()
-    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (pictures / "text.png").write_text("not a picture")
-    results = purified(pictures, tmp_path / "out", small_weights)
+def test_one_bad_file_does_not_stop_the_rest(images: Path, tmp_path: Path, small_weights: Path) -> None:
+    """Broken images fail with a reason, the others are done; once mended, only they are done."""
+    whole = (images / "large.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "text.png").write_text("not an image")
+    results = purified(images, tmp_path / "out", small_weights)
     assert statuses(results) == {"done": 7, "failed": 2}
     assert "truncated" in results["cut.jpg"].reason
-    assert "not a picture" in results["text.png"].reason
+    assert "not an image" in results["text.png"].reason
     assert not (tmp_path / "out" / "cut.jpg").exists()
-    (pictures / "cut.jpg").write_bytes(whole)
-    (pictures / "text.png").unlink()
-    assert statuses(purified(pictures, tmp_path / "out", small_weights)) == {"kept": 7, "done": 1}
+    (images / "cut.jpg").write_bytes(whole)
+    (images / "text.png").unlink()
+    assert statuses(purified(images, tmp_path / "out", small_weights)) == {"kept": 7, "done": 1}
 
 
-def test_what_its_format_cannot_hold_fails_alone(pictures: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
-    """A picture with alpha fails where all go into JPEG, before the network, and the others are done."""
-    Image.fromarray(astronaut[:32, :32]).convert("RGBA").save(pictures / "alpha.png")
-    results = purified(pictures, tmp_path / "out", small_weights, format="jpg")
+def test_what_its_format_cannot_hold_fails_alone(images: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
+    """An image with alpha fails where all go into JPEG, before the network, and the others are done."""
+    Image.fromarray(astronaut[:32, :32]).convert("RGBA").save(images / "alpha.png")
+    results = purified(images, tmp_path / "out", small_weights, format="jpg")
     assert statuses(results) == {"done": 7, "failed": 1}
     assert "transparency" in results["alpha.png"].reason
 
 
-def test_collisions_are_refused_before_starting(pictures: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
+def test_collisions_are_refused_before_starting(images: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
     """Two inputs that would become one output are named, and nothing is written."""
-    Image.fromarray(astronaut[:8, :8]).save(pictures / "large.png")
+    Image.fromarray(astronaut[:8, :8]).save(images / "large.png")
     with pytest.raises(UsageError, match=r"large\.jpg.*large\.png"):
-        purified(pictures, tmp_path / "out", small_weights, format="png")
+        purified(images, tmp_path / "out", small_weights, format="png")
     assert not (tmp_path / "out").exists()
-    assert statuses(purified(pictures, tmp_path / "out", small_weights)) == {"done": 8}
+    assert statuses(purified(images, tmp_path / "out", small_weights)) == {"done": 8}
 
 
-def test_files_of_others_are_not_replaced(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_files_of_others_are_not_replaced(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """An output that exists and is not ours is refused before starting, unless --overwrite; inputs are never outputs."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "small4.png").write_bytes(b"mine")
     with pytest.raises(UsageError, match=r"small4\.png.*--overwrite"):
-        purified(pictures, out, small_weights)
+        purified(images, out, small_weights)
     assert (out / "small4.png").read_bytes() == b"mine"
     assert sorted(path.name for path in out.iterdir() if path.suffix == ".png") == ["small4.png"]
-    assert statuses(purified(pictures, out, small_weights, overwrite=True)) == {"done": 7}
+    assert statuses(purified(images, out, small_weights, overwrite=True)) == {"done": 7}
     with pytest.raises(UsageError):
-        purified(pictures, pictures, small_weights, overwrite=True)
+        purified(images, images, small_weights, overwrite=True)
 
 
-def test_links_do_not_lead_out_of_the_output_folder(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_links_do_not_lead_out_of_the_output_folder(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """An output subfolder that is a link to elsewhere is refused, and nothing lands there."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     out.mkdir()
     elsewhere.mkdir()
     (out / "sub").symlink_to(elsewhere)
     with pytest.raises(UsageError, match="link"):
-        purified(pictures, out, small_weights)
+        purified(images, out, small_weights)
     assert not list(elsewhere.iterdir())
 
 
-def test_an_output_folder_inside_is_not_an_input(pictures: Path, small_weights: Path) -> None:
+def test_an_output_folder_inside_is_not_an_input(images: Path, small_weights: Path) -> None:
     """With the output below DIR, a second run does not purify the first run's results."""
-    out = pictures / "purified"
-    assert statuses(purified(pictures, out, small_weights)) == {"done": 7}
-    assert statuses(purified(pictures, out, small_weights)) == {"kept": 7}
+    out = images / "purified"
+    assert statuses(purified(images, out, small_weights)) == {"done": 7}
+    assert statuses(purified(images, out, small_weights)) == {"kept": 7}
 
 
-def test_two_runs_on_one_output_are_refused(pictures: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_two_runs_on_one_output_are_refused(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """While a run holds an output folder, another is refused; afterwards it is not."""
     networks = Networks(str(small_weights), device="cpu")
-    with folder.opened(pictures, tmp_path / "out", networks), pytest.raises(UsageError):
-        purified(pictures, tmp_path / "out", small_weights)
-    assert statuses(purified(pictures, tmp_path / "out", small_weights)) == {"done": 7}
+    with folder.opened(images, tmp_path / "out", networks), pytest.raises(UsageError):
+        purified(images, tmp_path / "out", small_weights)
+    assert statuses(purified(images, tmp_path / "out", small_weights)) == {"done": 7}
 
 
-def test_the_command_from_start_to_report(pictures: Path, run: Run, small_weights: Path) -> None:
+def test_the_command_from_start_to_report(images: Path, run: Run, small_weights: Path) -> None:
     """Exit 0 with a summary; with a bad file exit 1, the file named on standard error and in the report; JSON counts agree."""
-    first = run("purify-dir", "images", "--weights", small_weights, cwd=pictures.parent)
+    first = run("purify-dir", "images", "--weights", small_weights, cwd=images.parent)
     assert first.returncode == 0, first.stderr
     assert b"6 purified" in first.stderr
     assert b"1 skipped" in first.stderr
     assert b"--recursive" in first.stderr
-    out = pictures.parent / "images-purified"
+    out = images.parent / "images-purified"
     assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == ["large.jpg", *(f"small{i}.png" for i in range(5))]
-    (pictures / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    arguments = ("purify-dir", pictures, "--recursive", "--weights", small_weights, "--report", pictures.parent / "results.jsonl", "--json")
+    (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    arguments = ("purify-dir", images, "--recursive", "--weights", small_weights, "--report", images.parent / "results.jsonl", "--json")
     second = run(*arguments)
     assert second.returncode == 1
     assert b"bad.png" in second.stderr
     summary = json.loads(second.stdout)
     assert (summary["done"], summary["kept"], summary["failed"], summary["skipped"]) == (1, 6, 1, 1)
-    records = [json.loads(line) for line in (pictures.parent / "results.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (images.parent / "results.jsonl").read_text().splitlines()]
     assert Counter(record["status"] for record in records) == {"done": 1, "kept": 6, "failed": 1}
     (bad,) = (record for record in records if record["status"] == "failed")
     assert bad["input"].endswith("bad.png")
     assert bad["reason"]
     assert run(*arguments).returncode == 1, "a report of ours may be replaced"
-    (pictures.parent / "results.jsonl").write_text("a letter\n")
+    (images.parent / "results.jsonl").write_text("a letter\n")
     assert run(*arguments).returncode == 2
-    assert (pictures.parent / "results.jsonl").read_text() == "a letter\n"
+    assert (images.parent / "results.jsonl").read_text() == "a letter\n"
 
 
-def test_wrong_usage_is_exit_2(pictures: Path, run: Run, tmp_path: Path, small_weights: Path) -> None:
+def test_wrong_usage_is_exit_2(images: Path, run: Run, tmp_path: Path, small_weights: Path) -> None:
     """A missing folder, a file, an unknown format or weights, an option of the other engine: one line, no output folder."""
     ray = ("--cpus-per-worker", 1)
-    for more in ((tmp_path / "absent",), (pictures / "large.jpg",), *((pictures, "--format", name) for name in ("xyz", "x.png", ""))):
+    for more in ((tmp_path / "absent",), (images / "large.jpg",), *((images, "--format", name) for name in ("xyz", "x.png", ""))):
         one_line(run("purify-dir", *more, "--out", tmp_path / "out"))
     for more in (("--weights", "nothing"), ray, ("--engine", "dask")):
-        one_line(run("purify-dir", pictures, *more, "--out", tmp_path / "out"))
+        one_line(run("purify-dir", images, *more, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -215,7 +215,7 @@ def test_long_names_in_any_script_are_written(run: Run, tmp_path: Path, astronau
 
 
 def many(folder: Path, astronaut: np.ndarray, count: int) -> None:
-    """Pictures of different sizes, none of which is computed in a batch with another, so that a run takes a while."""
+    """Images of different sizes, none of which is computed in a batch with another, so that a run takes a while."""
     folder.mkdir()
     for index in range(count):
         Image.fromarray(astronaut[: 60 + index, :80]).save(folder / f"{index:03}.png", compress_level=1)

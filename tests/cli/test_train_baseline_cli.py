@@ -1,4 +1,4 @@
-"""`comdefend train-baseline`: both networks from a folder of pictures, and what it refuses before it trains."""
+"""`comdefend train-baseline`: both networks from a folder of images, and what it refuses before it trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from comdefend_cli.cli.train_baseline import train_baseline
 from comdefend_cli.evaluate.defences import hgd, make, pixelcnn
 
-#: A user's own classifier, for pictures of three channels.
+#: A user's own classifier, for images of three channels.
 GUIDE = """
 import torch
 from torch import nn
@@ -36,17 +36,17 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run the command in an empty folder, on four crops of photographs and one thread."""
     app = typer.Typer()
     app.command()(train_baseline)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name in ("astronaut.png", "coffee.png"):
         for top in (40, 200):
-            Image.fromarray(photo(name)[top : top + 40, 60:100]).save(tmp_path / "pictures" / f"{top}-{name}")
+            Image.fromarray(photo(name)[top : top + 40, 60:100]).save(tmp_path / "images" / f"{top}-{name}")
     (tmp_path / "guides.py").write_text(GUIDE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
 
     def invoke(kind: str, *arguments: object) -> Result:
-        fixed = [kind, "--data", "pictures", "--device", "cpu", "--precision", "float32", "--steps", "2", "--batch-size", "2"]
+        fixed = [kind, "--data", "images", "--device", "cpu", "--precision", "float32", "--steps", "2", "--batch-size", "2"]
         return CliRunner().invoke(app, [*fixed, *map(str, arguments)])
 
     return invoke
@@ -59,7 +59,7 @@ def test_a_pixelcnn_is_trained_and_used(invoke: Invoke) -> None:
     assert result.stdout == ""
     assert "step 2/2" in result.stderr and "wrote pixelcnn.safetensors" in result.stderr and "bits a channel of a pixel" in result.stderr
     record = pixelcnn.load(Path("pixelcnn.safetensors")).training
-    assert (record["data"], record["steps"], record["batch_size"], record["seed"]) == ("folder:pictures", 2, 2, 3)
+    assert (record["data"], record["steps"], record["batch_size"], record["seed"]) == ("folder:images", 2, 2, 3)
     assert make("pixeldefend:weights=pixelcnn.safetensors", device="cpu")(torch.rand(1, 3, 6, 6)).shape == (1, 3, 6, 6)
 
 
@@ -72,7 +72,7 @@ def test_hgd_is_trained_with_a_classifier(invoke: Invoke) -> None:
 
 
 def test_crops_have_the_classifiers_size(invoke: Invoke) -> None:
-    """A classifier for pictures of one size is met with such."""
+    """A classifier for images of one size is met with such."""
     result = invoke("hgd", "--classifier", "guides:for_40_pixels", "--crop", "40", "--quiet")
     assert result.exit_code == 0, result.stderr
     assert hgd.load(Path("hgd.safetensors")).training["test_images"] == 64
@@ -100,8 +100,8 @@ def test_outputs_are_not_replaced_unasked(invoke: Invoke) -> None:
         (("pixelcnn", "--lr", "0"), "lr must be above 0"),
         (("pixelcnn", "--data", "absent"), "no such data set or folder"),
         (("pixelcnn", "--device", "abacus"), "unknown device"),
-        (("pixelcnn", "--crop", "41"), "needs at least 2 readable pictures of 41x41 pixels or more, found 0"),
-        (("pixelcnn", "--data", "mnist", "--crop", "28"), "--crop is for folders of pictures; those of mnist are whole"),
+        (("pixelcnn", "--crop", "41"), "needs at least 2 readable images of 41x41 pixels or more, found 0"),
+        (("pixelcnn", "--data", "mnist", "--crop", "28"), "--crop is for folders of images; those of mnist are whole"),
     ],
 )
 def test_what_cannot_be_is_one_line(invoke: Invoke, arguments: tuple[str, ...], says: str) -> None:

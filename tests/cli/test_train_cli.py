@@ -37,10 +37,10 @@ PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 NARROW = f"""
 import os
 from functools import partial
-from comdefend_cli import plots, train
+from comdefend_cli.training import plots, trainer
 from comdefend_cli.cli import main
 from comdefend_cli.network.model import Architecture
-train.Architecture = partial(Architecture, hidden={SMALL})
+trainer.Architecture = partial(Architecture, hidden={SMALL})
 if "CUT_OFF" in os.environ:
     plots.curves = lambda history: os._exit(9)
 main()
@@ -121,8 +121,8 @@ def _sha256(path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_weights_log_and_pictures(run: Run, cifar: Path, tmp_path: Path) -> None:
-    """A whole run at full width: a loadable weight file with a complete header, a log, two pictures, no checkpoint."""
+def test_a_run_leaves_weights_log_and_images(run: Run, cifar: Path, tmp_path: Path) -> None:
+    """A whole run at full width: a loadable weight file with a complete header, a log, two images, no checkpoint."""
     out = tmp_path / "w.safetensors"
     done = run(
         *_arguments(cifar, out),
@@ -155,8 +155,8 @@ def test_a_run_leaves_weights_log_and_pictures(run: Run, cifar: Path, tmp_path: 
     assert [report["step"] for report in log["history"]] == [1, 2, 3]
     assert all(report["psnr"] and report["loss"] for report in log["history"])
     for name in ("w-curves.png", "w-pictures.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert min(picture.size) > 200
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 200
     shown = done.stderr.decode()
     assert all(word in shown for word in ("step 1/3", "loss", "PSNR", "dB", "images/s", "left"))
     assert done.stdout == b""
@@ -193,7 +193,7 @@ def test_ctrl_c_twice_ends_at_once(narrow: Path, cifar: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_run_cut_off_while_it_wrote_its_results_can_be_finished(narrow: Path, cifar: Path, tmp_path: Path) -> None:
-    """Killed after the weight file and before the pictures: --resume writes all of them, and the same weights."""
+    """Killed after the weight file and before the images: --resume writes all of them, and the same weights."""
     arguments = [*_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 3, "--batch-size", 2]
     assert _process(narrow, *arguments, CUT_OFF="1").returncode == 9
     before = _sha256(tmp_path / "w.safetensors")
@@ -250,13 +250,13 @@ def test_an_error_ends_all_processes_and_is_said_once(narrow: Path, cifar: Path,
     assert (tmp_path / "w.safetensors").read_bytes() == b"mine"
 
 
-def test_a_folder_of_pictures(in_process: Any, tmp_path: Path) -> None:
-    """--data DIR trains on crops of pictures, tells of files that are none, and names the folder in the header."""
+def test_a_folder_of_images(in_process: Any, tmp_path: Path) -> None:
+    """--data DIR trains on crops of images, tells of files that are none, and names the folder in the header."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in PHOTOS:
         Image.fromarray(photo(name)[100:180, 100:200]).save(folder / name)
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     result = in_process("--data", folder)
     assert result.exit_code == 0, result.output
     assert "1 files" in result.output

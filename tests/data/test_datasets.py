@@ -1,4 +1,4 @@
-"""Training images: the official files in each form that people have them, damaged ones, and folders of pictures."""
+"""Training images: the official files in each form that people have them, damaged ones, and folders of images."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def dotted_archive() -> bytes:
     ids=["folder", "the folder itself", "archive", "rebuilt archive"],
 )
 def test_cifar10_is_read(put: Callable[[Path], None], tmp_path: Path) -> None:
-    """CIFAR-10's folder or archive, whatever the checksum of a user's own, gives the pictures and labels in order, nothing unpacked."""
+    """CIFAR-10's folder or archive, whatever the checksum of a user's own, gives the images and labels in order, nothing unpacked."""
     put(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     dataset = load("cifar10", tmp_path)
@@ -283,14 +283,14 @@ BAD_IDX: dict[str, tuple[bytes, str]] = {
     "truncated": (cut(mnist_files()[TRAIN], 0.5), "not an IDX file"),
     "checksum missing": (mnist_files()[TRAIN][:-4], "not an IDX file"),
     "garbage compressed": (b"\x1f\x8b\x08\0\0\0\0\0\0\0" + bytes(range(256)), "not an IDX file"),
-    "labels for pictures": (gzip.compress(idx(np.zeros(3, np.uint8))), "not an IDX file"),
+    "labels for images": (gzip.compress(idx(np.zeros(3, np.uint8))), "not an IDX file"),
     "fewer bytes": (gzip.compress(header(0x803, 3, 28, 28) + b"\0" * 100), "does not fit its length"),
     "more bytes": (gzip.compress(header(0x803, 3, 28, 28) + b"\0" * 4000), "does not fit its length"),
     "a bomb": (gzip.compress(header(0x803, 3, 28, 28) + bytes(10**7)), "does not fit its length"),
     "huge sizes": (gzip.compress(header(0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1)), "header is not"),
-    "no pictures": (gzip.compress(header(0x803, 0, 28, 28)), "holds .* pixels for 3 labels"),
+    "no images": (gzip.compress(header(0x803, 0, 28, 28)), "holds .* pixels for 3 labels"),
     "other sides": (gzip.compress(idx(np.zeros((3, 8, 8), np.uint8))), "holds .* pixels for 3 labels"),
-    "more pictures than labels": (gzip.compress(idx(np.zeros((4, 28, 28), np.uint8))), "holds .* pixels for 3 labels"),
+    "more images than labels": (gzip.compress(idx(np.zeros((4, 28, 28), np.uint8))), "holds .* pixels for 3 labels"),
 }  # fmt: skip
 
 
@@ -323,43 +323,43 @@ def test_damage_raises_dataset_errors_only(tmp_path: Path, name: str, data: st.D
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
-    """Write a picture."""
+    """Write an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
-def test_a_folder_of_pictures_gives_crops(tmp_path: Path, astronaut: np.ndarray, camera: np.ndarray) -> None:
-    """Pictures in folders give crops of their own pixels, grey ones as colour among colour, one in twenty for tests; others are counted."""
+def test_a_folder_of_images_gives_crops(tmp_path: Path, astronaut: np.ndarray, camera: np.ndarray) -> None:
+    """Images in folders give crops of their own pixels, grey ones as colour among colour, one in twenty for tests; others are counted."""
     for index in range(40):
         save(tmp_path / f"{index % 3}" / f"{index:02d}.png", (camera if index == 7 else astronaut)[: 40 + index, :50])
     save(tmp_path / "small.png", astronaut[:31, :100])
     (tmp_path / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     dataset = load(str(tmp_path), tmp_path / "unused")
     assert isinstance(dataset.train, Crops)
     assert (dataset.name, len(dataset.train), dataset.train.channels, dataset.skipped) == (f"folder:{tmp_path.name}", 38, 3, 2)
     assert dataset.test.pixels.shape == (64, 3, 32, 32) and dataset.test.pixels.dtype == torch.uint8
     assert torch.equal(dataset.test.pixels, load(str(tmp_path), tmp_path).test.pixels)
-    train, test = {id(picture) for picture in dataset.train.pictures}, dataset.test.pixels
+    train, test = {id(image) for image in dataset.train.images}, dataset.test.pixels
     assert len(train) == 38 and not test.eq(test[:1]).all()
 
 
-def windows(picture: torch.Tensor) -> set[bytes]:
-    """All 32x32 squares of a picture (C, H, W), and their mirror images."""
-    squares = picture.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+def windows(image: torch.Tensor) -> set[bytes]:
+    """All 32x32 squares of an image (C, H, W), and their mirror images."""
+    squares = image.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
     return {square.contiguous().numpy().tobytes() for both in (squares, squares.flip(3)) for square in both}
 
 
 def test_crops_are_windows_drawn_by_the_generator(astronaut: np.ndarray) -> None:
-    """Every crop is a window of a picture or its mirror image, corners are reached, and equal generators give equal batches."""
-    pictures = [
+    """Every crop is a window of an image or its mirror image, corners are reached, and equal generators give equal batches."""
+    images = [
         torch.from_numpy(astronaut[:34, :33].copy()).permute(2, 0, 1),
         torch.from_numpy(astronaut[100:132, 50:90].copy()).permute(2, 0, 1),
     ]
-    source: Any = Crops(pictures)
+    source: Any = Crops(images)
     batch = source.batch(300, torch.Generator().manual_seed(3))
     seen = {crop.contiguous().numpy().tobytes() for crop in batch}
-    possible = windows(pictures[0]) | windows(pictures[1])
+    possible = windows(images[0]) | windows(images[1])
     assert seen <= possible and len(seen) > 0.95 * len(possible)
     assert torch.equal(batch, source.batch(300, torch.Generator().manual_seed(3)))
     assert not torch.equal(batch, source.batch(300, torch.Generator().manual_seed(4)))
@@ -375,12 +375,12 @@ def test_batches_are_images_or_their_mirror(astronaut: np.ndarray) -> None:
     assert torch.equal(batch, source.batch(400, torch.Generator().manual_seed(0)))
 
 
-def test_folders_without_enough_pictures_are_refused(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder needs two pictures that can be cropped, which fit into memory."""
+def test_folders_without_enough_images_are_refused(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder needs two images that can be cropped, which fit into memory."""
     save(tmp_path / "a.png", astronaut[:32, :32])
     save(tmp_path / "b.png", astronaut[:20, :32])
-    refused(str(tmp_path), tmp_path, "needs at least 2 readable pictures of 32x32 pixels or more, found 1")
+    refused(str(tmp_path), tmp_path, "needs at least 2 readable images of 32x32 pixels or more, found 1")
     save(tmp_path / "c.png", astronaut[:32, :32])
     assert len(load(str(tmp_path), tmp_path).train) == 1
-    monkeypatch.setattr(datasets, "MAX_PICTURE_BYTES", 5000)
+    monkeypatch.setattr(datasets, "MAX_IMAGE_BYTES", 5000)
     refused(str(tmp_path), tmp_path, "take more than .* of memory; use fewer or smaller ones")

@@ -1,4 +1,4 @@
-"""Pictures with labels: data sets, a folder a class, labels.csv."""
+"""Images with labels: data sets, a folder a class, labels.csv."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Two classes of crops, and a file that is no picture."""
+    """Two classes of crops, and a file that is no image."""
     for index, crop in enumerate(formats.cuts(6, 32)):
         save(tmp_path / "data" / ("cup", "astronaut")[index % 2] / f"{index}.png", crop)
-    (tmp_path / "data" / "cup" / "notes.txt").write_text("no picture")
+    (tmp_path / "data" / "cup" / "notes.txt").write_text("no image")
     (tmp_path / "data" / "cup" / "broken.png").write_bytes(b"\x89PNG")
     return tmp_path / "data"
 
 
 def test_the_test_split_of_a_data_set(tmp_path: Path) -> None:
-    """CIFAR-10's test pictures come with their labels, in an order that the seed decides."""
+    """CIFAR-10's test images come with their labels, in an order that the seed decides."""
     formats.write(tmp_path / "cifar-10-batches-py", formats.cifar_files(8))
     first, again, other = (load("cifar10", tmp_path, seed=seed) for seed in (0, 0, 1))
     assert first.classes[3] == "cat" and len(first) == 8
@@ -67,7 +67,7 @@ def test_labels_in_a_table(classes: Path) -> None:
         ("cup/0.png,-1\n", "label below 0"),
         ("cup/0.png\n", "each line is: file, class index"),
         ("cup/0.png,cat\ncup/2.png,dog\n", "cannot read the labels"),
-        ("", "names no pictures"),
+        ("", "names no images"),
     ],
 )
 def test_tables_that_are_refused(classes: Path, table: str, message: str) -> None:
@@ -77,7 +77,7 @@ def test_tables_that_are_refused(classes: Path, table: str, message: str) -> Non
         load(str(classes), Path())
 
 
-def test_pictures_of_several_sizes_need_one(tmp_path: Path) -> None:
+def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
     """Without a size they are refused, with one they are scaled and cropped at the centre."""
     save(tmp_path / "a" / "wide.png", photo("coffee.png"))
     save(tmp_path / "b" / "square.png", photo("astronaut.png"))

@@ -52,7 +52,7 @@ def gratings(n: int, seed: int, channels: int = 3, height: int = 16, width: int 
 
 
 class Shifted(nn.Module):
-    """Moves pictures to have a mean of 0, as classifiers do."""
+    """Moves images to have a mean of 0, as classifiers do."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x - 0.5
@@ -73,19 +73,19 @@ def classifier() -> nn.Module:
             nn.Flatten(),
             nn.Linear(96, 4),
         )
-        optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
         for step in range(60):
             x, y = gratings(48, step)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
-            optimiser.step()
-    optimiser.zero_grad()
+            optimizer.step()
+    optimizer.zero_grad()
     return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def pictures(classifier: nn.Module) -> tuple[Tensor, Tensor]:
-    """Forty pictures that the classifier gets right."""
+def images(classifier: nn.Module) -> tuple[Tensor, Tensor]:
+    """Forty images that the classifier gets right."""
     x, y = gratings(60, 999)
     right = classifier(x).argmax(1) == y
     assert right.sum() >= 50
@@ -106,7 +106,7 @@ class Linear(nn.Module):
 
 
 def linear_problem() -> tuple[Linear, Tensor, Tensor]:
-    """A linear model, pictures away from 0 and 1, and their labels by it."""
+    """A linear model, images away from 0 and 1, and their labels by it."""
     generator = torch.Generator().manual_seed(3)
     model = Linear(torch.randn(1, 5, 6, generator=generator), 0.1)
     x = 0.35 + 0.3 * torch.rand(7, 1, 5, 6, generator=generator)
@@ -131,9 +131,9 @@ def through_art(model: nn.Module, x: Tensor) -> Any:
 
 
 @pytest.mark.parametrize("name", attacks.NAMES)
-def test_within_the_ball(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor], capfd: pytest.CaptureFixture[str]) -> None:
+def test_within_the_ball(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor], capfd: pytest.CaptureFixture[str]) -> None:
     """Results are float32 in [0, 1] and within epsilon, the last batch may be partial, nothing is printed and nothing warned."""
-    x, y = pictures[0][:9].clone(), pictures[1][:9]
+    x, y = images[0][:9].clone(), images[1][:9]
     x[:, :, :3], x[:, :, 3:5] = 0.0, 1.0  # Where a step leaves [0, 1].
     given, done = x.clone(), []
     with warnings.catch_warnings():
@@ -148,17 +148,17 @@ def test_within_the_ball(name: str, classifier: nn.Module, pictures: tuple[Tenso
 
 
 @pytest.mark.parametrize("name", attacks.NAMES)
-def test_breaks_more_the_further_it_may_go(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_breaks_more_the_further_it_may_go(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Accuracy falls from epsilon 2 levels to 30, and at 30 the classifier is mostly wrong."""
-    x, y = pictures[0][:16], pictures[1][:16]
+    x, y = images[0][:16], images[1][:16]
     near, far = (accuracy(classifier, quick(name).run(classifier, x, y, levels / 255, seed=0), y) for levels in (2, 30))
     assert far < 0.5 < near
 
 
 @pytest.mark.parametrize("name", attacks.NAMES)
-def test_repeatable_and_leaves_no_trace(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """The same seed gives the same pictures, whatever the global generators hold, and they go on as if nothing had happened."""
-    x, y = pictures[0][:6], pictures[1][:6]
+def test_repeatable_and_leaves_no_trace(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """The same seed gives the same images, whatever the global generators hold, and they go on as if nothing had happened."""
+    x, y = images[0][:6], images[1][:6]
     results = []
     for state in (10, 20):
         torch.manual_seed(state)
@@ -175,9 +175,9 @@ def test_repeatable_and_leaves_no_trace(name: str, classifier: nn.Module, pictur
 
 
 @pytest.mark.parametrize("name", ["pgd", "autoattack-rand", "square"])
-def test_seed_matters(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """Another seed gives other pictures where starts or squares are random."""
-    x, y = pictures[0][:4], pictures[1][:4]
+def test_seed_matters(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Another seed gives other images where starts or squares are random."""
+    x, y = images[0][:4], images[1][:4]
     one, two = (quick(name).run(classifier, x, y, 4 / 255, seed=seed) for seed in (1, 2**40))
     assert not torch.equal(one, two)
 
@@ -185,7 +185,7 @@ def test_seed_matters(name: str, classifier: nn.Module, pictures: tuple[Tensor, 
 @pytest.mark.parametrize("name", attacks.NAMES)
 @pytest.mark.parametrize("shape", [(1, 4, 9), (3, 7, 5)])
 def test_any_shape_and_two_classes(name: str, shape: tuple[int, int, int]) -> None:
-    """Grey and colour pictures of any size go through every attack, with as few classes as there can be."""
+    """Grey and colour images of any size go through every attack, with as few classes as there can be."""
     generator = torch.Generator().manual_seed(0)
     model = Linear(torch.randn(shape, generator=generator), 0.0)
     x = torch.rand(3, *shape, generator=generator)
@@ -197,7 +197,7 @@ def test_any_shape_and_two_classes(name: str, shape: tuple[int, int, int]) -> No
 
 
 class Masked(nn.Module):
-    """Hides its gradient on pictures whose first pixel is bright, in one of several ways."""
+    """Hides its gradient on images whose first pixel is bright, in one of several ways."""
 
     def __init__(self, model: nn.Module, how: str) -> None:
         super().__init__()
@@ -217,9 +217,9 @@ class Masked(nn.Module):
 
 
 @pytest.mark.parametrize(("how", "share"), [("open", 0.0), ("rounded", 0.5), ("infinite", 0.5), ("detached", 1.0)])
-def test_share_of_zero_gradients(how: str, share: float, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """The share of pictures without a gradient is counted exactly, over partial batches, also under no_grad."""
-    x, y = pictures[0][:10].clone(), pictures[1][:10]
+def test_share_of_zero_gradients(how: str, share: float, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """The share of images without a gradient is counted exactly, over partial batches, also under no_grad."""
+    x, y = images[0][:10].clone(), images[1][:10]
     x[:5, :, :1, :1], x[5:, :, :1, :1] = 0.9, 0.2
     with torch.no_grad():
         assert attacks.gradient_is_zero(Masked(classifier, how), x, y, batch=4) == share
@@ -228,21 +228,21 @@ def test_share_of_zero_gradients(how: str, share: float, classifier: nn.Module, 
 
 @pytest.mark.parametrize("name", attacks.NAMES)
 @pytest.mark.parametrize("how", ["infinite", "detached"])
-def test_survives_broken_gradients(name: str, how: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_survives_broken_gradients(name: str, how: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Gradients that are infinite or absent end no attack, and no NaN comes out."""
-    x, y = pictures[0][:4].clone(), pictures[1][:4]
+    x, y = images[0][:4].clone(), images[1][:4]
     x[:2, :, :1, :1], x[2:, :, :1, :1] = 0.9, 0.2
     found = quick(name).run(Masked(classifier, how), x, y, EPSILON, seed=0)
     assert found.isfinite().all() and (found - x).abs().max() <= EPSILON + 1e-6
 
 
-def test_model_comes_back_as_it_was(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_model_comes_back_as_it_was(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Training mode, gradients wanted and gradients held are kept, after success and after failure; attacks see evaluation mode."""
     model = nn.Sequential(classifier[1:4], nn.Dropout(0.9), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 4)).train()
     model[0].eval()
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     assert True in wanted and False in wanted
-    x, y = pictures[0][:3], pictures[1][:3]
+    x, y = images[0][:3], images[1][:3]
     # With dropout at work two runs would differ.
     assert torch.equal(*(attacks.make("bim").run(model, x, y, EPSILON, seed=seed) for seed in (0, 1)))
     with pytest.raises(RuntimeError):
@@ -253,25 +253,25 @@ def test_model_comes_back_as_it_was(classifier: nn.Module, pictures: tuple[Tenso
 
 
 @pytest.mark.parametrize("name", ["fgsm", "deepfool", "autoattack-rand", "square"])
-def test_works_without_gradients_around(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """A caller in inference mode gets the same pictures."""
-    x, y = pictures[0][:4], pictures[1][:4]
+def test_works_without_gradients_around(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """A caller in inference mode gets the same images."""
+    x, y = images[0][:4], images[1][:4]
     expected = quick(name).run(classifier, x, y, EPSILON, seed=0)
     with torch.inference_mode():
         assert torch.equal(quick(name).run(classifier, x.clone(), y.clone(), EPSILON, seed=0), expected)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "square"])
-def test_nothing_to_do(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """An epsilon of 0 gives the pictures back, and no pictures give none."""
-    x, y = pictures
+def test_nothing_to_do(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """An epsilon of 0 gives the images back, and no images give none."""
+    x, y = images
     assert torch.equal(quick(name).run(classifier, x, y, 0.0, seed=0), x)
     assert quick(name).run(classifier, x[:0], y[:0], 0.1, seed=0).shape == (0, 3, 16, 16)
 
 
-def test_refuses_nonsense(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """Pictures out of range, labels of the wrong kind and answers that are no logits are errors at once."""
-    x, y = pictures[0][:2], pictures[1][:2]
+def test_refuses_nonsense(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Images out of range, labels of the wrong kind and answers that are no logits are errors at once."""
+    x, y = images[0][:2], images[1][:2]
     attack = attacks.make("fgsm")
     for arguments in [(x * 255, y, 0.1), (x[0], y, 0.1), (x, y[:1], 0.1), (x, y.float(), 0.1), (x, y, 8.0), (x * torch.nan, y, 0.1)]:
         with pytest.raises(ValueError):
@@ -309,18 +309,18 @@ def test_cw_on_a_linear_model_is_its_closed_form() -> None:
 
 
 @pytest.mark.parametrize("name", ["deepfool", "cw"])
-def test_minimum_norm_attacks_are_clipped(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_minimum_norm_attacks_are_clipped(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """DeepFool and C&W at any epsilon are their find for epsilon 1, clipped to the ball."""
-    x, y = pictures[0][:6], pictures[1][:6]
+    x, y = images[0][:6], images[1][:6]
     assert quick(name).minimum_norm
     whole = quick(name).run(classifier, x, y, 1.0, seed=0)
     assert torch.equal(quick(name).run(classifier, x, y, 5 / 255, seed=0), attacks.within(whole, x, 5 / 255))
     assert (whole - x).abs().max() > 5 / 255
 
 
-def test_cw_that_fails_returns_its_best_try(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """Where C&W finds nothing its lowest margin comes back, where foolbox has a black picture."""
-    x, y = pictures[0][:5], pictures[1][:5]
+def test_cw_that_fails_returns_its_best_try(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Where C&W finds nothing its lowest margin comes back, where foolbox has a black image."""
+    x, y = images[0][:5], images[1][:5]
     found = attacks.make("cw", search_steps=1, steps=3).run(classifier, x, y, 1.0, seed=0)
     assert accuracy(classifier, found, y) == 1
     confidence = [F.cross_entropy(classifier(shown), y, reduction="none") for shown in (found, x)]
@@ -328,9 +328,9 @@ def test_cw_that_fails_returns_its_best_try(classifier: nn.Module, pictures: tup
     assert (found - x).abs().max() < 0.1
 
 
-def test_restarts_keep_what_the_first_found(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """Pictures that PGD's first start broke stay; the rest comes back no more right than before."""
-    x, y = pictures
+def test_restarts_keep_what_the_first_found(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Images that PGD's first start broke stay; the rest comes back no more right than before."""
+    x, y = images
     one, four = (attacks.make("pgd", steps=3, restarts=n).run(classifier, x, y, EPSILON, seed=0) for n in (1, 4))
     broken = classifier(one).argmax(1) != y
     assert 0 < broken.sum() < len(x)
@@ -341,8 +341,8 @@ def test_restarts_keep_what_the_first_found(classifier: nn.Module, pictures: tup
     assert (margins[1] <= margins[0]).all()
 
 
-def test_square_asks_once_a_try(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """Square asks about a picture once a try, and no more once it is misclassified, or was from the start."""
+def test_square_asks_once_a_try(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Square asks about an image once a try, and no more once it is misclassified, or was from the start."""
     asked: list[Tensor] = []
 
     class Counting(nn.Module):
@@ -351,22 +351,22 @@ def test_square_asks_once_a_try(classifier: nn.Module, pictures: tuple[Tensor, T
             asked.append(x.clone())
             return classifier(x)
 
-    x, y = pictures[0][:6], pictures[1][:6].clone()
+    x, y = images[0][:6], images[1][:6].clone()
     y[0] = (y[0] + 1) % 4
     found = attacks.make("square", queries=50).run(Counting(), x, y, 4 / 255, seed=0)
     assert torch.equal(found[0], x[0])
     assert accuracy(classifier, found[1:], y[1:]) == 1
-    # Apart from the tries: all pictures before, one to count classes, those not broken clean and with stripes, and after.
+    # Apart from the tries: all images before, one to count classes, those not broken clean and with stripes, and after.
     assert sum(map(len, asked)) <= 6 + 1 + 5 + 5 + 5 * 50 + 5
-    assert not any(torch.equal(picture, x[0]) for shown in asked[2:] for picture in shown)
+    assert not any(torch.equal(image, x[0]) for shown in asked[2:] for image in shown)
     asked.clear()
     attacks.make("square", queries=50).run(Counting(), x[1:], y[1:], 60 / 255, seed=0)
     assert sum(map(len, asked)) < 5 * 30
 
 
-def test_apgd_counts_every_iterate(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """A misclassified picture that APGD only passes through is what comes back."""
-    x, y = pictures[0][:3], pictures[1][:3]
+def test_apgd_counts_every_iterate(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """A misclassified image that APGD only passes through is what comes back."""
+    x, y = images[0][:3], images[1][:3]
     seen: list[Tensor] = []
 
     class Window(nn.Module):
@@ -386,12 +386,12 @@ def test_apgd_counts_every_iterate(classifier: nn.Module, pictures: tuple[Tensor
     worst = Worst(x, y)
     with_art.apgd({"restarts": 1, "steps": 10}, Victim.of(Window()), x, worst, 2 / 255, blind)
     assert len(seen) > 6 and not torch.equal(seen[-1], seen[3])
-    assert worst.wrong.all() and torch.equal(worst.pictures, seen[3])
+    assert worst.wrong.all() and torch.equal(worst.images, seen[3])
 
 
-def test_each_target_reaches_the_loss(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """ART hands the loss each picture's true class and target, also where pictures before were broken and dropped."""
-    x, y = pictures[0][:6], pictures[1][:6]
+def test_each_target_reaches_the_loss(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """ART hands the loss each image's true class and target, also where images before were broken and dropped."""
+    x, y = images[0][:6], images[1][:6]
     targets, asked = (y + torch.arange(6) % 3 + 1) % 4, []
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
@@ -403,7 +403,7 @@ def test_each_target_reaches_the_loss(classifier: nn.Module, pictures: tuple[Ten
     with_art.apgd({"restarts": 1, "steps": 3}, Victim.of(classifier), x, worst, 1 / 255, loss, targets)
     expected = (F.one_hot(y, 4) + 0.5 * F.one_hot(targets, 4))[[0, 3, 4, 5]]
     assert len(asked) > 2 and all(torch.equal(rows, expected) for rows in asked)
-    assert torch.equal(worst.pictures[1:3], x[1:3])
+    assert torch.equal(worst.images[1:3], x[1:3])
 
 
 def test_dlr_losses_are_the_papers() -> None:
@@ -419,20 +419,20 @@ def test_dlr_losses_are_the_papers() -> None:
 # The same attack in both libraries.
 
 
-def test_fgsm_is_the_same_in_art(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_fgsm_is_the_same_in_art(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """FGSM by foolbox and by ART agrees pixel by pixel."""
     from art.attacks.evasion import FastGradientMethod
 
-    x, y = pictures
+    x, y = images
     other = FastGradientMethod(through_art(classifier, x), norm=np.inf, eps=EPSILON).generate(x.numpy(), y.numpy())
     np.testing.assert_allclose(attacks.make("fgsm").run(classifier, x, y, EPSILON, seed=0).numpy(), other, rtol=0, atol=1e-6)
 
 
-def test_iterative_attacks_are_the_same_in_art(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """BIM and MI-FGSM with ART's classes for them and our step sizes give the same pictures, but for signs at rounding."""
+def test_iterative_attacks_are_the_same_in_art(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """BIM and MI-FGSM with ART's classes for them and our step sizes give the same images, but for signs at rounding."""
     from art.attacks.evasion import BasicIterativeMethod, MomentumIterativeMethod
 
-    x, y = pictures
+    x, y = images
     estimator = through_art(classifier, x)
     bim = BasicIterativeMethod(estimator, eps=EPSILON, eps_step=EPSILON / 4, max_iter=10, verbose=False)
     momentum = MomentumIterativeMethod(estimator, np.inf, eps=EPSILON, eps_step=EPSILON / 10, decay=1.0, max_iter=10, verbose=False)
@@ -445,11 +445,11 @@ def test_iterative_attacks_are_the_same_in_art(classifier: nn.Module, pictures: 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:art")
-def test_pgd_breaks_as_many_in_art(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """PGD from random starts leaves as many pictures standing in both libraries, give or take two."""
+def test_pgd_breaks_as_many_in_art(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """PGD from random starts leaves as many images standing in both libraries, give or take two."""
     from art.attacks.evasion import ProjectedGradientDescent
 
-    x, y = pictures
+    x, y = images
     other = ProjectedGradientDescent(
         through_art(classifier, x), np.inf, eps=EPSILON, eps_step=EPSILON / 4, max_iter=10, num_random_init=2, verbose=False
     )
@@ -459,11 +459,11 @@ def test_pgd_breaks_as_many_in_art(classifier: nn.Module, pictures: tuple[Tensor
     assert accuracy(classifier, ours, y) < 0.9
 
 
-def test_cw_is_as_near_in_art(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """C&W breaks every picture in both libraries, and foolbox's mean L2 distance is within a tenth of ART's or lower."""
+def test_cw_is_as_near_in_art(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """C&W breaks every image in both libraries, and foolbox's mean L2 distance is within a tenth of ART's or lower."""
     from art.attacks.evasion import CarliniL2Method
 
-    x, y = pictures[0][:4], pictures[1][:4]
+    x, y = images[0][:4], images[1][:4]
     other = CarliniL2Method(
         through_art(classifier, x), binary_search_steps=4, max_iter=20, initial_const=0.1, learning_rate=0.01, batch_size=4, verbose=False
     )
@@ -474,11 +474,11 @@ def test_cw_is_as_near_in_art(classifier: nn.Module, pictures: tuple[Tensor, Ten
     assert 0.5 * distances[1] < distances[0] < 1.1 * distances[1]
 
 
-def test_square_is_arts(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """Remembering answers changes nothing: ART's Square through ART's own wrapper finds the same pictures."""
+def test_square_is_arts(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Remembering answers changes nothing: ART's Square through ART's own wrapper finds the same images."""
     from art.attacks.evasion import SquareAttack
 
-    x, y = pictures[0][:8], pictures[1][:8]
+    x, y = images[0][:8], images[1][:8]
     np.random.seed(3)
     other = SquareAttack(through_art(classifier, x), norm=np.inf, max_iter=40, eps=20 / 255, p_init=0.8, verbose=False)
     theirs = other.generate(x.numpy(), y.numpy())
@@ -487,12 +487,12 @@ def test_square_is_arts(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) 
 
 
 @pytest.mark.slow
-def test_autoattack_is_no_weaker_than_arts(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
-    """Our ensemble leaves no more pictures standing than ART's class with its default ensemble, or than PGD."""
+def test_autoattack_is_no_weaker_than_arts(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Our ensemble leaves no more images standing than ART's class with its default ensemble, or than PGD."""
     pytest.importorskip("multiprocess")
     from art.attacks.evasion import AutoAttack
 
-    x, y = pictures[0][:20], pictures[1][:20]
+    x, y = images[0][:20], images[1][:20]
     theirs = AutoAttack(through_art(classifier, x), norm=np.inf, eps=9 / 255, eps_step=2 * 9 / 255, batch_size=40)
     for part in theirs.attacks:
         part.set_params(verbose=False)
@@ -519,9 +519,9 @@ class Alternating(nn.Module):
         return self.models[self.calls % len(self.models)](x)
 
 
-def test_expectation_is_a_vote(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_expectation_is_a_vote(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Forward gives the logarithm of the mean probability over the samples."""
-    x, _ = pictures
+    x, _ = images
     other = nn.Sequential(nn.Hardtanh(0, 0.6), classifier)
     found = attacks.Expectation(Alternating(classifier, other), 4)(x)
     torch.testing.assert_close(found.exp(), (classifier(x).softmax(1) + other(x).softmax(1)) / 2)
@@ -529,9 +529,9 @@ def test_expectation_is_a_vote(classifier: nn.Module, pictures: tuple[Tensor, Te
         attacks.Expectation(classifier, 0)
 
 
-def test_attacks_follow_the_expected_loss(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_attacks_follow_the_expected_loss(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """FGSM and ART's attacks step along the gradient of the mean of the samples' losses, not of one sample's, or of the vote's."""
-    x, y = pictures[0][:5], pictures[1][:5]
+    x, y = images[0][:5], images[1][:5]
     other = nn.Sequential(nn.Hardtanh(0.4, 0.6), classifier, nn.Hardtanh(-3, 3))
     point = x.clone().requires_grad_()
     loss = (F.cross_entropy(classifier(point), y, reduction="sum") + F.cross_entropy(other(point), y, reduction="sum")) / 2
@@ -545,7 +545,7 @@ def test_attacks_follow_the_expected_loss(classifier: nn.Module, pictures: tuple
 
 
 class Noisy(nn.Module):
-    """Gaussian noise on the picture, from the global generator."""
+    """Gaussian noise on the image, from the global generator."""
 
     def __init__(self, model: nn.Module, std: float) -> None:
         super().__init__()
@@ -557,16 +557,16 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("name", attacks.NAMES)
-def test_stochastic_models(name: str, classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_stochastic_models(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Every attack gets through a noisy model's expectation, repeatably, and lowers accuracy at a large epsilon."""
-    x, y = pictures[0][:8], pictures[1][:8]
+    x, y = images[0][:8], images[1][:8]
     model = attacks.Expectation(Noisy(classifier, 0.05), 3)
     one, two = (quick(name).run(model, x, y, 40 / 255, seed=0) for _ in range(2))
     assert torch.equal(one, two)
     assert accuracy(classifier, one, y) < accuracy(classifier, x, y)
 
 
-def test_expected_gradient_frees_each_sample(classifier: nn.Module, pictures: tuple[Tensor, Tensor]) -> None:
+def test_expected_gradient_frees_each_sample(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """One sample's graph is alive at a time, however many samples."""
     alive, most = [0], [0]
 
@@ -587,7 +587,7 @@ def test_expected_gradient_frees_each_sample(classifier: nn.Module, pictures: tu
             return classifier(Counted.apply(x) if x.requires_grad else x)
 
     for name in ("bim", "autoattack-rand"):
-        quick(name).run(attacks.Expectation(Model(), 5), pictures[0][:2], pictures[1][:2], 0.01, seed=0)
+        quick(name).run(attacks.Expectation(Model(), 5), images[0][:2], images[1][:2], 0.01, seed=0)
     assert most == [1] and alive == [0]
 
 
@@ -638,7 +638,7 @@ def test_missing_library(name: str, library: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_guard_shields_the_caller_from_changes_in_place() -> None:
-    """A model that normalises its input in place does not change what the attack holds."""
+    """A model that normalizes its input in place does not change what the attack holds."""
 
     class InPlace(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ SPECS = ("none", "bits", "median", "jpeg", "tv", "resize-pad", "resize-pad:outpu
 
 @pytest.fixture(scope="module")
 def cifar() -> Tensor:
-    """Foolbox's 20 sample pictures of CIFAR-10, float32 (20, 3, 32, 32) in [0, 1]."""
+    """Foolbox's 20 sample images of CIFAR-10, float32 (20, 3, 32, 32) in [0, 1]."""
     spec = importlib.util.find_spec("foolbox")
     assert spec is not None and spec.origin is not None
     files = sorted((Path(spec.origin).parent / "data").glob("cifar10_*.png"))
@@ -41,7 +41,7 @@ def cifar() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def grey() -> Tensor:
+def gray() -> Tensor:
     """Crops of a grey photograph, float32 (2, 1, 28, 37) in [0, 1]."""
     pixels = photo("camera.png")
     return torch.from_numpy(np.stack([pixels[100:128, 200:237], pixels[300:328, 40:77]])).unsqueeze(1).float() / 255
@@ -153,10 +153,10 @@ def test_a_library_that_is_absent_is_named(module: str, spec: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_pictures_come_back_as_pictures(spec: str, cifar: Tensor, grey: Tensor) -> None:
+def test_images_come_back_as_images(spec: str, cifar: Tensor, gray: Tensor) -> None:
     """Float32 in [0, 1], of the same shape unless it says otherwise, for colour, grey, one pixel, and any memory layout."""
     defence = cpu(spec)
-    for x in (cifar[:3], grey, grey[:1, :, :1, :1], torch.zeros(1, 3, 5, 7), torch.ones(1, 3, 5, 7), torch.rand(1, 3, 31, 17)):
+    for x in (cifar[:3], gray, gray[:1, :, :1, :1], torch.zeros(1, 3, 5, 7), torch.ones(1, 3, 5, 7), torch.rand(1, 3, 31, 17)):
         before = x.clone()
         y = defence(x)
         assert y.dtype == torch.float32 and y.shape[:2] == x.shape[:2]
@@ -169,7 +169,7 @@ def test_pictures_come_back_as_pictures(spec: str, cifar: Tensor, grey: Tensor) 
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_what_is_no_batch_of_pictures_is_refused(spec: str) -> None:
+def test_what_is_no_batch_of_images_is_refused(spec: str) -> None:
     """Wrong dimensions, channels and dtypes raise before anything is computed."""
     for x in (torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(0, 3, 8, 8), torch.rand(1, 3, 0, 8)):
         with pytest.raises(ValueError, match="expected a tensor"):
@@ -179,7 +179,7 @@ def test_what_is_no_batch_of_pictures_is_refused(spec: str) -> None:
 
 
 def classifier() -> nn.Module:
-    """A small network with random weights, for pictures of any size and three channels."""
+    """A small network with random weights, for images of any size and three channels."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
@@ -218,9 +218,9 @@ def test_bits_are_numpys(cifar: Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_medians_are_those_of_sorted_windows(size: int, cifar: Tensor, grey: Tensor) -> None:
+def test_medians_are_those_of_sorted_windows(size: int, cifar: Tensor, gray: Tensor) -> None:
     """Each channel's windows, mirrored at the border with the edge repeated; the upper one of two medians."""
-    for x in (cifar[:3], grey):
+    for x in (cifar[:3], gray):
         before, after = size // 2, size - 1 - size // 2
         padded = np.pad(x.numpy(), ((0, 0), (0, 0), (before, after), (before, after)), mode="symmetric")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(2, 3)).reshape(*x.shape, -1)
@@ -228,12 +228,12 @@ def test_medians_are_those_of_sorted_windows(size: int, cifar: Tensor, grey: Ten
 
 
 @pytest.mark.parametrize("quality", [10, 75, 100])
-def test_jpeg_is_what_a_file_would_hold(quality: int, cifar: Tensor, grey: Tensor) -> None:
-    """Saved by Pillow with chroma at half the resolution and read again, each picture by itself."""
-    for x in (cifar[:4], grey):
+def test_jpeg_is_what_a_file_would_hold(quality: int, cifar: Tensor, gray: Tensor) -> None:
+    """Saved by Pillow with chroma at half the resolution and read again, each image by itself."""
+    for x in (cifar[:4], gray):
         got = cpu(f"jpeg:quality={quality}")(x)
-        for picture, result in zip(x, got, strict=True):
-            pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+        for given, result in zip(x, got, strict=True):
+            pixels = (given * 255).round().byte().permute(1, 2, 0).numpy()
             stream = io.BytesIO()
             image = Image.fromarray(pixels.squeeze())
             image.save(stream, "JPEG", quality=quality, subsampling="4:2:0")
@@ -244,7 +244,7 @@ def test_jpeg_is_what_a_file_would_hold(quality: int, cifar: Tensor, grey: Tenso
 
 
 def rof(u: np.ndarray, f: np.ndarray, weight: float) -> float:
-    """What total variation minimisation minimises, summed over channels: u and f are (C, H, W)."""
+    """What total variation minimization minimizes, summed over channels: u and f are (C, H, W)."""
     down = np.diff(u, axis=1, append=u[:, -1:])
     right = np.diff(u, axis=2, append=u[:, :, -1:])
     return float(weight * np.sqrt(down**2 + right**2).sum() + 0.5 * ((u - f) ** 2).sum())
@@ -252,32 +252,32 @@ def rof(u: np.ndarray, f: np.ndarray, weight: float) -> float:
 
 @pytest.mark.parametrize("weight", [0.03, 0.1])
 def test_total_variation_is_near_its_minimum(weight: float, cifar: Tensor) -> None:
-    """The objective is below the picture's, its channels' means', blurred pictures', and what small steps in any direction reach."""
+    """The objective is below the image's, its channels' means', blurred images', and what small steps in any direction reach."""
     x = cifar[:4]
     got = cpu(f"tv:weight={weight}")(x).double().numpy()
     generator = np.random.default_rng(0)
-    for picture, result in zip(x.double().numpy(), got, strict=True):
-        least = rof(result, picture, weight)
-        mean = np.broadcast_to(picture.mean((1, 2), keepdims=True), picture.shape)
-        blurred = (picture + np.roll(picture, 1, 1) + np.roll(picture, 1, 2)) / 3
-        assert least < min(rof(other, picture, weight) for other in (picture, mean, blurred))
-        for other in (picture, mean, blurred):
-            assert least < rof(result + 0.1 * (other - result), picture, weight)
-        assert least < rof(result + 0.01 * generator.standard_normal(picture.shape), picture, weight)
+    for image, result in zip(x.double().numpy(), got, strict=True):
+        least = rof(result, image, weight)
+        mean = np.broadcast_to(image.mean((1, 2), keepdims=True), image.shape)
+        blurred = (image + np.roll(image, 1, 1) + np.roll(image, 1, 2)) / 3
+        assert least < min(rof(other, image, weight) for other in (image, mean, blurred))
+        for other in (image, mean, blurred):
+            assert least < rof(result + 0.1 * (other - result), image, weight)
+        assert least < rof(result + 0.01 * generator.standard_normal(image.shape), image, weight)
 
 
 # Resizing and padding.
 
 
-def test_pictures_are_put_on_grey_at_random_sizes_and_places() -> None:
-    """White pictures of 32x32 become 32 to 35 pixels on 36, at every place there is, and what is around is middle grey."""
+def test_images_are_put_on_grey_at_random_sizes_and_places() -> None:
+    """White images of 32x32 become 32 to 35 pixels on 36, at every place there is, and what is around is middle grey."""
     defence = cpu("resize-pad:output=larger")
     y = defence(torch.ones(600, 1, 32, 32))
     assert y.shape == (600, 1, 36, 36) and not defence.keeps_size
     seen = set()
-    for picture in y[:, 0]:
-        white = picture > 0.75
-        assert torch.allclose(picture, torch.where(white, 1.0, 0.5), atol=1e-6)
+    for image in y[:, 0]:
+        white = image > 0.75
+        assert torch.allclose(image, torch.where(white, 1.0, 0.5), atol=1e-6)
         rows, columns = (white.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
         assert len(rows) == len(columns) and int(white.sum()) == len(rows) * len(columns)
         seen.add((len(rows), rows[0], columns[0]))
@@ -311,7 +311,7 @@ def test_its_gradient_is_its_own() -> None:
 
 @pytest.mark.parametrize("spec", ["resize-pad", "comdefend-12bit:noise=20", "comdefend-12bit:input-noise=20"])
 def test_seeds_restart_the_random_stream(spec: str, cifar: Tensor) -> None:
-    """Calls and pictures differ from each other; after a seed all comes again, also in a copy; PyTorch's stream is not used."""
+    """Calls and images differ from each other; after a seed all comes again, also in a copy; PyTorch's stream is not used."""
     defence, x = cpu(spec), cifar[:1].repeat(3, 1, 1, 1)
     assert defence.stochastic
     state = torch.random.get_rng_state()
@@ -331,11 +331,11 @@ def test_seeds_restart_the_random_stream(spec: str, cifar: Tensor) -> None:
 # ComDefend.
 
 
-def test_comdefend_is_the_purifier(cifar: Tensor, grey: Tensor) -> None:
+def test_comdefend_is_the_purifier(cifar: Tensor, gray: Tensor) -> None:
     """Without noise it gives what `Purifier` gives, colour and grey, and its settings name the file by its hash."""
     defence = cpu("comdefend-12bit")
     purifier = Purifier.from_pretrained("comdefend-12bit", device="cpu", precision="float32")
-    for x in (cifar[:3], grey):
+    for x in (cifar[:3], gray):
         assert torch.equal(defence(x), purifier(x))
     assert defence.settings == {
         "defence": "comdefend",
@@ -354,7 +354,7 @@ def test_comdefend_is_the_purifier(cifar: Tensor, grey: Tensor) -> None:
 
 
 def test_the_weights_own_noise_is_that_of_the_purifier_and_no_chance(cifar: Tensor, tmp_path: Path) -> None:
-    """It is the same in each call and for each picture, as `comdefend purify` puts it; asked for, it is random; 0 leaves it out."""
+    """It is the same in each call and for each image, as `comdefend purify` puts it; asked for, it is random; 0 leaves it out."""
     made = small_model()
     made.input_noise = 20.0
     path = tmp_path / "own.safetensors"
@@ -369,7 +369,7 @@ def test_the_weights_own_noise_is_that_of_the_purifier_and_no_chance(cifar: Tens
 
 
 def test_paper_tiling_is_the_purifiers(astronaut: np.ndarray) -> None:
-    """Patches of 32x32 instead of the whole picture."""
+    """Patches of 32x32 instead of the whole image."""
     x = torch.from_numpy(astronaut[100:150, 100:150].copy()).permute(2, 0, 1)[None].float() / 255
     paper, exact = cpu("comdefend-12bit:tiling=paper")(x), cpu("comdefend-12bit")(x)
     assert torch.equal(paper[..., :32, :32], cpu("comdefend-12bit")(x[..., :32, :32]))
@@ -401,7 +401,7 @@ def test_colour_and_weights_for_grey_are_an_error(cifar: Tensor) -> None:
 
 
 def test_noise_is_normal_and_independent() -> None:
-    """The noise that a batch gets has the standard deviation asked for, and no correlation between pictures or calls."""
+    """The noise that a batch gets has the standard deviation asked for, and no correlation between images or calls."""
     defence = cast(ComDefendDefence, cpu("comdefend-12bit:noise=20"))
     x, drawn = torch.rand(4, 3, 32, 32), []
     kept = defence.purifier._logit_noise

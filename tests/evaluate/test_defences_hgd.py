@@ -1,4 +1,4 @@
-"""HGD: the network, training by the guided loss on a classifier's adversarial pictures, weight files, the defence."""
+"""HGD: the network, training by the guided loss on a classifier's adversarial images, weight files, the defence."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_every_level_matters() -> None:
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
-def test_the_result_is_a_picture() -> None:
+def test_the_result_is_a_image() -> None:
     """What the noise pushes out of [0, 1] is clipped."""
     model = HGD(HGDArchitecture(3, (4,))).eval()
     nn.init.constant_(model.leave.bias, 0.3)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_the_result_is_a_picture() -> None:
 
 
 def test_the_loss_is_the_distance_of_logits() -> None:
-    """Mean |f(denoised adversarial) - f(clean)|; the attack gets the clean pictures and the classifier's own predictions."""
+    """Mean |f(denoised adversarial) - f(clean)|; the attack gets the clean images and the classifier's own predictions."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def test_the_loss_is_the_distance_of_logits() -> None:
 
 
 def test_its_own_attacks_stay_within_their_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FGSM and BIM both come, every picture by at most 16 levels of its own draw, and they do move the classifier."""
+    """FGSM and BIM both come, every image by at most 16 levels of its own draw, and they do move the classifier."""
     made = trainer(1)
     calls: list[tuple[Tensor, int]] = []
     kept = hgd.signed_gradient
@@ -132,7 +132,7 @@ def test_its_own_attacks_stay_within_their_epsilon(monkeypatch: pytest.MonkeyPat
 
 
 def test_training_learns_to_undo_attacks(trained: HGDTrainer) -> None:
-    """On test pictures, more predictions are as if clean than without the network, and the guided loss falls."""
+    """On test images, more predictions are as if clean than without the network, and the guided loss falls."""
     reports: list[Any] = trained.reports  # type: ignore[attr-defined]
     before = trainer(1)
     assert [report.step for report in reports if report.measured is not None] == [40, 80]
@@ -189,7 +189,7 @@ def test_a_weight_file_gives_the_defence(weight_file: Path, trained: HGDTrainer)
     probe = x[:2].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(Defended(defence, trained.classifier)(probe)[:, 0].sum(), probe)
     assert float(gradient.abs().amax((1, 2, 3)).min()) > 0
-    with pytest.raises(UsageError, match="3 channels, the pictures have 1"):
+    with pytest.raises(UsageError, match="3 channels, the images have 1"):
         defence(x[:, :1])
 
 

@@ -179,7 +179,7 @@ def test_a_convolution_sees_what_comes_before_and_no_more(radius: int, centre: b
 
 
 def test_the_border_is_told_from_grey() -> None:
-    """Outside the picture is not the same as the level in the middle: the plane of ones says so."""
+    """Outside the image is not the same as the level in the middle: the plane of ones says so."""
     model = network(1)
     inside = model(torch.full((1, 1, 8, 8), 127.5, dtype=torch.float64))
     assert not torch.equal(inside[0, 0, 0], inside[0, 7, 4])
@@ -193,11 +193,11 @@ def slow(model: PixelCNN, x: Tensor, epsilon: int) -> Tensor:
     out = x.clone()
     for row, column in product(range(x.shape[2]), range(x.shape[3])):
         parameters = model(out)[:, row, column]
-        for picture in range(len(x)):
-            mixture = Mixture(parameters[picture], x.shape[1])
+        for image in range(len(x)):
+            mixture = Mixture(parameters[image], x.shape[1])
             joint, told = mixture.log_weights, torch.empty(0, dtype=torch.float64)
             for channel in range(x.shape[1]):
-                start = int(x[picture, channel, row, column])
+                start = int(x[image, channel, row, column])
                 best, best_score = 0, -math.inf
                 for level in range(max(0, start - epsilon), min(255, start + epsilon) + 1):
                     bins = mixture.bins(channel, told, torch.tensor([float(level)], dtype=torch.float64))[0]
@@ -206,13 +206,13 @@ def slow(model: PixelCNN, x: Tensor, epsilon: int) -> Tensor:
                         best, best_score, best_bins = level, score, bins
                 joint = joint + best_bins
                 told = torch.cat([told, to_unit(torch.tensor([float(best)], dtype=torch.float64))])
-                out[picture, channel, row, column] = best
+                out[image, channel, row, column] = best
     return out
 
 
 @pytest.mark.parametrize(("channels", "epsilon"), [(3, 16), (1, 40), (3, 0)])
 def test_decoding_equals_the_slow_way(channels: int, epsilon: int) -> None:
-    """Layer by layer at one place, for all pictures at once, gives what the whole network gives at every pixel anew."""
+    """Layer by layer at one place, for all images at once, gives what the whole network gives at every pixel anew."""
     model, x = network(channels), levels(2, channels, 4, 5)
     fast = decode(model, x, epsilon)
     assert torch.equal(fast, slow(model, x, epsilon))
@@ -220,7 +220,7 @@ def test_decoding_equals_the_slow_way(channels: int, epsilon: int) -> None:
 
 
 def test_the_decoder_gives_the_networks_parameters() -> None:
-    """Told a picture pixel by pixel, it has the parameters of the network in one pass, at every place."""
+    """Told an image pixel by pixel, it has the parameters of the network in one pass, at every place."""
     model, x = network(), levels(2, 3, 6, 7)
     decoder = pixelcnn.Decoder(model, 2, 7)
     whole = model(x)
@@ -230,7 +230,7 @@ def test_the_decoder_gives_the_networks_parameters() -> None:
 
 
 def test_decoded_levels_stay_within_epsilon_and_within_range() -> None:
-    """Also where the picture is black or white; with 255, where nothing holds, something moves further."""
+    """Also where the image is black or white; with 255, where nothing holds, something moves further."""
     model = network()
     for x in (levels(2, 3, 5, 5), torch.zeros(1, 3, 5, 5).double(), torch.full((1, 3, 5, 5), 255.0).double()):
         for epsilon in (1, 16, 255):
@@ -265,7 +265,7 @@ def train(steps: int, seed: int = 0, precision: str = "float32") -> PixelCNNTrai
 
 
 def test_training_learns(trained: PixelCNNTrainer) -> None:
-    """Bits fall well below the 8 of a uniform guess, on pictures that it did not see."""
+    """Bits fall well below the 8 of a uniform guess, on images that it did not see."""
     reports: list[Any] = trained.reports  # type: ignore[attr-defined]
     assert [report.step for report in reports] == list(range(1, 61))
     assert [report.step for report in reports if report.measured is not None] == [20, 40, 60]
@@ -274,7 +274,7 @@ def test_training_learns(trained: PixelCNNTrainer) -> None:
 
 
 def test_bits_are_those_of_the_likelihood(trained: PixelCNNTrainer) -> None:
-    """`measure` is the mean of -log2 p over all channels of all pixels of the test pictures."""
+    """`measure` is the mean of -log2 p over all channels of all pixels of the test images."""
     x = trained.dataset.test.pixels[:16].float()
     with torch.no_grad():
         nats = trained.network.eval().log_probability(x)
@@ -356,7 +356,7 @@ def test_a_weight_file_gives_the_network_again(weight_file: Path, trained: Pixel
 
 
 def test_pixeldefend_purifies_real_crops(weight_file: Path) -> None:
-    """Pictures stay within epsilon, come back in whole levels, become likelier, and the settings say what decided."""
+    """Images stay within epsilon, come back in whole levels, become likelier, and the settings say what decided."""
     defence = make(f"pixeldefend:weights={weight_file},epsilon=8", device="cpu")
     noisy = (crops()[:3].float() + 8 * torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)).sign()).clamp(0, 255)
     x = noisy / 255
@@ -372,8 +372,8 @@ def test_pixeldefend_purifies_real_crops(weight_file: Path) -> None:
     assert settings["epsilon"] == 8 and len(settings["sha256"]) == 64
 
 
-def test_a_batch_is_decoded_as_its_pictures_are(weight_file: Path) -> None:
-    """Pictures do not see each other, also across the batches that are decoded together."""
+def test_a_batch_is_decoded_as_its_images_are(weight_file: Path) -> None:
+    """Images do not see each other, also across the batches that are decoded together."""
     defence = make(f"pixeldefend:weights={weight_file}", device="cpu")
     x = crops()[:3, :, :6, :6].float() / 255
     repeated = x.repeat(50, 1, 1, 1)
@@ -382,8 +382,8 @@ def test_a_batch_is_decoded_as_its_pictures_are(weight_file: Path) -> None:
 
 
 def test_pixeldefend_refuses_other_channels(weight_file: Path) -> None:
-    """A grey picture and a network for colour are an error on one line."""
-    with pytest.raises(UsageError, match="3 channels, the pictures have 1"):
+    """A grey image and a network for colour are an error on one line."""
+    with pytest.raises(UsageError, match="3 channels, the images have 1"):
         make(f"pixeldefend:weights={weight_file}", device="cpu")(torch.rand(1, 1, 8, 8))
 
 
@@ -450,7 +450,7 @@ def test_a_weight_file_is_not_replaced_unasked(weight_file: Path, trained: Pixel
     assert weight_file.read_bytes() == before
 
 
-def test_grey_pictures_train_and_decode(tmp_path: Path) -> None:
+def test_grey_images_train_and_decode(tmp_path: Path) -> None:
     """One channel goes through all of it."""
     config = BaselineConfig("crops", steps=2, batch_size=4)
     trainer = PixelCNNTrainer(config, dataset(8, 1), CPU)

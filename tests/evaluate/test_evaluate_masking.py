@@ -11,7 +11,7 @@ from comdefend_cli.evaluate.masking import alarms
 
 
 def cell(threat: str, attack: str, epsilon: float, right: int, n: int = 50, **more: Any) -> Cell:
-    """A cell in which the first `right` of n pictures are right."""
+    """A cell in which the first `right` of n images are right."""
     outcomes = tuple(i < right for i in range(n))
     fields = {"classifier": "c", "defence": "d", "gradient": "identity" if threat == "adaptive" else "", **more}
     return Cell(threat=threat, attack=attack, title=attack.upper(), epsilon=epsilon, outcomes=outcomes, seconds=1.0, **fields)
@@ -41,10 +41,10 @@ def test_a_robust_defence_is_quiet() -> None:
 
 
 def test_queries_that_beat_gradients() -> None:
-    """Pictures that Square alone breaks ring the alarm; on the same pictures only."""
+    """Images that Square alone breaks ring the alarm; on the same images only."""
     white = cell("adaptive", "pgd", 8, 10)
     assert kinds([white, cell("black-box", "square", 8, 6, n=20)]) == ["black-box-beats-white-box"]
-    assert kinds([white, cell("black-box", "square", 8, 9, n=20)]) == []  # A single picture may be luck.
+    assert kinds([white, cell("black-box", "square", 8, 9, n=20)]) == []  # A single image may be luck.
     assert kinds([white, cell("black-box", "square", 2, 6, n=20)]) == []  # Another epsilon.
 
 

@@ -1,4 +1,4 @@
-"""The protocol: threat models kept apart, pictures shared, cells kept, and the masking alarm on a defence masked on purpose."""
+"""The protocol: threat models kept apart, images shared, cells kept, and the masking alarm on a defence masked on purpose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from comdefend_cli.evaluate import attacks, protocol
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.defences import Defence, make
 from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System, fitted
-from comdefend_cli.evaluate.reporting.gallery_pictures import gallery, save_adversarial
+from comdefend_cli.evaluate.reporting.gallery_images import gallery, save_adversarial
 from comdefend_cli.network import weights
 
 CPU = torch.device("cpu")
@@ -41,9 +41,9 @@ def stripes(count: int) -> Labelled:
     labels = torch.arange(count) % 2
     wave = (torch.arange(8) % 2).float() * 16 + 120
     lying = wave.view(1, 1, 8, 1).expand(1, 3, 8, 8)
-    pictures = torch.where(labels.view(-1, 1, 1, 1) == 0, lying, lying.transpose(2, 3))
+    images = torch.where(labels.view(-1, 1, 1, 1) == 0, lying, lying.transpose(2, 3))
     noise = 6 * torch.randn((count, 3, 8, 8), generator=generator)
-    return Labelled("stripes", (pictures + noise).clamp(0, 255).round().byte(), labels, ("lying", "standing"))
+    return Labelled("stripes", (images + noise).clamp(0, 255).round().byte(), labels, ("lying", "standing"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def evaluation(classifier: Classifier, *defences: Defence, folder: Path | None =
 
 
 def test_all_threat_models(classifier: Classifier) -> None:
-    """Every system meets each attack of each threat model once an epsilon, on as many pictures as the protocol says."""
+    """Every system meets each attack of each threat model once an epsilon, on as many images as the protocol says."""
     done = evaluation(classifier, Same("none"), Noisy())
     cells = list(done.run())
     assert len(cells) == done.count()
@@ -128,7 +128,7 @@ def test_all_threat_models(classifier: Classifier) -> None:
 
 
 def test_grey_box_knows_only_the_classifier(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attacked model is the bare classifier, once an attack and epsilon, and all defences meet the same pictures."""
+    """The attacked model is the bare classifier, once an attack and epsilon, and all defences meet the same images."""
     seen: list[Tensor] = []
     attacked: list[nn.Module] = []
 
@@ -151,18 +151,18 @@ def test_grey_box_knows_only_the_classifier(classifier: Classifier, monkeypatch:
     assert torch.equal(clean, same_clean) and torch.equal(first, second) and not torch.equal(clean, first)
 
 
-def test_pictures_are_rounded_to_files(classifier: Classifier) -> None:
-    """Grey-box pictures have 8-bit levels within epsilon; with float pixels they need not."""
-    rounded = evaluation(classifier, Same()).grey_pictures(classifier, "bim", 4.5)
+def test_images_are_rounded_to_files(classifier: Classifier) -> None:
+    """Grey-box images have 8-bit levels within epsilon; with float pixels they need not."""
+    rounded = evaluation(classifier, Same()).gray_images(classifier, "bim", 4.5)
     levels = rounded * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
     assert float((levels - stripes(32).pixels).abs().max()) == pytest.approx(4, abs=1e-3)
-    floats = evaluation(classifier, Same(), float_pixels=True).grey_pictures(classifier, "bim", 4.5) * 255
+    floats = evaluation(classifier, Same(), float_pixels=True).gray_images(classifier, "bim", 4.5) * 255
     assert float((floats - floats.round()).abs().max()) > 0.01
 
 
 def test_a_smallest_perturbation_serves_all_epsilons(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepFool is run once for both epsilons, and its pictures are brought within each."""
+    """DeepFool is run once for both epsilons, and its images are brought within each."""
     runs = []
     original = attacks.Attack.run
     monkeypatch.setattr(attacks.Attack, "run", lambda self, *a, **o: (runs.append(self.name), original(self, *a, **o))[1])
@@ -170,7 +170,7 @@ def test_a_smallest_perturbation_serves_all_epsilons(classifier: Classifier, tmp
     list(done.run())
     assert runs == ["deepfool"]
     for epsilon in (4, 16):
-        distance = (done.grey_pictures(classifier, "deepfool", epsilon) * 255 - stripes(32).pixels).abs()
+        distance = (done.gray_images(classifier, "deepfool", epsilon) * 255 - stripes(32).pixels).abs()
         assert float(distance.max()) <= epsilon + 0.001
 
 
@@ -193,7 +193,7 @@ def test_smallest_perturbations_outlast_rounding(classifier: Classifier, monkeyp
     plain = barely(done.protocol.make("deepfool"), classifier.model, data.floats(), data.labels, 1.0, seed=0)
     undone = classifier.model((plain * 255).round() / 255).argmax(1) == data.labels
     assert int(undone.sum()) > 3
-    made = done.grey_pictures(classifier, "deepfool", 255.0)
+    made = done.gray_images(classifier, "deepfool", 255.0)
     assert torch.allclose(made * 255, (made * 255).round(), atol=1e-4)
     assert int((classifier.model(made).argmax(1) == data.labels).sum()) <= int(undone.sum()) / 4
     assert torch.equal(made[~undone], ((plain * 255).round() / 255)[~undone]), "those that outlast it as they are stay as they are"
@@ -251,7 +251,7 @@ def test_another_answer_is_another_classifier(tmp_path: Path) -> None:
         (lambda x: x.mean((1, 2, 3))[:, None], r"must return logits \(8, 2 or more classes\) .* not \(8, 1\)"),
         (lambda x: x, "must return logits"),
         (lambda x: "cat", "must return logits .* not str"),
-        (lambda x: nn.functional.conv2d(x, torch.zeros(2, 1, 3, 3)), r"fails on pictures of the shape \(8, 3, 8, 8\)"),
+        (lambda x: nn.functional.conv2d(x, torch.zeros(2, 1, 3, 3)), r"fails on images of the shape \(8, 3, 8, 8\)"),
     ],
 )
 def test_a_classifier_that_does_not_fit_is_refused(answer: Any, message: str) -> None:
@@ -317,8 +317,8 @@ def test_results_have_an_interval_and_n(classifier: Classifier) -> None:
     assert {line["threat"] for line in results["headlines"]} == {"clean", "grey-box", "adaptive", "black-box"}
 
 
-def test_pictures_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
-    """The gallery shows pictures that the attack turned; the saved ones are what the cells met, with a table of labels."""
+def test_images_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
+    """The gallery shows images that the attack turned; the saved ones are what the cells met, with a table of labels."""
     done = evaluation(classifier, Same("none"), Noisy(), epsilons=(16.0,), attacks=("bim",), threats=("grey-box",), folder=tmp_path / "c")
     list(done.run())
     items = gallery(done)
@@ -327,7 +327,7 @@ def test_pictures_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
     from comdefend_cli.data.labelled import load
 
     back = load(str(tmp_path / "saved" / "stripes-net-bim-16"), Path())
-    met = (done.grey_pictures(classifier, "bim", 16) * 255).round().byte()
+    met = (done.gray_images(classifier, "bim", 16) * 255).round().byte()
     assert len(back) == 32 and back.classes == ("lying", "standing")
     assert {tuple(p.flatten().tolist()) for p in back.pixels} == {tuple(p.flatten().tolist()) for p in met}
 

@@ -269,7 +269,7 @@ def test_clean_alone_makes_a_page() -> None:
 
 
 def test_different_n_stand_with_the_numbers() -> None:
-    """Where one column mixes numbers of pictures, each number says its own, in the page, in Markdown and in the terminal."""
+    """Where one column mixes numbers of images, each number says its own, in the page, in Markdown and in the terminal."""
     results = usual()
     for name in ("cells", "headlines"):
         for each in results[name]:
@@ -360,7 +360,7 @@ def alarm() -> dict[str, str]:
         "classifier": "small",
         "defence": "jpeg:quality=75",
         "kind": "zero-gradient",
-        "message": "the gradient is zero on 34% of 50 pictures",
+        "message": "the gradient is zero on 34% of 50 images",
     }
 
 
@@ -368,7 +368,7 @@ def test_alarms_are_seen_first(results: dict[str, Any], page: Page) -> None:
     """An alarm is announced above everything, explained, and marks its system in tables and verdict; without one the page says so."""
     rung = Page(render({**results, "alarms": [alarm()]}, []))
     assert rung.text.index("1 gradient-masking alarm rings") < rung.text.index("What it stops")
-    assert "zero on 34% of 50 pictures" in rung.text
+    assert "zero on 34% of 50 images" in rung.text
     assert "gradient masking; Athalye" in rung.text
     assert "jpeg:quality=75 alarm" in rung.rows("headline")
     assert "none" in rung.rows("headline")
@@ -429,7 +429,7 @@ def test_verdicts_tell_epsilons_apart() -> None:
 
 
 def gallery_item(size: int = 32, channels: int = 3, **more: Any) -> GalleryItem:
-    """A made picture, its attacked and its purified version."""
+    """A made image, its attacked and its purified version."""
     random = np.random.default_rng(0)
     clean = random.integers(0, 256, (size, size, channels), np.uint8)
     adversarial = np.clip(clean.astype(int) + random.integers(-8, 9, clean.shape), 0, 255).astype(np.uint8)
@@ -440,8 +440,8 @@ def gallery_item(size: int = 32, channels: int = 3, **more: Any) -> GalleryItem:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gallery_holds_the_pictures_themselves(channels: int) -> None:
-    """Five PNG files a picture, exact to the value, differences amplified around middle grey; right and wrong in words."""
+def test_gallery_holds_the_images_themselves(channels: int) -> None:
+    """Five PNG files an image, exact to the value, differences amplified around middle grey; right and wrong in words."""
     item = gallery_item(channels=channels)
     page = Page(render(without(usual(), *THREATS), [item]))
     images = page.all("img")
@@ -459,8 +459,8 @@ def test_gallery_holds_the_pictures_themselves(channels: int) -> None:
     assert marks == [("cat", "✓ right"), ("dog", "✗ wrong"), ("ship", "✗ wrong")]
 
 
-def test_large_pictures_are_not_pixelated() -> None:
-    """A photograph is scaled as usual; a picture of floats or of two sizes is refused."""
+def test_large_images_are_not_pixelated() -> None:
+    """A photograph is scaled as usual; an image of floats or of two sizes is refused."""
     page = Page(render(without(usual(), *THREATS), [gallery_item(size=200)]))
     assert not [each for each in page.all("img") if "class" in each]
     with pytest.raises(ValueError, match="uint8"):
@@ -689,7 +689,7 @@ def console_errors(result: subprocess.CompletedProcess[bytes]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: apt-get install chromium")
 def test_page_in_a_browser(tmp_path: Path) -> None:
-    """In Chromium the page shows its tables, charts and pictures, at 1280 and 400 pixels no wider than the window, without an error."""
+    """In Chromium the page shows its tables, charts and images, at 1280 and 400 pixels no wider than the window, without an error."""
     defences = ("none", *(f"a-defence-with-a-long-name:key={i},another=0.25" for i in range(11)))
     results = {**usual(epsilons=(2, 8, 16), defences=defences), "alarms": [alarm()]}
     (tmp_path / "report.html").write_text(render(results, [gallery_item(), gallery_item(size=224)]), encoding="utf-8")
@@ -705,7 +705,7 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
     for width, inner, scroll, title, shown in seen:
         assert inner == width and scroll <= width
         assert title == "How much does it protect?"
-        # Tables but the folded one, 12 swatches a threat model, panels, and ten pictures.
+        # Tables but the folded one, 12 swatches a threat model, panels, and ten images.
         assert shown >= 6 + 3 * 12 + 4 + 9 + 10
     assert not console_errors(watched)
 

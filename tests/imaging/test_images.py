@@ -1,4 +1,4 @@
-"""Files to 8-bit pictures and back: what is kept, what is said, what is refused."""
+"""Files to 8-bit images and back: what is kept, what is said, what is refused."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from PIL import Image, ImageCms
 
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError
 from comdefend_cli.imaging import images
-from comdefend_cli.imaging.images import Picture
+from comdefend_cli.imaging.images import Raster
 
 ORIENTATION = 0x0112
 
 
 def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
-    """A picture file in memory."""
+    """An image file in memory."""
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()
@@ -52,9 +52,9 @@ def test_exif_orientation_is_applied_and_dropped(astronaut: np.ndarray, orientat
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     exif[0x010F] = "maker"
-    picture = images.read(encoded(stored, "PNG", exif=exif.tobytes()))
-    assert np.array_equal(picture.pixels, astronaut[:30, :50])
-    kept = Image.open(io.BytesIO(images.encode(picture, "PNG"))).getexif()
+    image = images.read(encoded(stored, "PNG", exif=exif.tobytes()))
+    assert np.array_equal(image.pixels, astronaut[:30, :50])
+    kept = Image.open(io.BytesIO(images.encode(image, "PNG"))).getexif()
     assert kept.get(0x010F) == "maker"
     assert ORIENTATION not in kept
 
@@ -64,12 +64,12 @@ def test_profile_and_exif_are_carried_and_stripped(astronaut: np.ndarray) -> Non
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x010F] = "maker"
-    picture = images.read(encoded(Image.fromarray(astronaut[:20, :20]), "PNG", icc_profile=profile, exif=exif.tobytes()))
+    image = images.read(encoded(Image.fromarray(astronaut[:20, :20]), "PNG", icc_profile=profile, exif=exif.tobytes()))
     for format_name in ("PNG", "JPEG", "WEBP", "TIFF"):
-        kept = Image.open(io.BytesIO(images.encode(picture, format_name)))
+        kept = Image.open(io.BytesIO(images.encode(image, format_name)))
         assert kept.info["icc_profile"] == profile
         assert kept.getexif().get(0x010F) == "maker"
-        stripped = Image.open(io.BytesIO(images.encode(picture, format_name, strip=True)))
+        stripped = Image.open(io.BytesIO(images.encode(image, format_name, strip=True)))
         assert "icc_profile" not in stripped.info
         assert 0x010F not in stripped.getexif()
 
@@ -81,27 +81,27 @@ def test_lossless_formats_bring_back_every_value(astronaut: np.ndarray, mode: st
     image = Image.fromarray(astronaut[:21, :33]).convert(mode)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(astronaut[100:121, 100:133, 0]))
-    picture = images.from_pillow(image)
+    raster = images.from_pillow(image)
     if mode == "RGBA" and format_name not in images.ALPHA:
         with pytest.raises(ImageError, match="transparency"):
-            images.encode(picture, format_name)
+            images.encode(raster, format_name)
         return
-    again = images.read(images.encode(picture, format_name))
+    again = images.read(images.encode(raster, format_name))
     if format_name == "WEBP" and mode == "L":  # WebP has no grey.
-        assert np.array_equal(again.pixels[..., :1], picture.pixels)
+        assert np.array_equal(again.pixels[..., :1], raster.pixels)
         return
-    assert np.array_equal(again.pixels, picture.pixels)
-    if picture.alpha is not None:
+    assert np.array_equal(again.pixels, raster.pixels)
+    if raster.alpha is not None:
         assert again.alpha is not None
-        assert np.array_equal(again.alpha, picture.alpha)
+        assert np.array_equal(again.alpha, raster.alpha)
 
 
 def test_lossy_formats_are_those_that_change_pixels(astronaut: np.ndarray) -> None:
     """Each format listed as lossy does change a photograph."""
-    picture = Picture(astronaut[:64, :64])
+    image = Raster(astronaut[:64, :64])
     for format_name in ("JPEG", "GIF"):
         assert format_name in images.LOSSY
-        assert not np.array_equal(images.read(images.encode(picture, format_name)).pixels, picture.pixels)
+        assert not np.array_equal(images.read(images.encode(image, format_name)).pixels, image.pixels)
 
 
 def test_modes_become_grey_or_rgb(astronaut: np.ndarray) -> None:
@@ -114,31 +114,31 @@ def test_modes_become_grey_or_rgb(astronaut: np.ndarray) -> None:
             image = ImageCms.applyTransform(color, to_lab)
         else:
             image = color.convert(mode)
-        picture = images.from_pillow(image)
-        assert picture.pixels.shape == (16, 16, channels), mode
-        assert (picture.alpha is not None) == (mode in ("LA", "RGBA")), mode
+        raster = images.from_pillow(image)
+        assert raster.pixels.shape == (16, 16, channels), mode
+        assert (raster.alpha is not None) == (mode in ("LA", "RGBA")), mode
     assert images.from_pillow(color.convert("L").convert("P")).gray
     assert "CMYK is converted to RGB" in images.from_pillow(color.convert("CMYK")).notices
 
 
 def test_transparent_palette_keeps_its_transparency(astronaut: np.ndarray) -> None:
-    """A palette picture with a transparent entry comes back with that alpha."""
+    """A palette image with a transparent entry comes back with that alpha."""
     image = Image.fromarray(astronaut[:16, :16]).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
-    picture = images.read(encoded(image, "PNG", transparency=3))
-    assert picture.alpha is not None
-    assert np.array_equal(picture.alpha == 0, np.array(image) == 3)
+    raster = images.read(encoded(image, "PNG", transparency=3))
+    assert raster.alpha is not None
+    assert np.array_equal(raster.alpha == 0, np.array(image) == 3)
 
 
 def test_sixteen_bits_are_rounded_and_said() -> None:
     """16-bit grey becomes the nearest of 256 levels, and a notice says so; 16-bit colour is noticed too."""
     values = np.linspace(0, 65535, 64 * 4).astype(np.uint16).reshape(4, 64)
     for format_name in ("PNG", "TIFF"):
-        picture = images.read(encoded(Image.fromarray(values), format_name))
-        assert np.array_equal(picture.pixels[..., 0], np.round(values / 257).astype(np.uint8))
-        assert any("8 bits" in text for text in picture.notices)
-    picture = images.read(png(1, 1, b"\0" + struct.pack(">3H", 65535, 257 * 100, 0), depth=16))
-    assert picture.pixels.tolist() == [[[255, 100, 0]]]
-    assert any("16-bit" in text for text in picture.notices)
+        image = images.read(encoded(Image.fromarray(values), format_name))
+        assert np.array_equal(image.pixels[..., 0], np.round(values / 257).astype(np.uint8))
+        assert any("8 bits" in text for text in image.notices)
+    image = images.read(png(1, 1, b"\0" + struct.pack(">3H", 65535, 257 * 100, 0), depth=16))
+    assert image.pixels.tolist() == [[[255, 100, 0]]]
+    assert any("16-bit" in text for text in image.notices)
 
 
 def test_grey_with_transparency_stays_grey() -> None:
@@ -153,8 +153,8 @@ def test_grey_with_transparency_stays_grey() -> None:
         [255] * 4 + [0] * 4,
     )
     palette = Image.fromarray(np.arange(4, dtype=np.uint8)[None], "L").convert("P")
-    picture = images.read(encoded(palette, "PNG", transparency=2))
-    assert (picture.pixels.ravel().tolist(), picture.alpha is not None and picture.alpha.tolist()) == ([0, 1, 2, 3], [[255, 255, 0, 255]])
+    image = images.read(encoded(palette, "PNG", transparency=2))
+    assert (image.pixels.ravel().tolist(), image.alpha is not None and image.alpha.tolist()) == ([0, 1, 2, 3], [[255, 255, 0, 255]])
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "F", "I;16", "P", "1", "RGB"])
@@ -165,12 +165,12 @@ def test_what_describes_a_tiff_file_does_not_go_into_another(astronaut: np.ndarr
     image = Image.fromarray(deep[mode]) if mode in deep else color.convert(mode)
     exif = Image.Exif()
     exif[0x010E] = "a woman"
-    picture = images.read(encoded(image, "TIFF", compression="tiff_lzw", exif=exif))
+    raster = images.read(encoded(image, "TIFF", compression="tiff_lzw", exif=exif))
     for format_name in ("TIFF", "PNG", "JPEG"):
-        data = images.encode(picture, format_name)
+        data = images.encode(raster, format_name)
         again = images.read(data)
-        assert again.pixels.shape == picture.pixels.shape
-        assert np.abs(again.pixels.astype(int) - picture.pixels).mean() < (20 if format_name == "JPEG" else 0.001)
+        assert again.pixels.shape == raster.pixels.shape
+        assert np.abs(again.pixels.astype(int) - raster.pixels).mean() < (20 if format_name == "JPEG" else 0.001)
         kept = Image.open(io.BytesIO(data)).getexif()
         assert kept[0x010E] == "a woman"
         if format_name != "TIFF":
@@ -178,14 +178,14 @@ def test_what_describes_a_tiff_file_does_not_go_into_another(astronaut: np.ndarr
 
 
 def test_damaged_exif_is_left_out_and_said(astronaut: np.ndarray) -> None:
-    """A picture whose EXIF block cannot be read is purified all the same."""
-    picture = images.read(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=b"Exif\0\0garbage"))
-    assert (picture.pixels.shape, picture.exif) == ((9, 8, 3), None)
-    assert "its EXIF block is damaged and was left out" in picture.notices
+    """An image whose EXIF block cannot be read is purified all the same."""
+    image = images.read(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=b"Exif\0\0garbage"))
+    assert (image.pixels.shape, image.exif) == ((9, 8, 3), None)
+    assert "its EXIF block is damaged and was left out" in image.notices
 
 
-def test_a_pillow_picture_is_left_as_it_was(astronaut: np.ndarray) -> None:
-    """Read twice, a picture with an orientation is turned twice from the same start."""
+def test_a_pillow_image_is_left_as_it_was(astronaut: np.ndarray) -> None:
+    """Read twice, an image with an orientation is turned twice from the same start."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     image = Image.open(io.BytesIO(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=exif.tobytes())))
@@ -195,12 +195,12 @@ def test_a_pillow_picture_is_left_as_it_was(astronaut: np.ndarray) -> None:
 
 
 def test_profiles_of_other_colours_are_left_out(astronaut: np.ndarray) -> None:
-    """A grey picture that comes with an RGB profile, as palettes do, comes out without it, and a notice says so."""
+    """A grey image that comes with an RGB profile, as palettes do, comes out without it, and a notice says so."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     gray = Image.fromarray(astronaut[:8, :8, 0]).convert("P")
-    picture = images.read(encoded(gray, "PNG", icc_profile=profile))
-    assert (picture.gray, picture.icc) == (True, None)
-    assert any("profile" in text for text in picture.notices)
+    image = images.read(encoded(gray, "PNG", icc_profile=profile))
+    assert (image.gray, image.icc) == (True, None)
+    assert any("profile" in text for text in image.notices)
     assert images.read(encoded(Image.fromarray(astronaut[:8, :8]), "PNG", icc_profile=profile)).icc == profile
 
 
@@ -208,15 +208,15 @@ def test_sides_that_a_format_cannot_hold_are_refused() -> None:
     """What the formats' own writers refuse is refused before the work, and what they take is not."""
     for format_name, side in images.MAX_SIDE.items():
         with pytest.raises(ImageError, match="a side"):
-            images.refuse_misfit(Picture(np.zeros((1, side + 1, 1), np.uint8)), format_name)
-        images.refuse_misfit(Picture(np.zeros((1, side, 1), np.uint8)), format_name)
+            images.refuse_misfit(Raster(np.zeros((1, side + 1, 1), np.uint8)), format_name)
+        images.refuse_misfit(Raster(np.zeros((1, side, 1), np.uint8)), format_name)
     for format_name in ("JPEG", "WEBP"):
         with pytest.raises((OSError, ValueError)):
             encoded(Image.new("L", (images.MAX_SIDE[format_name] + 1, 1)), format_name)
         assert encoded(Image.new("L", (images.MAX_SIDE[format_name], 1)), format_name)
 
 
-def test_pictures_without_a_known_range_are_refused() -> None:
+def test_images_without_a_known_range_are_refused() -> None:
     """32-bit integers and floats outside their ranges are an error, not a guess; floats in [0, 1] are read."""
     for values in (np.full((4, 4), 70000, np.int32), np.full((4, 4), 1.5, np.float32), np.full((4, 4), np.nan, np.float32)):
         with pytest.raises(ImageError, match="range"):
@@ -229,10 +229,10 @@ def test_only_the_first_frame_is_taken_and_said(astronaut: np.ndarray) -> None:
     frames = [Image.fromarray(astronaut[top : top + 16, :16]) for top in (0, 100, 200)]
     for format_name in ("GIF", "WEBP", "TIFF", "PNG"):
         options = {"lossless": True} if format_name == "WEBP" else {}
-        picture = images.read(encoded(frames[0], format_name, save_all=True, append_images=frames[1:], **options))
-        assert any("first of 3 frames" in text for text in picture.notices)
+        image = images.read(encoded(frames[0], format_name, save_all=True, append_images=frames[1:], **options))
+        assert any("first of 3 frames" in text for text in image.notices)
         if format_name != "GIF":
-            assert np.array_equal(picture.pixels, astronaut[:16, :16])
+            assert np.array_equal(image.pixels, astronaut[:16, :16])
 
 
 def test_damaged_files_are_one_image_error(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -262,21 +262,21 @@ def test_mutated_files_never_raise_anything_else(format_name: str, seed: int, co
         data[place] = rng.integers(256)
     cut = bytes(data[: rng.integers(1, len(data) + 1)]) if seed % 3 == 0 else bytes(data)
     try:
-        picture = images.read(cut, max_megapixels=1)
+        image = images.read(cut, max_megapixels=1)
     except ImageError:
         return
-    assert picture.pixels.dtype == np.uint8
-    assert picture.pixels.shape[2] in (1, 3)
+    assert image.pixels.dtype == np.uint8
+    assert image.pixels.shape[2] in (1, 3)
 
 
 def test_alpha_is_never_dropped_unasked(astronaut: np.ndarray) -> None:
-    """Writing a picture with alpha to a format without it is an error that names formats with it."""
-    picture = Picture(astronaut[:8, :8], alpha=astronaut[:8, :8, 0])
+    """Writing an image with alpha to a format without it is an error that names formats with it."""
+    image = Raster(astronaut[:8, :8], alpha=astronaut[:8, :8, 0])
     for format_name in images.WRITABLE - images.ALPHA:
         with pytest.raises(ImageError, match="transparency"):
-            images.encode(picture, format_name)
+            images.encode(image, format_name)
     for format_name in images.ALPHA & set(images.suffixes(writable=True).values()):
-        again = images.read(images.encode(picture, format_name))
+        again = images.read(images.encode(image, format_name))
         assert again.alpha is not None
 
 
@@ -292,10 +292,10 @@ def test_endings_decide_the_format() -> None:
 def test_write_is_whole_or_not_at_all(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """An existing file is replaced only when asked, and a failure leaves the old file and no other."""
     path = tmp_path / "a.png"
-    images.write(path, Picture(astronaut[:8, :8]))
+    images.write(path, Raster(astronaut[:8, :8]))
     first = path.read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
-        images.write(path, Picture(astronaut[8:16, :8]))
+        images.write(path, Raster(astronaut[8:16, :8]))
     assert path.read_bytes() == first
 
     def full(number: int) -> None:
@@ -303,11 +303,11 @@ def test_write_is_whole_or_not_at_all(tmp_path: Path, astronaut: np.ndarray, mon
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ComdefendError, match="no space left"):
-        images.write(path, Picture(astronaut[8:16, :8]), overwrite=True)
+        images.write(path, Raster(astronaut[8:16, :8]), overwrite=True)
     monkeypatch.undo()
     assert path.read_bytes() == first
     assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
-    images.write(path, Picture(astronaut[8:16, :8]), overwrite=True)
+    images.write(path, Raster(astronaut[8:16, :8]), overwrite=True)
     assert np.array_equal(images.read(path).pixels, astronaut[8:16, :8])
 
 
@@ -321,20 +321,20 @@ def test_formats_that_start_other_programs_are_not_decoded() -> None:
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF"])
 def test_a_file_in_memory_holds_the_same_bytes(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray, format_name: str) -> None:
-    """Large pictures are encoded into one, small ones are not; what comes of it does not depend on that."""
-    picture = images.from_pillow(Image.fromarray(astronaut))
-    in_file = images.encode(picture, format_name)
+    """Large images are encoded into one, small ones are not; what comes of it does not depend on that."""
+    image = images.from_pillow(Image.fromarray(astronaut))
+    in_file = images.encode(image, format_name)
     monkeypatch.setattr(images, "_FILE_MEGAPIXELS", 1e9)
-    assert images.encode(picture, format_name) == in_file
+    assert images.encode(image, format_name) == in_file
     assert images.read(in_file).pixels.shape == astronaut.shape
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="is about Linux")
 def test_encoding_leaves_no_file_open(astronaut: np.ndarray) -> None:
     """Also where it fails."""
-    picture = images.from_pillow(Image.fromarray(astronaut))
+    image = images.from_pillow(Image.fromarray(astronaut))
     before = os.listdir("/proc/self/fd")
-    images.encode(picture, "JPEG")
-    with pytest.raises(ImageError, match="cannot write this picture as JPEG"):
-        images.encode(replace(picture, exif=b"Exif\0\0" + bytes(70_000)), "JPEG")
+    images.encode(image, "JPEG")
+    with pytest.raises(ImageError, match="cannot write this image as JPEG"):
+        images.encode(replace(image, exif=b"Exif\0\0" + bytes(70_000)), "JPEG")
     assert os.listdir("/proc/self/fd") == before

@@ -1,4 +1,4 @@
-"""The Python API: exact tiling on real pictures, kinds in and out, precision, noise, gradients, memory running out."""
+"""The Python API: exact tiling on real images, kinds in and out, precision, noise, gradients, memory running out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from comdefend_cli.runtime.device import cpu_has_bfloat16, resolve_device, resol
 
 
 def untiled(model: ComDefend, x: Tensor, left: int = 0) -> Tensor:
-    """The whole picture, whose own place begins `left` pixels from the border, through the network at once, rounded to 8 bits."""
+    """The whole image, whose own place begins `left` pixels from the border, through the network at once, rounded to 8 bits."""
     noisy = x.float() / 255
     if model.input_noise:
         rows, columns = slice(0, x.shape[2]), slice(left, left + x.shape[3])
@@ -82,7 +82,7 @@ def test_exact_tiling_holds_for_any_size(height: int, width: int, tile: int, cou
 @example(1, 1, 1, 2)
 @example(37, 30, 12, 2)
 def test_exact_tiling_holds_in_native_bfloat16(shipped: Purifier, height: int, width: int, tile: int, count: int) -> None:
-    """Where `auto` takes bfloat16 on a CPU, tiles, too, equal the whole picture in every value, with the shipped weights."""
+    """Where `auto` takes bfloat16 on a CPU, tiles, too, equal the whole image in every value, with the shipped weights."""
     assert shipped.color is not None
     model = copy.deepcopy(shipped.color).to(torch.bfloat16)
     x = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
@@ -102,7 +102,7 @@ def test_seams_are_what_paper_tiling_has_and_exact_has_not(shipped: Purifier, as
     assert not torch.equal(paper, untiled(shipped.color, x))
 
 
-def test_the_result_resembles_the_picture(shipped: Purifier, astronaut: np.ndarray, camera: np.ndarray) -> None:
+def test_the_result_resembles_the_image(shipped: Purifier, astronaut: np.ndarray, camera: np.ndarray) -> None:
     """Purified photographs, colour and grey, stay near the original (PSNR over 25 dB for colour, 20 for grey)."""
     for pixels, least in ((astronaut[:128, 128:256], 25), (camera[:128, 128:256], 20)):
         x = tensor(pixels)
@@ -110,7 +110,7 @@ def test_the_result_resembles_the_picture(shipped: Purifier, astronaut: np.ndarr
 
 
 def test_each_kind_comes_back_as_itself() -> None:
-    """Tensors keep dtype and shape, arrays their shape, Pillow pictures their mode and alpha."""
+    """Tensors keep dtype and shape, arrays their shape, Pillow images their mode and alpha."""
     purifier = Purifier(small_model(3), small_model(1))
     for x in (torch.rand(2, 3, 20, 30), torch.rand(1, 1, 7, 5).double(), torch.randint(0, 256, (1, 3, 9, 9), dtype=torch.uint8)):
         y = purifier(x)
@@ -130,7 +130,7 @@ def test_each_kind_comes_back_as_itself() -> None:
 
 
 def test_kinds_agree_with_each_other(astronaut: np.ndarray) -> None:
-    """Array, tensor and Pillow picture of the same pixels give the same pixels."""
+    """Array, tensor and Pillow image of the same pixels give the same pixels."""
     purifier = Purifier(small_model())
     pixels = astronaut[:40, :50]
     expected = purifier(pixels)
@@ -145,7 +145,7 @@ def test_kinds_agree_with_each_other(astronaut: np.ndarray) -> None:
     [torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(0, 3, 8, 8), torch.rand(1, 3, 0, 8), np.zeros((1, 1, 1, 1, 3), np.uint8)],
 )
 def test_wrong_shapes_are_refused(bad: Tensor | np.ndarray) -> None:
-    """A shape that is no batch of pictures raises ValueError."""
+    """A shape that is no batch of images raises ValueError."""
     with pytest.raises(ValueError, match="expected"):
         Purifier(small_model())(bad)
 
@@ -170,7 +170,7 @@ def test_grey_uses_grey_networks_and_falls_back_to_colour() -> None:
 
 
 def test_bfloat16_stays_near_float32(shipped: Purifier, astronaut: np.ndarray) -> None:
-    """In bfloat16, on hardware with it or without, few code bits flip and the picture hardly changes."""
+    """In bfloat16, on hardware with it or without, few code bits flip and the image hardly changes."""
     x = tensor(astronaut[:48, 128:176])
     half = Purifier.from_pretrained(device="cpu", precision="bfloat16")
     assert next(half.parameters()).dtype == torch.bfloat16
@@ -188,8 +188,8 @@ def test_noise_is_reproducible_and_seamless() -> None:
     assert not torch.equal(results[0], Purifier(small_model())(x))
 
 
-def test_noise_on_the_picture_does_not_depend_on_the_tiling_and_differs_from_that_on_the_code() -> None:
-    """A seed gives each place of a picture its noise, whatever the tile; each kind of noise and each picture that asks has its own."""
+def test_noise_on_the_image_does_not_depend_on_the_tiling_and_differs_from_that_on_the_code() -> None:
+    """A seed gives each place of an image its noise, whatever the tile; each kind of noise and each image that asks has its own."""
     x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
     chosen = [Settings(tile=tile, input_noise=20.0, noise_std=1.0, seed=5) for tile in (20, 33, 500)]
     results = [Purifier(small_model(), None, one)(x) for one in chosen]
@@ -197,12 +197,12 @@ def test_noise_on_the_picture_does_not_depend_on_the_tiling_and_differs_from_tha
     only = Purifier(small_model(), None, Settings(input_noise=20.0, seed=5))(x)
     assert not torch.equal(only, results[0]) and not torch.equal(only, Purifier(small_model(), None, Settings(input_noise=20.0, seed=6))(x))
     same = Purifier(small_model(), None, Settings(input_noise=20.0))(x[:1].repeat(2, 1, 1, 1))
-    own = Purifier(small_model(), None, Settings(input_noise=20.0, noise_per_picture=True))(x[:1].repeat(2, 1, 1, 1))
+    own = Purifier(small_model(), None, Settings(input_noise=20.0, noise_per_image=True))(x[:1].repeat(2, 1, 1, 1))
     assert torch.equal(same[0], same[1]) and not torch.equal(own[0], own[1])
 
 
-def test_noise_on_the_picture_has_the_standard_deviation_that_was_asked_for() -> None:
-    """What ComCNN sees is the picture plus Gaussian noise of so many 8-bit levels, clipped to [0, 1]."""
+def test_noise_on_the_image_has_the_standard_deviation_that_was_asked_for() -> None:
+    """What ComCNN sees is the image plus Gaussian noise of so many 8-bit levels, clipped to [0, 1]."""
     seen: list[Tensor] = []
     model = small_model()
     model.com.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -221,7 +221,7 @@ def noisy_model(input_noise: float, channels: int = 3, bits: int = 12) -> ComDef
 
 
 def test_weights_bring_the_noise_that_they_are_made_for() -> None:
-    """Unless it is told otherwise a purifier puts the weights' own noise on a picture, the same in each call; 0 puts none."""
+    """Unless it is told otherwise a purifier puts the weights' own noise on an image, the same in each call; 0 puts none."""
     x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
     own = Purifier(noisy_model(20.0))
     assert own.input_noise(3) == 20.0 and not own.settings.random
@@ -233,19 +233,19 @@ def test_weights_bring_the_noise_that_they_are_made_for() -> None:
 
 
 def test_colour_and_grey_networks_have_their_own_noise() -> None:
-    """Where only the colour networks are made for noise, a grey picture has none, and of several samples it needs one."""
+    """Where only the colour networks are made for noise, a grey image has none, and of several samples it needs one."""
     x = torch.randint(0, 256, (1, 1, 40, 50), dtype=torch.uint8)
     both = Purifier(noisy_model(20.0), small_model(1, 4), Settings(samples=3))
     assert (both.input_noise(3), both.input_noise(1)) == (20.0, 0.0)
     assert torch.equal(both(x), Purifier(None, small_model(1, 4))(x))
-    through_colour = Purifier(noisy_model(20.0))(x)
-    assert torch.equal(through_colour, Purifier(small_model(), None, Settings(input_noise=20.0))(x))
+    through_color = Purifier(noisy_model(20.0))(x)
+    assert torch.equal(through_color, Purifier(small_model(), None, Settings(input_noise=20.0))(x))
     with pytest.raises(UsageError, match="none of their own"):
         Purifier(small_model(), None, Settings(samples=3))
 
 
 def test_a_strip_has_the_noise_of_its_place() -> None:
-    """A strip that says which row it begins with is rebuilt as in the picture, beyond the border's reach."""
+    """A strip that says which row it begins with is rebuilt as in the image, beyond the border's reach."""
     x = torch.randint(0, 256, (1, 3, 150, 40), dtype=torch.uint8)
     purifier = Purifier(noisy_model(20.0), None, Settings(noise_std=2.0))
     whole, strip = purifier(x), purifier.purify(x[:, :, 50:], top=50)
@@ -254,7 +254,7 @@ def test_a_strip_has_the_noise_of_its_place() -> None:
 
 
 def test_samples_are_averaged() -> None:
-    """The result is the mean of the pictures rebuilt from different draws: their spread falls with the number of samples."""
+    """The result is the mean of the images rebuilt from different draws: their spread falls with the number of samples."""
     x = torch.full((1, 3, 64, 64), 0.4)
     model = small_model()
     one, nine = (torch.stack([Purifier(model, None, Settings(input_noise=60.0, samples=n, seed=s))(x) for s in range(8)]) for n in (1, 9))
@@ -265,8 +265,8 @@ def test_samples_are_averaged() -> None:
     assert torch.equal(*coded), "the code shown is that of the first sample"
 
 
-def test_code_is_what_the_picture_is_rebuilt_from() -> None:
-    """RecCNN on the code gives the purified picture; the code is zeros and ones, tiled without seams."""
+def test_code_is_what_the_image_is_rebuilt_from() -> None:
+    """RecCNN on the code gives the purified image; the code is zeros and ones, tiled without seams."""
     model = small_model()
     x = torch.randint(0, 256, (1, 3, 60, 40), dtype=torch.uint8)
     code = Purifier(model, None, Settings(tile=16)).code(x)
@@ -314,7 +314,7 @@ class Forgetful(ComDefend):
 
 
 def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result is the same, the person is told, and the next picture starts with the smaller tile."""
+    """The result is the same, the person is told, and the next image starts with the smaller tile."""
     monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)  # Whole windows, as on a GPU.
     model = small_model()
     forgetful = Forgetful(model.architecture).eval()
@@ -397,7 +397,7 @@ def test_settings_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize("behind", [1, 3])
 def test_results_that_come_later_go_to_their_places(monkeypatch: pytest.MonkeyPatch, behind: int) -> None:
-    """Where a device is given the next batches before the first one's result is fetched, the picture is the same."""
+    """Where a device is given the next batches before the first one's result is fetched, the image is the same."""
     model = small_model()
     x = torch.randint(0, 256, (3, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     monkeypatch.setitem(windows.IN_FLIGHT, "cpu", behind)
@@ -449,8 +449,8 @@ def test_the_switch_of_cudas_convolutions_is_set_back_by_the_last_of_several_thr
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_windows_are_the_pictures_squares(astronaut: np.ndarray, channels_last: bool) -> None:
-    """However a picture lies in memory, its windows are its own pixels over 255, channels last."""
+def test_windows_are_the_images_squares(astronaut: np.ndarray, channels_last: bool) -> None:
+    """However an image lies in memory, its windows are its own pixels over 255, channels last."""
     x = torch.from_numpy(astronaut[None, :70, :90].copy()).permute(0, 3, 1, 2)
     x = x if channels_last else x.contiguous()
     for batch in batches(exact_grid(70, 90, 32), 1, 4096):

@@ -44,6 +44,6 @@ def test_paper_grid_is_patches_without_overlap(height: int, width: int) -> None:
     assert (count == 1).all()
 
 
-def test_area_adds_up_to_the_picture() -> None:
-    """Areas of the cores sum to the picture's, which is what progress counts."""
+def test_area_adds_up_to_the_image() -> None:
+    """Areas of the cores sum to the image's, which is what progress counts."""
     assert sum(tile.area for tile in exact_grid(123, 457, 50)) == 123 * 457

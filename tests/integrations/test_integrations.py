@@ -39,8 +39,8 @@ def classifier(channels: int = 3) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
-def pictures(channels: int = 3, count: int = 3) -> Tensor:
-    """Random smooth pictures (N, C, 16, 16) in [0, 1]."""
+def images(channels: int = 3, count: int = 3) -> Tensor:
+    """Random smooth images (N, C, 16, 16) in [0, 1]."""
     coarse = torch.rand(count, channels, 4, 4, generator=torch.Generator().manual_seed(2))
     return nn.functional.interpolate(coarse, size=16, mode="bicubic").clamp(0, 1)
 
@@ -92,7 +92,7 @@ class Wrapper(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_are_the_same_for_every_gradient(dtype: torch.dtype) -> None:
     """Bit by bit, with and without a gradient wanted, in float32 and bfloat16 weights: classifier(purifier(x))."""
-    purifier, model, x = Purifier(small_model()).to(dtype), classifier(), pictures()
+    purifier, model, x = Purifier(small_model()).to(dtype), classifier(), images()
     expected = model(purifier(x))
     for gradient in (*GRADIENTS, "none"):
         defended = Defended(purifier, model, gradient=gradient)
@@ -102,9 +102,9 @@ def test_values_are_the_same_for_every_gradient(dtype: torch.dtype) -> None:
             assert torch.equal(defended(x), expected)
 
 
-def test_normalise_as_numbers_is_normalise_as_callable() -> None:
+def test_normalize_as_numbers_is_normalize_as_callable() -> None:
     """(mean, std) as sequences, tensors or single numbers, a function and a module give the same logits, which differ from none."""
-    purifier, model, x = Purifier(small_model()), classifier(), pictures()
+    purifier, model, x = Purifier(small_model()), classifier(), images()
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     as_function = Defended(purifier, model, lambda p: (p - mean.view(3, 1, 1)) / std.view(3, 1, 1))(x)
     assert torch.equal(Defended(purifier, model, (MEAN, STD))(x), as_function)
@@ -115,9 +115,9 @@ def test_normalise_as_numbers_is_normalise_as_callable() -> None:
 
 
 def test_one_channel() -> None:
-    """Grey pictures go through, by grey networks and by the colour ones, with a gradient."""
+    """Grey images go through, by grey networks and by the colour ones, with a gradient."""
     for purifier in (Purifier(None, small_model(1)), Purifier(small_model())):
-        model, x = classifier(1), pictures(1)
+        model, x = classifier(1), images(1)
         defended = Defended(purifier, model, (0.5, 0.5))
         assert torch.equal(defended(x), model((purifier(x) - 0.5) / 0.5))
         assert input_gradient(defended, x).abs().max() > 0
@@ -125,7 +125,7 @@ def test_one_channel() -> None:
 
 def test_no_purifier_is_the_classifier() -> None:
     """nn.Identity() leaves values and gradients of the classifier as they are."""
-    model, x = classifier(), pictures()
+    model, x = classifier(), images()
     for gradient in GRADIENTS:
         defended = Defended(nn.Identity(), model, gradient=gradient)
         assert torch.equal(defended(x), model(x))
@@ -147,7 +147,7 @@ def by_hand(networks: ComDefend, x: Tensor, soft: bool) -> Tensor:
 @pytest.mark.parametrize("gradient", ["straight-through", "soft"])
 def test_gradient_through_the_purifier_is_the_one_by_hand(gradient: str) -> None:
     """Autograd through ComCNN, the rounding's stand-in and RecCNN in float64 gives the same input gradient, to float32's precision."""
-    networks, model, x = small_model(), classifier(), pictures()
+    networks, model, x = small_model(), classifier(), images()
     ours = input_gradient(Defended(Purifier(networks), model, (MEAN, STD), gradient), x)
     mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (MEAN, STD))
     exact = copy.deepcopy(model).double()
@@ -159,15 +159,15 @@ def test_gradient_through_the_purifier_is_the_one_by_hand(gradient: str) -> None
 
 
 @pytest.mark.parametrize("purifier", [Purifier(small_model()), Rounding(), Blur()], ids=["comdefend", "rounding", "blur"])
-def test_identity_gradient_is_the_classifiers_at_the_purified_picture(purifier: nn.Module) -> None:
+def test_identity_gradient_is_the_classifiers_at_the_purified_image(purifier: nn.Module) -> None:
     """BPDA with the identity, for purifiers with and without a gradient of their own."""
-    model, x = classifier(), pictures()
+    model, x = classifier(), images()
     assert torch.equal(input_gradient(Defended(purifier, model, gradient="identity"), x), input_gradient(model, purifier(x)))
 
 
 def test_gradients_differ_and_none_is_zero() -> None:
     """The three gradients of one purifier are three different ones, all finite and non-zero; "none" gives zeros, not an error."""
-    purifier, model, x = Purifier(small_model()), classifier(), pictures()
+    purifier, model, x = Purifier(small_model()), classifier(), images()
     found = [input_gradient(Defended(purifier, model, gradient=gradient), x) for gradient in GRADIENTS]
     assert all(torch.isfinite(gradient).all() and (gradient != 0).any(dim=(1, 2, 3)).all() for gradient in found)
     assert not torch.allclose(found[0], found[1])
@@ -177,7 +177,7 @@ def test_gradients_differ_and_none_is_zero() -> None:
 
 def test_another_purifiers_own_gradient() -> None:
     """A differentiable module keeps its gradient; without one it is an error that names the identity, unless no gradient is wanted."""
-    model, x = classifier(), pictures()
+    model, x = classifier(), images()
     assert torch.allclose(input_gradient(Defended(Blur(), model), x), input_gradient(nn.Sequential(Blur(), model), x))
     with pytest.raises(UsageError, match="identity"):
         input_gradient(Defended(Rounding(), model), x)
@@ -187,7 +187,7 @@ def test_another_purifiers_own_gradient() -> None:
 def test_a_purifier_inside_another_module_gets_the_gradient_too() -> None:
     """In a wrapper, whose own object is left alone, the purifier's rounding is differentiated as told, and `seed` is passed on."""
     purifier = Purifier(small_model(), None, Settings(gradient="none"))
-    wrapper, model, x = Wrapper(purifier), classifier(), pictures()
+    wrapper, model, x = Wrapper(purifier), classifier(), images()
     for gradient in ("straight-through", "soft"):
         plain = nn.Sequential(Purifier(small_model(), None, Settings(gradient=gradient)), Blur(), model)
         assert torch.equal(input_gradient(Defended(wrapper, model, gradient=gradient), x), input_gradient(plain, x))
@@ -199,7 +199,7 @@ def test_a_purifier_inside_another_module_gets_the_gradient_too() -> None:
 
 def test_bfloat16_weights_give_a_float32_gradient() -> None:
     """With the networks in bfloat16, the input gradient is float32, finite, non-zero, and close to the float32 networks'."""
-    model, x = classifier(), pictures()
+    model, x = classifier(), images()
     half = input_gradient(Defended(Purifier(small_model()).to(torch.bfloat16), model), x)
     full = input_gradient(Defended(Purifier(small_model()), model), x)
     assert half.dtype == torch.float32
@@ -213,7 +213,7 @@ def test_bfloat16_weights_give_a_float32_gradient() -> None:
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_noise_in_bfloat16_weights(gradient: str) -> None:
     """Voting over noise works with the networks in bfloat16 too, and its gradient is float32, finite and non-zero."""
-    found = input_gradient(Defended(noisy().to(torch.bfloat16), classifier(), gradient=gradient, votes=2), pictures())
+    found = input_gradient(Defended(noisy().to(torch.bfloat16), classifier(), gradient=gradient, votes=2), images())
     assert found.dtype == torch.float32
     assert torch.isfinite(found).all()
     assert found.any()
@@ -221,7 +221,7 @@ def test_noise_in_bfloat16_weights(gradient: str) -> None:
 
 def test_votes_without_noise_change_no_prediction() -> None:
     """One vote is the plain pipeline; several, of a deterministic purifier, are its log-softmax."""
-    purifier, model, x = Purifier(small_model()), classifier(), pictures()
+    purifier, model, x = Purifier(small_model()), classifier(), images()
     plain = model(purifier(x))
     assert torch.equal(Defended(purifier, model, votes=1)(x), plain)
     assert torch.allclose(Defended(purifier, model, votes=3)(x), plain.log_softmax(1), atol=1e-6)
@@ -229,7 +229,7 @@ def test_votes_without_noise_change_no_prediction() -> None:
 
 def test_votes_differ_by_seed_and_repeat_by_seed() -> None:
     """Noise is new in every call; after `seed` the same calls give the same logits, another seed gives others; so does the purifier's."""
-    model, x = classifier(), pictures()
+    model, x = classifier(), images()
     defended = Defended(noisy(), model, votes=2)
     first, second = defended(x), defended(x)
     assert not torch.equal(first, second)
@@ -245,7 +245,7 @@ def test_votes_differ_by_seed_and_repeat_by_seed() -> None:
 
 def test_votes_are_the_log_of_the_mean_softmax_of_independent_noise() -> None:
     """Four votes are the mean softmax of four single calls from the same seed, in value and in gradient."""
-    model, x = classifier(), pictures()
+    model, x = classifier(), images()
     four, one = Defended(noisy(), model, votes=4), Defended(noisy(), model)
     ours = input_gradient(four, x)
     start = x.clone().requires_grad_()
@@ -261,7 +261,7 @@ def test_votes_are_the_log_of_the_mean_softmax_of_independent_noise() -> None:
 @pytest.mark.parametrize("gradient", [*GRADIENTS, "none"])
 def test_noise_is_the_same_for_every_gradient(gradient: str) -> None:
     """From the same seed, the noisy values are bit-equal whatever the gradient."""
-    model, x = classifier(), pictures()
+    model, x = classifier(), images()
     assert torch.equal(Defended(noisy(), model, gradient=gradient, votes=2)(x), Defended(noisy(), model, votes=2)(x))
 
 
@@ -271,10 +271,10 @@ def test_noise_is_the_same_for_every_gradient(gradient: str) -> None:
 def test_the_users_purifier_is_left_alone() -> None:
     """Neither making nor calling `Defended`, with noise and another gradient, changes the settings of the purifier given."""
     purifier = Purifier(small_model(), None, Settings(noise_std=1.0, seed=3, gradient="none", tile=9))
-    before = purifier(pictures())
-    input_gradient(Defended(purifier, classifier(), gradient="soft", votes=2), pictures())
+    before = purifier(images())
+    input_gradient(Defended(purifier, classifier(), gradient="soft", votes=2), images())
     assert purifier.settings == Settings(noise_std=1.0, seed=3, gradient="none", tile=9)
-    assert torch.equal(purifier(pictures()), before)
+    assert torch.equal(purifier(images()), before)
 
 
 def test_weights_are_shared_and_move_together() -> None:
@@ -289,7 +289,7 @@ def test_weights_are_shared_and_move_together() -> None:
     assert len(set(storages)) == len(own)
     defended.double()
     assert {parameter.dtype for parameter in own} == {torch.float64}
-    assert defended(pictures().double()).dtype == torch.float64
+    assert defended(images().double()).dtype == torch.float64
     defended.float()
     weights = {name: torch.zeros_like(value) for name, value in defended.state_dict().items()}
     defended.load_state_dict(weights)
@@ -302,12 +302,12 @@ def test_state_keys_are_those_of_the_parts() -> None:
     defended = Defended(purifier, model, (MEAN, STD))
     expected = [f"purifier.{name}" for name in purifier.state_dict()] + [f"classifier.{name}" for name in model.state_dict()]
     assert sorted(defended.state_dict()) == sorted(expected)
-    assert [name for name, _ in defended.named_buffers()] == ["normalise.mean", "normalise.std"]
+    assert [name for name, _ in defended.named_buffers()] == ["normalize.mean", "normalize.std"]
 
 
 def test_copies_are_whole_and_independent() -> None:
     """A deep copy and an unpickled object continue with the same noise and own their weights."""
-    x = pictures()
+    x = images()
     defended = Defended(noisy(), classifier(), (MEAN, STD), "soft", votes=2)
     defended(x)
     copies = [copy.deepcopy(defended), pickle.loads(pickle.dumps(defended))]
@@ -329,19 +329,19 @@ def test_modes_and_repr() -> None:
 
 
 def test_wrong_use_is_refused() -> None:
-    """Each wrong argument is an error of usage with the reason; a picture of integers is a type error."""
-    purifier, model, x = Purifier(small_model()), classifier(), pictures()
+    """Each wrong argument is an error of usage with the reason; an image of integers is a type error."""
+    purifier, model, x = Purifier(small_model()), classifier(), images()
     for arguments, reason in (
         ({"gradient": "x"}, "gradient"),
         ({"votes": 0}, "vote"),
-        ({"normalise": (0.5, 0.0)}, "std"),
-        ({"normalise": (0.5,)}, "mean, std"),
-        ({"normalise": [0.5, 0.5]}, "mean, std"),
+        ({"normalize": (0.5, 0.0)}, "std"),
+        ({"normalize": (0.5,)}, "mean, std"),
+        ({"normalize": [0.5, 0.5]}, "mean, std"),
     ):
         with pytest.raises(UsageError, match=reason):
             Defended(purifier, model, **arguments)
     with pytest.raises(UsageError, match="channels"):
-        Defended(purifier, model, (MEAN, STD))(pictures(1))
+        Defended(purifier, model, (MEAN, STD))(images(1))
     with pytest.raises(UsageError, match="shape"):
         Defended(nn.AvgPool2d(2), model, gradient="identity")(x)
     shrunk = nn.Sequential(nn.AdaptiveAvgPool2d(16), model)
@@ -357,8 +357,8 @@ def test_wrong_use_is_refused() -> None:
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_gradients_under_foolbox(gradient: str) -> None:
-    """Foolbox's model and loss see the module's own, non-zero, input gradient, and its attack changes every picture."""
-    defended, x = Defended(Purifier(small_model()), classifier(), (MEAN, STD), gradient).eval(), pictures()
+    """Foolbox's model and loss see the module's own, non-zero, input gradient, and its attack changes every image."""
+    defended, x = Defended(Purifier(small_model()), classifier(), (MEAN, STD), gradient).eval(), images()
     model = foolbox.PyTorchModel(defended, bounds=(0, 1), device="cpu")
     attack = foolbox.attacks.LinfPGD(steps=2, random_start=False)
     loss = attack.get_loss_fn(model, eagerpy.astensor(LABELS))
@@ -372,7 +372,7 @@ def test_gradients_under_foolbox(gradient: str) -> None:
 
 def test_none_under_foolbox_and_art_is_zero_and_no_error() -> None:
     """Both libraries run through a hidden gradient; what they get is zero."""
-    defended, x = Defended(Purifier(small_model()), classifier(), gradient="none").eval(), pictures()
+    defended, x = Defended(Purifier(small_model()), classifier(), gradient="none").eval(), images()
     model = foolbox.PyTorchModel(defended, bounds=(0, 1), device="cpu")
     _, clipped, _ = foolbox.attacks.LinfFastGradientAttack()(model, x, LABELS, epsilons=8 / 255)
     assert torch.equal(clipped, x)
@@ -403,7 +403,7 @@ def estimator(model: nn.Module, defences: list[ComDefendPreprocessor] | None = N
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_gradients_under_art(gradient: str) -> None:
     """ART's loss and class gradients of the module are autograd's own, non-zero; its predictions are the module's."""
-    defended, x = Defended(Purifier(small_model()), classifier(), (MEAN, STD), gradient).eval(), pictures()
+    defended, x = Defended(Purifier(small_model()), classifier(), (MEAN, STD), gradient).eval(), images()
     wrapped = estimator(defended)
     check_art(wrapped, defended, x)
 
@@ -426,8 +426,8 @@ def check_art(wrapped: PyTorchClassifier, defended: nn.Module, x: Tensor) -> Non
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_arts_preprocessor_is_the_plain_pipeline(gradient: str) -> None:
-    """In front of ART's own standardisation, in batches of two, predictions and gradients are those of `Defended`."""
-    purifier, model, x = Purifier(small_model()), classifier(), pictures()
+    """In front of ART's own standardization, in batches of two, predictions and gradients are those of `Defended`."""
+    purifier, model, x = Purifier(small_model()), classifier(), images()
     preprocessor = ComDefendPreprocessor(purifier, gradient=gradient, batch_size=2)
     check_art(estimator(model, [preprocessor]), Defended(purifier, model, gradient=gradient), x)
     standard = tuple(np.array(values, np.float32).reshape(3, 1, 1) for values in (MEAN, STD))
@@ -439,8 +439,8 @@ def test_arts_preprocessor_is_the_plain_pipeline(gradient: str) -> None:
 
 
 def test_arts_preprocessor_in_other_ranges_and_layouts() -> None:
-    """Pictures in [0, 255], or channels last, give the same predictions, and gradients in their own units and layout."""
-    purifier, model, x = Purifier(small_model()), classifier(), pictures()
+    """Images in [0, 255], or channels last, give the same predictions, and gradients in their own units and layout."""
+    purifier, model, x = Purifier(small_model()), classifier(), images()
     plain = estimator(model, [ComDefendPreprocessor(purifier)])
     expected, slope = plain.predict(x.numpy()), plain.loss_gradient(x.numpy(), one_hot())
     scaled = nn.Sequential(Scale(1 / 255), model)
@@ -475,7 +475,7 @@ class ChannelsFirst(nn.Module):
 
 def test_arts_preprocessor_applies_where_told() -> None:
     """In training only with apply_fit, in prediction only with apply_predict; labels pass; called with arrays it returns arrays."""
-    purifier, model, x = Purifier(small_model()), classifier(), pictures()
+    purifier, model, x = Purifier(small_model()), classifier(), images()
     array, plain = x.numpy(), model(x).detach().numpy()
     off = estimator(model, [ComDefendPreprocessor(purifier, apply_fit=True, apply_predict=False)])
     assert np.allclose(off.predict(array), plain)
@@ -497,7 +497,7 @@ def test_arts_preprocessor_applies_where_told() -> None:
 def test_arts_preprocessor_takes_new_noise_and_restarts_it() -> None:
     """Two predictions of a noisy defence differ, and repeat after `seed`."""
     preprocessor = ComDefendPreprocessor(noisy())
-    wrapped, array = estimator(classifier(), [preprocessor]), pictures().numpy()
+    wrapped, array = estimator(classifier(), [preprocessor]), images().numpy()
     first = wrapped.predict(array)
     assert not np.array_equal(first, wrapped.predict(array))
     preprocessor.seed(0)
@@ -555,7 +555,7 @@ def steps_of_pgd(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -
             assert gradient.abs().flatten(1).amax(1).min() > 0
             adversarial = adversarial.detach() + 2 / 255 * gradient.sign()
             adversarial = (start + (adversarial - start).clamp(-8 / 255, 8 / 255)).clamp(0, 1).detach()
-        # AutoAttack's APGD: the sum of losses of single pictures, and `backward` in place of `grad`.
+        # AutoAttack's APGD: the sum of losses of single images, and `backward` in place of `grad`.
         adversarial.requires_grad_()
         nn.CrossEntropyLoss(reduction="none")(model(adversarial), labels).sum().backward()
         assert adversarial.grad is not None
@@ -570,7 +570,7 @@ def steps_of_pgd(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_callers_as_torchattacks_and_autoattack(gradient: str) -> None:
     """A caller with their habits attacks through the module, with votes over noise too, and raises the loss without noise."""
-    cpu, x = torch.device("cpu"), pictures()
+    cpu, x = torch.device("cpu"), images()
     torch.manual_seed(0)
     steps_of_pgd(Defended(noisy(), classifier(), (MEAN, STD), gradient, votes=2).to(cpu), x, LABELS, cpu)
     defended = Defended(Purifier(small_model()), classifier(), (MEAN, STD), gradient).to(cpu)
@@ -585,7 +585,7 @@ def test_callers_as_torchattacks_and_autoattack(gradient: str) -> None:
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_on_cuda(gradient: str) -> None:
     """Moved to CUDA as one module, it is attacked there, its gradient is the CPU's, and ART's preprocessor runs there."""
-    cuda, x = torch.device("cuda"), pictures()
+    cuda, x = torch.device("cuda"), images()
     expected = input_gradient(Defended(Purifier(small_model()), classifier(), (MEAN, STD), gradient), x)
     defended = Defended(Purifier(small_model()), classifier(), (MEAN, STD), gradient).to(cuda)
     found = input_gradient(defended, x.to(cuda), LABELS.to(cuda)).cpu()
@@ -603,7 +603,7 @@ def test_on_cuda(gradient: str) -> None:
 
 
 def test_transform_returns_the_kind_it_was_given(small_weights: Path, astronaut: np.ndarray) -> None:
-    """Pillow pictures and tensors, single or in batches, uint8 or float, come back as themselves and as the purifier's result."""
+    """Pillow images and tensors, single or in batches, uint8 or float, come back as themselves and as the purifier's result."""
     transform, purifier = PurifyTransform(small_weights, precision="float32"), Purifier(small_model())
     image = Image.fromarray(astronaut[:20, :30])
     result = transform(image)
@@ -622,13 +622,13 @@ def test_transform_refuses_other_kinds(small_weights: Path) -> None:
         PurifyTransform("no-such-weights")
     transform = PurifyTransform(str(small_weights))
     with pytest.raises(TypeError, match="Pillow"):
-        transform("picture.png")
+        transform("image.png")
     with pytest.raises(ValueError, match="expected"):
         transform(torch.rand(8, 8))
 
 
 def test_transform_is_light_to_pickle_and_says_what_it_does(small_weights: Path) -> None:
-    """Its pickle holds no weights, before and after use; the unpickled one gives the same pictures; repr and random state are sane."""
+    """Its pickle holds no weights, before and after use; the unpickled one gives the same images; repr and random state are sane."""
     state = torch.random.get_rng_state()
     transform = PurifyTransform(str(small_weights), precision="float32", settings=Settings("paper", noise_std=0.5, seed=4))
     unused = pickle.dumps(transform)
@@ -642,7 +642,7 @@ def test_transform_is_light_to_pickle_and_says_what_it_does(small_weights: Path)
 
 
 class Patches(Dataset[Tensor]):
-    """Pictures through a transform."""
+    """Images through a transform."""
 
     def __init__(self, transform: PurifyTransform) -> None:
         self.transform = transform
@@ -651,7 +651,7 @@ class Patches(Dataset[Tensor]):
         return 3
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.transform(pictures()[index])
+        return self.transform(images()[index])
 
 
 @pytest.mark.slow
@@ -660,10 +660,10 @@ def test_transform_in_workers(small_weights: Path, start: str) -> None:
     """Data loader workers, spawned or forked, give what the transform gives in the process itself."""
     transform = PurifyTransform(str(small_weights), precision="float32")
     if start == "fork":
-        transform(pictures())  # Loaded before the fork, and used after it.
+        transform(images())  # Loaded before the fork, and used after it.
     loader = DataLoader(Patches(transform), batch_size=3, num_workers=1, multiprocessing_context=start)
     (batch,) = list(loader)
-    assert torch.equal(batch, transform(pictures()))
+    assert torch.equal(batch, transform(images()))
 
 
 # The examples
@@ -673,7 +673,7 @@ def test_transform_in_workers(small_weights: Path, start: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("defend_classifier", ("accuracy in % of 24 pictures", "FGSM that knows both, straight-through")),
+        ("defend_classifier", ("accuracy in % of 24 images", "FGSM that knows both, straight-through")),
         ("attack_with_foolbox", ("undefended", "straight-through", "identity", "under PGD at 8/255")),
         ("attack_with_art", ("undefended under PGD", "defended   under PGD")),
         ("dataloader_transform", ("PurifyTransform(", "astronaut.png", "PSNR")),

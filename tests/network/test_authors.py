@@ -1,4 +1,4 @@
-"""Import of the authors' checkpoints: the same picture as an independent float64 network, and arrays only."""
+"""Import of the authors' checkpoints: the same image as an independent float64 network, and arrays only."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def save(folder: Path, encoder: bytes, decoder: bytes) -> tuple[Path, Path]:
 @pytest.mark.parametrize("file", [python2_file, savez_file])
 @pytest.mark.parametrize("widths", [COLOR, GRAY])
 def test_the_imported_network_is_the_checkpoints(widths: tuple[int, ...], file: Callable[..., bytes], tmp_path: Path) -> None:
-    """Logits and picture of an imported colour or grey network equal a float64 NumPy network's on the checkpoint's arrays."""
+    """Logits and image of an imported colour or grey network equal a float64 NumPy network's on the checkpoint's arrays."""
     encoder, decoder = layers(widths), layers(widths[::-1], seed=1)
     model = convert(*save(tmp_path, file(encoder), file(decoder)))
-    picture = cuts(1, 12, gray=widths[0] == 1)[0].reshape(12, 12, widths[0])[:10] / 255
-    logits = network(picture - 0.5, encoder)
+    image = cuts(1, 12, gray=widths[0] == 1)[0].reshape(12, 12, widths[0])[:10] / 255
+    logits = network(image - 0.5, encoder)
     assert np.abs(logits).min() > 1e-4, "the code must not hang on rounding"
-    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     assert np.allclose(model.com(x)[0].permute(1, 2, 0).numpy(), logits, atol=1e-4)
     code = (logits > 0).astype(np.float64)
     assert 0.1 < code.mean() < 0.9

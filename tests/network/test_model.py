@@ -8,7 +8,7 @@ import torch
 from conftest import small_model
 from torch import Tensor
 
-from comdefend_cli.network.model import BITS, RADIUS, Architecture, ComDefend, binarize, elu_, to_picture
+from comdefend_cli.network.model import BITS, RADIUS, Architecture, ComDefend, binarize, elu_, to_image
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 
 def oracle(model: ComDefend, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and output of one picture (C, H, W) by NumPy alone."""
+    """Logits and output of one image (C, H, W) by NumPy alone."""
 
     def network(layers: object, value: np.ndarray) -> np.ndarray:
         state = {name: tensor.double().numpy() for name, tensor in layers.state_dict().items()}
@@ -61,7 +61,7 @@ def test_forward_equals_a_float64_oracle(channels: int, astronaut: np.ndarray) -
 
 @pytest.mark.parametrize("bits", BITS)
 def test_every_code_size_goes_through(bits: int) -> None:
-    """Each number of bits makes a code of that many planes and a picture in [0, 1] of the input's shape."""
+    """Each number of bits makes a code of that many planes and an image in [0, 1] of the input's shape."""
     model = ComDefend(Architecture(3, bits, (4,) * 8))
     x = torch.rand(2, 3, 5, 9)
     assert model.com(x).shape == (2, bits, 5, 9)
@@ -139,7 +139,7 @@ def test_gradients_pass_the_convolution() -> None:
 def test_activations_do_not_depend_on_the_place_in_memory() -> None:
     """Values a few at a time, where a routine for a tensor's last ones would show, equal those of one tensor; and ELU is right."""
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 4
-    for function in (lambda part: elu_(part.clone()), to_picture):
+    for function in (lambda part: elu_(part.clone()), to_image):
         assert torch.equal(torch.cat([function(part) for part in x.split(5)]), function(x))
     assert torch.allclose(elu_(x.clone()).double(), torch.where(x > 0, x.double(), torch.expm1(x.double())), rtol=1e-6, atol=0)
     special = torch.tensor([0.0, float("inf"), -float("inf"), float("nan"), -200.0])

@@ -62,7 +62,7 @@ def set_tensor(name: str, tensor: torch.Tensor) -> bytes:
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty; make one"),
     "three bytes": (b"abc", "too short"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "not a weight file of comdefend"),
+    "an image": (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "not a weight file of comdefend"),
     "a PyTorch pickle": (b"PK\x03\x04" + b"\0" * 100, "not a weight file of comdefend"),
     "header only": (GOOD[: 8 + int.from_bytes(GOOD[:8], "little")], "truncated weight file"),
     "truncated in the header": (GOOD[:100], "header's length"),

@@ -54,7 +54,7 @@ def test_weight_decay_is_apart_from_the_gradient() -> None:
     assert torch.equal(still, untouched)
 
 
-def test_muon_minimises() -> None:
+def test_muon_minimizes() -> None:
     """A least-squares problem over a kernel is solved."""
     torch.manual_seed(0)
     target, kernel = torch.randn(4, 6, 3, 3), nn.Parameter(torch.zeros(4, 6, 3, 3))

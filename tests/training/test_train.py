@@ -189,7 +189,7 @@ def test_noise_at_inference_is_measured_with_and_changes_no_step(dataset: Datase
 
 
 def test_feature_distance_is_of_the_blocks_and_the_logits() -> None:
-    """It is the mean relative square distance of the blocks' outputs and the logits, zero for equal pictures, and has a gradient."""
+    """It is the mean relative square distance of the blocks' outputs and the logits, zero for equal images, and has a gradient."""
     torch.manual_seed(0)
     model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3))
     distance = objective.FeatureDistance(model)
@@ -245,16 +245,16 @@ def test_checkpoints_of_other_runs_are_refused(dataset: Dataset, tmp_path: Path)
 
 @pytest.mark.usefixtures("narrow")
 def test_collapse_is_noticed(dataset: Dataset) -> None:
-    """A constant picture, logits that ran away, and a loss that is no number each end the run with advice."""
+    """A constant image, logits that ran away, and a loss that is no number each end the run with advice."""
     run = Trainer(config(steps=3, warmup=0), dataset, CPU)
     list(run.run())
     with torch.no_grad():
         run.model.rec[-1].weight.zero_()
-    with pytest.raises(TrainingError, match=r"constant picture.*--lr"):
+    with pytest.raises(TrainingError, match=r"constant image.*--lr"):
         run.validate()
     with torch.no_grad():
         run.model.rec[-1].bias.fill_(-100)
-    with pytest.raises(TrainingError, match="black picture"):
+    with pytest.raises(TrainingError, match="black image"):
         run.validate()
     run = Trainer(config(), dataset, CPU)
     with torch.no_grad():
@@ -312,7 +312,7 @@ def test_mixed_precision_trains_in_float32_weights(dataset: Dataset) -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-def test_the_paper_s_optimiser_is_adam(dataset: Dataset) -> None:
+def test_the_paper_s_optimizer_is_adam(dataset: Dataset) -> None:
     """A step with --optimizer adam moves the weights as torch.optim.Adam moves a copy along the same gradient."""
     run = Trainer(config(optimizer="adam", warmup=0, noise_std=50.0), dataset, CPU)
     before = [parameter.detach().clone() for parameter in run.model.parameters()]

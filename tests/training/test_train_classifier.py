@@ -27,9 +27,9 @@ def gratings(count: int, seed: int) -> ImageArray:
     labels = torch.arange(count) % 2
     wave = (torch.arange(16) // 2 % 2).float() * 120 + 60
     lying = wave.view(1, 1, 16, 1).expand(1, 1, 16, 16)
-    pictures = torch.where(labels.view(-1, 1, 1, 1) == 0, lying, lying.transpose(2, 3))
+    images = torch.where(labels.view(-1, 1, 1, 1) == 0, lying, lying.transpose(2, 3))
     noise = 25 * torch.randn((count, 1, 16, 16), generator=generator)
-    return ImageArray((pictures + noise).clamp(0, 255).byte(), labels)
+    return ImageArray((images + noise).clamp(0, 255).byte(), labels)
 
 
 DATA = Dataset("gratings", gratings(64, 0), gratings(32, 1))
@@ -87,7 +87,7 @@ def test_resuming_changes_nothing(settings: dict[str, Any]) -> None:
 
 
 def test_a_run_goes_on_from_another_classifier(tmp_path: Path) -> None:
-    """It begins with the weights, running statistics and normalisation of the file, whatever its own pictures' are, and trains on."""
+    """It begins with the weights, running statistics and normalization of the file, whatever its own images' are, and trains on."""
     first = trainer()
     list(first.run())
     save_classifier(tmp_path / "first.safetensors", first.model, first.header)
@@ -105,12 +105,12 @@ def test_a_run_goes_on_from_another_classifier(tmp_path: Path) -> None:
         ClassifierTrainer(replace(config, data="cifar10", arch="small"), DATA, ("lying", "standing"), CPU, start)
 
 
-def test_every_picture_once_an_epoch() -> None:
-    """An epoch shows each picture once, in an order of its own, also where the batch does not divide."""
+def test_every_image_once_an_epoch() -> None:
+    """An epoch shows each image once, in an order of its own, also where the batch does not divide."""
     run = trainer(batch_size=24)
     seen: list[int] = []
     plain = run._train.pixels.float().sum((1, 2, 3))
-    for run.step_done in range(8):  # 192 pictures: three epochs.
+    for run.step_done in range(8):  # 192 images: three epochs.
         first = run.step_done * 24
         seen += [int(run._order((first + i) // 64)[(first + i) % 64]) for i in range(24)]
     epochs = [seen[i : i + 64] for i in range(0, 192, 64)]
@@ -119,28 +119,28 @@ def test_every_picture_once_an_epoch() -> None:
 
 
 def test_augmentation_only_moves() -> None:
-    """Each picture comes back shifted by at most four pixels, and mirrored or not; the draw is the generator's alone."""
+    """Each image comes back shifted by at most four pixels, and mirrored or not; the draw is the generator's alone."""
     x = torch.from_numpy(formats.cuts(6, 32)).permute(0, 3, 1, 2).float()
     moved = augment(x, torch.Generator().manual_seed(3))
     assert torch.equal(moved, augment(x, torch.Generator().manual_seed(3)))
     padded = nn.functional.pad(x, (4,) * 4, mode="reflect")
-    for index, picture in enumerate(moved):
+    for index, image in enumerate(moved):
         windows = [padded[index, :, top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
-        assert any(torch.equal(picture, window) or torch.equal(picture, window.flip(2)) for window in windows)
+        assert any(torch.equal(image, window) or torch.equal(image, window.flip(2)) for window in windows)
 
 
 def test_a_square_is_hidden() -> None:
-    """Each picture keeps what augmentation alone makes of it, but for a square, cut off at most by the border, of one colour for all."""
+    """Each image keeps what augmentation alone makes of it, but for a square, cut off at most by the border, of one colour for all."""
     x = torch.from_numpy(formats.cuts(6, 32)).permute(0, 3, 1, 2).float()
     plain, cut = augment(x, torch.Generator().manual_seed(3)), augment(x, torch.Generator().manual_seed(3), cutout=8)
     changed = (plain != cut).any(1)
-    colour = plain.mean((0, 2, 3))
+    color = plain.mean((0, 2, 3))
     places = set()
     for index, hidden in enumerate(changed):
         rows, columns = hidden.any(1).nonzero().flatten(), hidden.any(0).nonzero().flatten()
         assert 4 <= len(rows) <= 8 and 4 <= len(columns) <= 8
         square = cut[index, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        assert torch.equal(square, colour.view(3, 1, 1).expand_as(square))
+        assert torch.equal(square, color.view(3, 1, 1).expand_as(square))
         places.add((int(rows[0]), int(columns[0])))
     assert len(places) > 3
 
@@ -154,7 +154,7 @@ def test_digits_are_not_mirrored() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_attacks_in_training(steps: int) -> None:
-    """The signed gradient raises the loss, and stays within epsilon and the range of pictures."""
+    """The signed gradient raises the loss, and stays within epsilon and the range of images."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     x, y = gratings(8, 2).pixels.float() / 255, gratings(8, 2).labels
@@ -179,7 +179,7 @@ def test_one_step_is_fgsm() -> None:
 
 
 def test_purified_before_training() -> None:
-    """All pictures go through the purifier once, in order, in batches."""
+    """All images go through the purifier once, in order, in batches."""
 
     class Halves(nn.Module):
         def purify(self, x: Tensor) -> Tensor:
@@ -190,25 +190,25 @@ def test_purified_before_training() -> None:
     assert counted == [24, 24, 16]
 
 
-def test_noisy_pictures() -> None:
+def test_noisy_images() -> None:
     """Noise of standard deviations spread from 0 to the most, the seed's alone, whatever the batch."""
-    grey = torch.full((400, 1, 16, 16), 128, dtype=torch.uint8)
-    found = noisy(grey, 30.0, seed=1)
+    gray = torch.full((400, 1, 16, 16), 128, dtype=torch.uint8)
+    found = noisy(gray, 30.0, seed=1)
     assert (
-        found.dtype == torch.uint8 and torch.equal(found, noisy(grey, 30.0, seed=1)) and not torch.equal(found, noisy(grey, 30.0, seed=2))
+        found.dtype == torch.uint8 and torch.equal(found, noisy(gray, 30.0, seed=1)) and not torch.equal(found, noisy(gray, 30.0, seed=2))
     )
     spread = (found.float() - 128).std((1, 2, 3))
     assert 27 < float(spread.max()) < 33 and float(spread.min()) < 3 and 13 < float(spread.mean()) < 17
-    assert torch.equal(noisy(grey, 0.0, seed=1), grey)
+    assert torch.equal(noisy(gray, 0.0, seed=1), gray)
 
 
-def test_whitened_from_the_training_pictures() -> None:
-    """The first layer of medium comes from the pictures, as normalised; a start's replaces it."""
+def test_whitened_from_the_training_images() -> None:
+    """The first layer of medium comes from the images, as normalized; a start's replaces it."""
     run = trainer(arch="medium")
     layer = next(module for module in run.model.modules() if isinstance(module, Whitening))
     x = run._train.pixels.float().div(255)
     with torch.no_grad():
-        values = layer(run.model.normalise(x)).movedim(1, 3).reshape(-1, 8)[:, :4]
+        values = layer(run.model.normalize(x)).movedim(1, 3).reshape(-1, 8)[:, :4]
     assert torch.allclose(values.T.cov(), torch.eye(4), atol=0.05)
 
 
@@ -222,7 +222,7 @@ def test_collapse_is_an_error() -> None:
 
 
 def test_labels_are_needed() -> None:
-    """Pictures without labels cannot train a classifier."""
+    """Images without labels cannot train a classifier."""
     bare = ImageArray(torch.zeros(8, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     with pytest.raises(UsageError, match="no labels"):
         trainer(replace(DATA, train=bare))

@@ -15,7 +15,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.victim import Expectation, Victim, device_of, seeded, undisturbed, within
 from comdefend_cli.runtime.extras import require
 
-#: From settings, model, clean pictures, labels and epsilon to adversarial pictures.
+#: From settings, model, clean images, labels and epsilon to adversarial images.
 Perturb = Callable[[dict[str, Any], Victim, Tensor, Tensor, float], Tensor]
 #: The distributions that the libraries come in.
 DISTRIBUTIONS = {"foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
@@ -53,11 +53,11 @@ class Attack:
         batch: int = 128,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Attack pictures.
+        """Attack images.
 
         The model is attacked in evaluation mode where it stands, and comes back with its modes and its parameters'
         `requires_grad` as they were. What is random comes from `seed`; the global generators of torch, NumPy and Python
-        are put back. Pictures that the attack fails on come back as its best try.
+        are put back. Images that the attack fails on come back as its best try.
 
         Args:
             model: from float32 (N, C, H, W) in [0, 1] to logits (N, classes); a stochastic one inside an :class:`Expectation`.
@@ -65,14 +65,14 @@ class Attack:
             y: int64 labels (N,).
             epsilon: most L-infinity distance, in [0, 1] units: 8 levels of 255 are 8 / 255.
             seed: of random starts and squares, 0 or more.
-            batch: pictures at a time. The result may depend on it.
-            progress: called after each batch with the number of pictures done since the last call.
+            batch: images at a time. The result may depend on it.
+            progress: called after each batch with the number of images done since the last call.
 
         Returns:
-            Adversarial pictures, float32 (N, C, H, W) in [0, 1] on x's device, within epsilon of x (and 1e-6 of rounding).
+            Adversarial images, float32 (N, C, H, W) in [0, 1] on x's device, within epsilon of x (and 1e-6 of rounding).
 
         Raises:
-            ValueError: pictures, labels, epsilon or batch of another shape or range, or a model that does not return logits.
+            ValueError: images, labels, epsilon or batch of another shape or range, or a model that does not return logits.
         """
         x = _checked(x, y, epsilon, batch)
         if len(x) == 0:
@@ -83,8 +83,8 @@ class Attack:
         done = []
         with undisturbed(model), seeded(seed):
             victim = Victim.of(model)
-            for pictures, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
-                clean, true = pictures.to(device).clone(), labels.to(device).clone()
+            for images, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
+                clean, true = images.to(device).clone(), labels.to(device).clone()
                 # ART refuses an epsilon of nothing.
                 found = clean if epsilon == 0 else self._perturb(self.settings, victim, clean, true, epsilon)
                 done.append(within(found.detach(), clean, epsilon).to(x.device))
@@ -175,7 +175,7 @@ _RECIPES = {
                 f"APGD on cross-entropy: {_APGD}",
                 f"APGD on targeted DLR, each of the highest other classes: {_APGD}",
                 f"FMN in place of FAB, {_CLIPPED}",
-                "Square: one square for all pictures of a batch a query",
+                "Square: one square for all images of a batch a query",
             ],
         },
         needs=("foolbox", "art"),
@@ -194,7 +194,7 @@ _RECIPES = {
         "art",
         "SquareAttack",
         {"queries": 5000, "p_init": 0.8},
-        {"restarts": 1, "loss": "margin of logits", "squares": "one for all pictures of a batch a query"},
+        {"restarts": 1, "loss": "margin of logits", "squares": "one for all images of a batch a query"},
         needs=("art",),
     ),
 }
@@ -283,13 +283,13 @@ def _check_setting(attack: str, setting: str, value: Any, allowed: dict[str, Any
 
 
 def _checked(x: Tensor, y: Tensor, epsilon: float, batch: int) -> Tensor:
-    """The pictures in float32, if all that was given makes sense."""
+    """The images in float32, if all that was given makes sense."""
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"expected a float tensor (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise ValueError(f"expected {len(x)} labels in int64, not {y.dtype} {tuple(y.shape)}")
     if not bool(((x >= 0) & (x <= 1)).all()):
-        raise ValueError("pictures must lie in [0, 1]")
+        raise ValueError("images must lie in [0, 1]")
     if not 0 <= epsilon <= 1 or batch < 1:
         raise ValueError(f"epsilon must lie in [0, 1] and batch be 1 or more, not {epsilon} and {batch}")
     return x.detach().float()

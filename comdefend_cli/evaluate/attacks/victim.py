@@ -59,7 +59,7 @@ class Guarded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, float32 (N, classes)."""
         wanted = x.requires_grad and torch.is_grad_enabled()
-        x = x.clone()  # Some models normalise in place.
+        x = x.clone()  # Some models normalize in place.
         if wanted:
             x.register_hook(lambda gradient: torch.nan_to_num(gradient, 0.0, 0.0, 0.0))  # type: ignore[no-untyped-call]
         logits: Tensor = self.model(x).float()
@@ -101,7 +101,7 @@ class Victim:
 
 
 class Worst:
-    """For each picture the version that the model got most wrong, of those it was shown.
+    """For each image the version that the model got most wrong, of those it was shown.
 
     A misclassified version goes before every other; among the rest the lower margin z_y - max z_i counts.
 
@@ -111,23 +111,23 @@ class Worst:
     """
 
     def __init__(self, clean: Tensor, labels: Tensor) -> None:
-        self.pictures = clean.clone()
+        self.images = clean.clone()
         self.labels = labels
         self.wrong = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         self.margins = torch.full((len(clean),), float("inf"), device=clean.device)
 
     def standing(self) -> Tensor:
-        """Indices of the pictures that are not misclassified yet, int64."""
+        """Indices of the images that are not misclassified yet, int64."""
         return (~self.wrong).nonzero().flatten()
 
     def see(self, shown: Tensor, logits: Tensor, rows: Tensor | None = None) -> None:
-        """Take account of the logits of a version of each picture, or of those whose indices are `rows`."""
+        """Take account of the logits of a version of each image, or of those whose indices are `rows`."""
         rows = torch.arange(len(self.labels), device=self.labels.device) if rows is None else rows
         labels, logits = self.labels[rows], logits.detach()
         wrong, margins = logits.argmax(1) != labels, margin(logits, labels)
         better = (wrong & ~self.wrong[rows]) | ((wrong == self.wrong[rows]) & (margins < self.margins[rows]))
         chosen = rows[better]
-        self.pictures[chosen] = shown.detach()[better]
+        self.images[chosen] = shown.detach()[better]
         self.wrong[chosen], self.margins[chosen] = wrong[better], margins[better]
 
 
@@ -152,15 +152,15 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None])[:, 0] - logits.masked_fill(own, -torch.inf).amax(1)
 
 
-def within(pictures: Tensor, clean: Tensor, epsilon: float) -> Tensor:
-    """Pictures clipped to the L-infinity ball of radius epsilon about the clean ones, and to [0, 1].
+def within(images: Tensor, clean: Tensor, epsilon: float) -> Tensor:
+    """Images clipped to the L-infinity ball of radius epsilon about the clean ones, and to [0, 1].
 
     Args:
-        pictures: float (N, C, H, W); what is not finite becomes the clean pixel.
+        images: float (N, C, H, W); what is not finite becomes the clean pixel.
         clean: float (N, C, H, W) in [0, 1].
         epsilon: in [0, 1] units.
     """
-    finite = torch.where(pictures.isfinite(), pictures, clean)
+    finite = torch.where(images.isfinite(), images, clean)
     return finite.clamp(clean - epsilon, clean + epsilon).clamp(0, 1)
 
 
@@ -210,15 +210,15 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def gradient_is_zero(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 128) -> float:
-    """Share of pictures for which the gradient of the cross-entropy to the input is zero everywhere, or not finite somewhere.
+    """Share of images for which the gradient of the cross-entropy to the input is zero everywhere, or not finite somewhere.
 
     For an :class:`Expectation` the mean of its samples' gradients counts.
 
     Args:
         model: from float32 (N, C, H, W) in [0, 1] to logits (N, classes).
-        x: float (N, C, H, W) in [0, 1], at least one picture.
+        x: float (N, C, H, W) in [0, 1], at least one image.
         y: int64 labels (N,).
-        batch: pictures at a time.
+        batch: images at a time.
 
     Returns:
         From 0 to 1.
@@ -226,8 +226,8 @@ def gradient_is_zero(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 128
     draws, samples = (model.model, model.samples) if isinstance(model, Expectation) else (model, 1)
     device, missing = device_of(model, x.device), 0
     with undisturbed(model):
-        for pictures, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
-            clean = pictures.detach().to(device, torch.float32).clone()
+        for images, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
+            clean = images.detach().to(device, torch.float32).clone()
             true, gradient = labels.to(device).clone(), torch.zeros_like(clean)
             for _ in range(samples):
                 gradient += _gradient(draws, clean, true)

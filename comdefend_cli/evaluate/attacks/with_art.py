@@ -27,7 +27,7 @@ def autoattack(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon
     """AutoAttack, the standard version (Croce and Hein, ICML 2020), as near as ART and foolbox come.
 
     APGD on the cross-entropy, APGD on the targeted DLR loss against each of the highest other classes, a minimum-norm
-    attack, and Square, each on the pictures that stood the ones before. Pictures that the model gets wrong without
+    attack, and Square, each on the images that stood the ones before. Images that the model gets wrong without
     any attack come back as they are. Two differences to the paper: FAB is in neither library, and foolbox's FMN has its
     place; APGD starts uniformly in the ball, not on its surface.
 
@@ -50,7 +50,7 @@ def autoattack(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon
         found = found.clamp(x[rows] - epsilon, x[rows] + epsilon)
         worst.see(found, victim.predict(found), rows)
     _square_rows(settings, victim, x, worst, epsilon)
-    return worst.pictures
+    return worst.images
 
 
 def autoattack_rand(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
@@ -62,26 +62,26 @@ def autoattack_rand(settings: Settings, victim: Victim, x: Tensor, y: Tensor, ep
     worst.see(x, victim.predict(x))
     for loss in (cross_entropy, dlr):
         apgd(settings, victim, x, worst, epsilon, loss)
-    return worst.pictures
+    return worst.images
 
 
 def square(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     """Square (Andriushchenko et al., ECCV 2020) for L-infinity: random squares, kept where they lower the margin.
 
-    No gradients. Pictures that the model gets wrong without any attack come back as they are, and a picture
+    No gradients. Images that the model gets wrong without any attack come back as they are, and an image
     that is misclassified costs no more queries. The model is taken to answer the same question always the same.
     """
     worst = Worst(x, y)
     worst.see(x, victim.predict(x))
     _square_rows(settings, victim, x, worst, epsilon)
-    return worst.pictures
+    return worst.images
 
 
 ATTACKS = {"autoattack": autoattack, "autoattack-rand": autoattack_rand, "square": square}
 
 
 def apgd(settings: Settings, victim: Victim, x: Tensor, worst: Worst, epsilon: float, loss: Loss, targets: Tensor | None = None) -> None:
-    """APGD by ART on the pictures that still stand; every iterate counts, not only the last, as in the paper's algorithm 1."""
+    """APGD by ART on the images that still stand; every iterate counts, not only the last, as in the paper's algorithm 1."""
     for _ in range(settings["restarts"]):
         rows = worst.standing()
         if len(rows) == 0:
@@ -104,18 +104,18 @@ def apgd(settings: Settings, victim: Victim, x: Tensor, worst: Worst, epsilon: f
             verbose=False,
         )
         attack.generate(x[rows].cpu().numpy(), label_rows.cpu().numpy())
-        worst.see(watched.pictures, victim.predict(watched.pictures), rows)
+        worst.see(watched.images, victim.predict(watched.images), rows)
 
 
 def _square_rows(settings: Settings, victim: Victim, x: Tensor, worst: Worst, epsilon: float) -> None:
-    """Square by ART on the pictures that still stand."""
+    """Square by ART on the images that still stand."""
     rows = worst.standing()
     if len(rows) == 0:
         return
     height, width = x.shape[2:]
     side = min(height, width) - 1
     if side < 1:
-        raise UsageError(f"Square needs pictures of 2 pixels a side or more, not {height}x{width}")
+        raise UsageError(f"Square needs images of 2 pixels a side or more, not {height}x{width}")
     attack = SquareAttack(
         Estimator(victim, x, cross_entropy, remember=victim.samples == 1),
         norm=np.inf,
@@ -128,8 +128,8 @@ def _square_rows(settings: Settings, victim: Victim, x: Tensor, worst: Worst, ep
         verbose=False,
     )
     found = attack.generate(x[rows].cpu().numpy(), worst.labels[rows].cpu().numpy())
-    pictures = torch.from_numpy(found).to(x)
-    worst.see(pictures, victim.predict(pictures), rows)
+    images = torch.from_numpy(found).to(x)
+    worst.see(images, victim.predict(images), rows)
 
 
 def cross_entropy(logits: Tensor, rows: Tensor) -> Tensor:
@@ -169,9 +169,9 @@ class Estimator(ClassifierMixin, LossGradientsMixin, NeuralNetworkMixin, BaseEst
 
     Args:
         victim: the model.
-        x: pictures whose shape and device hold for all that follow.
+        x: images whose shape and device hold for all that follow.
         loss: that ART's attack raises.
-        watched: is shown each picture whose loss is asked for; or None.
+        watched: is shown each image whose loss is asked for; or None.
         remember: answers of the last calls, so that ART's asking again costs nothing.
     """
 
@@ -194,7 +194,7 @@ class Estimator(ClassifierMixin, LossGradientsMixin, NeuralNetworkMixin, BaseEst
         """Logits (N, classes)."""
         if not self.remember:
             return self._predict(x)
-        keys = [hash(picture.tobytes()) for picture in x]
+        keys = [hash(image.tobytes()) for image in x]
         known = {key: answer for answers in self._answers for key, answer in answers.items()}
         new = [index for index, key in enumerate(keys) if key not in known]
         if new:
@@ -210,7 +210,7 @@ class Estimator(ClassifierMixin, LossGradientsMixin, NeuralNetworkMixin, BaseEst
         return self._losses_and_gradients(x, y)[0]
 
     def loss_gradient(self, x: np.ndarray, y: np.ndarray, **_: Any) -> np.ndarray:
-        """Gradient of each picture's loss, as x."""
+        """Gradient of each image's loss, as x."""
         return self._losses_and_gradients(x, y)[1]
 
     def _losses_and_gradients(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ def mi_fgsm(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: f
 def pgd(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     """PGD (Madry et al., ICLR 2018): BIM from a uniformly random point of the ball, again and again.
 
-    Pictures misclassified after one start are not attacked again; of failures the one of lowest margin counts.
+    Images misclassified after one start are not attacked again; of failures the one of lowest margin counts.
     """
     attack = attacks.LinfProjectedGradientDescentAttack(
         rel_stepsize=settings["relative_step"], steps=settings["steps"], random_start=settings["random_start"]
@@ -51,7 +51,7 @@ def pgd(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float
             break
         found = _follow(attack, victim, x[rows], y[rows], epsilon)
         worst.see(found, victim.predict(found), rows)
-    return worst.pictures
+    return worst.images
 
 
 def deepfool(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
@@ -80,9 +80,9 @@ def carlini_wagner(settings: Settings, victim: Victim, x: Tensor, y: Tensor, eps
     )
     worst = Worst(x, y)
     found = _run(attack, Watched(victim.whole, worst).eval(), x, y)
-    # foolbox gives a black picture where it found nothing.
+    # foolbox gives a black image where it found nothing.
     missed = (found == 0).flatten(1).all(1)
-    return torch.where(missed[:, None, None, None], worst.pictures, found)
+    return torch.where(missed[:, None, None, None], worst.images, found)
 
 
 def fast_minimum_norm(steps: int, victim: Victim, x: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Defences at test time, made from a spec: ComDefend and those that the paper compares with.
 
-none                                                      the pictures as they are
+none                                                      the images as they are
 NAME or PATH.safetensors[:noise=0,input-noise=S,samples=1,votes=1,tiling=exact,backend=torch]
                                                           ComDefend, by weights that ship or by a file; noise that is given is new
                                                           in each call, the weights' own is what `comdefend purify` puts there

@@ -1,4 +1,4 @@
-"""What every defence at test time is: a module from pictures to pictures, with a name and the settings that decide its result."""
+"""What every defence at test time is: a module from images to images, with a name and the settings that decide its result."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from comdefend_cli.errors import UsageError
 
 
 class Defence(nn.Module):
-    """Purifies pictures before a classifier sees them.
+    """Purifies images before a classifier sees them.
 
     Args:
         name: the canonical spec, as tables show it: "jpeg:quality=75".
         settings: JSON-able, all that decides the result: parameters, SHA-256 of weight files, versions of libraries.
-        stochastic: whether two calls on the same pictures may differ.
+        stochastic: whether two calls on the same images may differ.
         votes: calls that a prediction is averaged over.
 
     Attributes:

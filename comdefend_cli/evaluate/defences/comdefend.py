@@ -20,10 +20,10 @@ class ComDefendDefence(Defence):
         name: canonical spec.
         weights_name: a name that ships, or a weight file; the header says for how many channels.
         noise: standard deviation of Gaussian noise on the logits before they are rounded; 0 for none. Every call
-            and every picture of a batch has noise of its own.
-        input_noise: the same of noise on the picture, in 8-bit levels. None is the weights' own noise as `comdefend purify` puts it
-            there: the same for all pictures and calls, so known to an attacker who knows of the defence.
-        samples: pictures rebuilt from as many draws of the noise, whose mean the classifier sees.
+            and every image of a batch has noise of its own.
+        input_noise: the same of noise on the image, in 8-bit levels. None is the weights' own noise as `comdefend purify` puts it
+            there: the same for all images and calls, so known to an attacker who knows of the defence.
+        samples: images rebuilt from as many draws of the noise, whose mean the classifier sees.
         votes: predictions averaged, each with noise of its own.
         tiling: "exact" or "paper", see :class:`comdefend_cli.Settings`.
         backend: "torch", or "openvino" or "triton", which have no gradient: attacks that know them take them for the identity.
@@ -52,8 +52,8 @@ class ComDefendDefence(Defence):
     ) -> None:
         loaded = weights.load(weights_name)
         settings = Settings(cast(Tiling, tiling), noise_std=noise, input_noise=input_noise, samples=samples)
-        # Random noise that pictures shared would make their errors depend on each other, and an accuracy's interval too narrow.
-        settings = replace(settings, noise_per_picture=settings.random)
+        # Random noise that images shared would make their errors depend on each other, and an accuracy's interval too narrow.
+        settings = replace(settings, noise_per_image=settings.random)
         purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
         record: dict[str, Any] = {
             "defence": "comdefend",
@@ -74,7 +74,7 @@ class ComDefendDefence(Defence):
         self.purifier = purifier
 
     def purify(self, x: Tensor) -> Tensor:
-        """The rebuilt pictures; differentiable as `purifier.settings.gradient` says."""
+        """The rebuilt images; differentiable as `purifier.settings.gradient` says."""
         if self.stochastic:
             self.purifier.settings = replace(self.purifier.settings, seed=self.next_seed())
         return self.purifier.purify(x)

@@ -9,7 +9,7 @@
     1x1 convolution: dx, the negative noise;  result x + dx
 
 This is their DUNET, narrower so that a CPU trains it. It is trained with their LGD loss: the L1
-distance between a classifier's logits on the clean picture and on the denoised adversarial one.
+distance between a classifier's logits on the clean image and on the denoised adversarial one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EPSILON, BIM_STEPS = 16, 4
 #: Of the FGSM attack that progress is measured on.
 MEASURED_EPSILON = 8
 
-#: From pictures (N, C, H, W) in [0, 1] and labels (N,) to adversarial pictures.
+#: From images (N, C, H, W) in [0, 1] and labels (N,) to adversarial images.
 Attack = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -47,7 +47,7 @@ class HGDArchitecture:
     """What a weight file must say to rebuild its network.
 
     Attributes:
-        channels: of the pictures, 1 or 3.
+        channels: of the images, 1 or 3.
         widths: features at each level, from the full size down.
 
     Raises:
@@ -72,7 +72,7 @@ def _two_layers(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class HGD(nn.Module):
-    """The network; it takes pictures of any size."""
+    """The network; it takes images of any size."""
 
     def __init__(self, architecture: HGDArchitecture | None = None) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class HGD(nn.Module):
         nn.init.zeros_(cast(Tensor, self.leave.bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The denoised pictures, float32 (N, C, H, W) in [0, 1], of x, the same."""
+        """The denoised images, float32 (N, C, H, W) in [0, 1], of x, the same."""
         features = []
         h = x - 0.5
         for level in self.down:
@@ -123,28 +123,28 @@ class HGDDefence(Defence):
         self.model = loaded.model.to(device)
 
     def purify(self, x: Tensor) -> Tensor:
-        """The denoised pictures, differentiable.
+        """The denoised images, differentiable.
 
         Raises:
-            UsageError: pictures of another number of channels than the network's.
+            UsageError: images of another number of channels than the network's.
         """
         channels = self.model.architecture.channels
         if x.shape[1] != channels:
-            raise UsageError(f"{self.name}: its network is for {channels} channels, the pictures have {x.shape[1]}")
+            raise UsageError(f"{self.name}: its network is for {channels} channels, the images have {x.shape[1]}")
         result: Tensor = self.model(x.to(self.model.leave.weight.device, torch.float32))
         return result.to(x)
 
 
 class HGDTrainer(BaselineTrainer):
-    """Trains HGD on adversarial pictures of a classifier.
+    """Trains HGD on adversarial images of a classifier.
 
     Args:
         config: the run's settings.
-        dataset: clean pictures; their labels are not read, the classifier's own predictions stand for them.
+        dataset: clean images; their labels are not read, the classifier's own predictions stand for them.
         device: where to train.
         classifier: in evaluation mode, from (N, C, H, W) in [0, 1] to logits; it is not changed.
         classifier_record: what the weight file should say of it: name and SHA-256.
-        attack: makes the pictures to train on; None for FGSM and BIM, a batch each at random, with every picture's
+        attack: makes the images to train on; None for FGSM and BIM, a batch each at random, with every image's
             epsilon drawn from 1 to `EPSILON` levels.
         architecture: of the network.
     """
@@ -190,7 +190,7 @@ class HGDTrainer(BaselineTrainer):
         return signed_gradient(self.classifier, x, y, levels.to(x) / 255, steps, self.autocast)
 
     def measure(self, count: int) -> float:
-        """Share of attacked and denoised test pictures that the classifier sees as it sees the clean ones, in percent."""
+        """Share of attacked and denoised test images that the classifier sees as it sees the clean ones, in percent."""
         self.network.eval()
         test = self.dataset.test.pixels[:count]
         alike = 0

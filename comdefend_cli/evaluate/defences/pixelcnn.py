@@ -1,4 +1,4 @@
-"""A small PixelCNN: the distribution of a picture, pixel by pixel in reading order (van den Oord et al., 2016; Salimans et al., ICLR 2017).
+"""A small PixelCNN: the distribution of an image, pixel by pixel in reading order (van den Oord et al., 2016; Salimans et al., ICLR 2017).
 
     levels (N, C, H, W), 0 to 255 -> [-1, 1], with a plane of ones that tells inside from outside
       |  7x7 convolution that sees only earlier pixels
@@ -8,8 +8,8 @@
       v
     parameters (N, H, W, P) of a mixture of discretised logistics over the pixel's channels (:mod:`.mixture`)
 
-What a pixel's parameters depend on lies before it in reading order. So a picture is decoded pixel by pixel with each layer
-computed once at each place (`Decoder`): no more work than one pass of the whole network, for any number of pictures at once.
+What a pixel's parameters depend on lies before it in reading order. So an image is decoded pixel by pixel with each layer
+computed once at each place (`Decoder`): no more work than one pass of the whole network, for any number of images at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PixelCNNArchitecture:
     """What a weight file must say to rebuild its network.
 
     Attributes:
-        channels: of the pictures, 1 or 3.
+        channels: of the images, 1 or 3.
         width: features a pixel.
         depth: residual blocks.
         mixtures: components of the mixture.
@@ -147,7 +147,7 @@ class Decoder:
 
     Args:
         model: in evaluation mode.
-        count: pictures that are decoded together.
+        count: images that are decoded together.
         width: theirs, in pixels.
     """
 
@@ -205,7 +205,7 @@ def pixels_in_order(height: int, width: int, decoder: Decoder) -> Iterator[tuple
 
 
 class PixelCNNTrainer(BaselineTrainer):
-    """Trains a PixelCNN on clean pictures, by maximum likelihood."""
+    """Trains a PixelCNN on clean images, by maximum likelihood."""
 
     kind: ClassVar[str] = KIND
     unit: ClassVar[str] = "bits a channel of a pixel"
@@ -227,7 +227,7 @@ class PixelCNNTrainer(BaselineTrainer):
 
     @torch.no_grad()
     def measure(self, count: int) -> float:
-        """Bits a channel of a pixel on the first test pictures, in float32."""
+        """Bits a channel of a pixel on the first test images, in float32."""
         self.network.eval()
         parts = [self.network.log_probability(part.to(self.device).float()) for part in torch.split(self.dataset.test.pixels[:count], 64)]
         return float(bits_per_dimension(torch.cat(parts), self.network.architecture.channels))

@@ -13,7 +13,7 @@ from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.evaluate.defences.mixture import Mixture, to_unit
 from comdefend_cli.evaluate.defences.pixelcnn import Decoder, PixelCNN, pixels_in_order
 
-#: Pictures decoded together; more at once do not go faster on a CPU.
+#: Images decoded together; more at once do not go faster on a CPU.
 BATCH = {"cpu": 128, "cuda": 4096, "mps": 1024}
 
 
@@ -37,14 +37,14 @@ class PixelDefend(Defence):
         self.model = loaded.model.to(device)
 
     def purify(self, x: Tensor) -> Tensor:
-        """Pictures rounded to 8 bits and decoded; every value within `epsilon` levels of the input's.
+        """Images rounded to 8 bits and decoded; every value within `epsilon` levels of the input's.
 
         Raises:
-            UsageError: pictures of another number of channels than the network's.
+            UsageError: images of another number of channels than the network's.
         """
         channels = self.model.architecture.channels
         if x.shape[1] != channels:
-            raise UsageError(f"{self.name}: its PixelCNN is for {channels} channels, the pictures have {x.shape[1]}")
+            raise UsageError(f"{self.name}: its PixelCNN is for {channels} channels, the images have {x.shape[1]}")
         device = self.model.leave.weight.device
         levels = (x.detach() * 255).round().to(device, torch.float32)
         parts = [decode(self.model, part, self.epsilon) for part in torch.split(levels, BATCH[device.type])]
@@ -53,7 +53,7 @@ class PixelDefend(Defence):
 
 @torch.no_grad()
 def decode(model: PixelCNN, levels: Tensor, epsilon: int) -> Tensor:
-    """The greedy decoding of pictures.
+    """The greedy decoding of images.
 
     Args:
         model: in evaluation mode.

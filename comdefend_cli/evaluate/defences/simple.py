@@ -16,14 +16,14 @@ from torch.nn.functional import interpolate, pad
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.runtime.extras import require
 
-#: Xie et al. resize pictures of 299 pixels a side to less than 331, and pad them to 331.
+#: Xie et al. resize images of 299 pixels a side to less than 331, and pad them to 331.
 SIDE, PADDED_SIDE = 299, 331
 #: What they pad with is zero for networks that take [-1, 1], so the middle of [0, 1].
-MIDDLE_GREY = 0.5
+MIDDLE_GRAY = 0.5
 
 
 class NoDefence(Defence):
-    """The pictures as they are."""
+    """The images as they are."""
 
     def purify(self, x: Tensor) -> Tensor:
         """The same tensor."""
@@ -79,12 +79,12 @@ class Jpeg(Defence):
         self.quality = quality
 
     def purify(self, x: Tensor) -> Tensor:
-        """Pictures rounded to 8 bits, encoded and decoded."""
-        return _through_numpy(x, lambda array: np.stack([self._one(picture) for picture in array]))
+        """Images rounded to 8 bits, encoded and decoded."""
+        return _through_numpy(x, lambda array: np.stack([self._one(image) for image in array]))
 
-    def _one(self, picture: np.ndarray) -> np.ndarray:
-        """One picture (C, H, W), float32 in [0, 1]."""
-        pixels = (picture * 255).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    def _one(self, image: np.ndarray) -> np.ndarray:
+        """One image (C, H, W), float32 in [0, 1]."""
+        pixels = (image * 255).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
         stream = io.BytesIO()
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(stream, "JPEG", quality=self.quality)
         decoded = np.asarray(Image.open(stream)).reshape(pixels.shape)
@@ -92,7 +92,7 @@ class Jpeg(Defence):
 
 
 class TotalVariation(Defence):
-    """Total variation minimisation (Rudin, Osher and Fatemi, 1992) a channel, by Chambolle's algorithm in scikit-image.
+    """Total variation minimization (Rudin, Osher and Fatemi, 1992) a channel, by Chambolle's algorithm in scikit-image.
 
     Guo et al. (ICLR 2018) also drop pixels at random first; this one does not.
 
@@ -107,18 +107,18 @@ class TotalVariation(Defence):
         self.weight = weight
 
     def purify(self, x: Tensor) -> Tensor:
-        """The minimisers; computed on the CPU."""
-        return _through_numpy(x, lambda array: np.stack([self._one(picture) for picture in array]))
+        """The minimizers; computed on the CPU."""
+        return _through_numpy(x, lambda array: np.stack([self._one(image) for image in array]))
 
-    def _one(self, picture: np.ndarray) -> np.ndarray:
-        smooth: np.ndarray = self._restoration.denoise_tv_chambolle(picture, weight=self.weight, channel_axis=0)
+    def _one(self, image: np.ndarray) -> np.ndarray:
+        smooth: np.ndarray = self._restoration.denoise_tv_chambolle(image, weight=self.weight, channel_axis=0)
         return smooth
 
 
 class ResizePad(Defence):
-    """Random resizing and padding (Xie et al., ICLR 2018): each picture is enlarged a little, then put somewhere on grey.
+    """Random resizing and padding (Xie et al., ICLR 2018): each image is enlarged a little, then put somewhere on grey.
 
-    The paper's sizes, from 299 pixels up to below 331 on a ground of 331, are scaled with the picture's sides: 32 becomes 32 to 35
+    The paper's sizes, from 299 pixels up to below 331 on a ground of 331, are scaled with the image's sides: 32 becomes 32 to 35
     on 36. Interpolation is bilinear.
 
     Args:
@@ -133,20 +133,20 @@ class ResizePad(Defence):
         self.keeps_size = output == "same"
 
     def purify(self, x: Tensor) -> Tensor:
-        """(N, C, H', W') with H' = ceil(H * 331 / 299) and W' likewise, or x's size; every picture has a draw of its own."""
+        """(N, C, H', W') with H' = ceil(H * 331 / 299) and W' likewise, or x's size; every image has a draw of its own."""
         generator = torch.Generator().manual_seed(self.next_seed() % 2**63)
         draws = torch.rand((len(x), 3), generator=generator).tolist()
-        result = torch.cat([_placed(picture[None], *draw) for picture, draw in zip(x, draws, strict=True)])
+        result = torch.cat([_placed(image[None], *draw) for image, draw in zip(x, draws, strict=True)])
         return _resized(result, (x.shape[2], x.shape[3])) if self.keeps_size else result
 
 
 def _placed(x: Tensor, size: float, top: float, left: float) -> Tensor:
-    """One picture (1, C, H, W) resized and padded; size and place are drawn from [0, 1)."""
+    """One image (1, C, H, W) resized and padded; size and place are drawn from [0, 1)."""
     height, width = x.shape[2:]
     high, wide = (-(-side * PADDED_SIDE // SIDE) for side in (height, width))
     rows, columns = height + int(size * (high - height)), width + int(size * (wide - width))
     above, before = int(top * (high - rows + 1)), int(left * (wide - columns + 1))
-    return pad(_resized(x, (rows, columns)), (before, wide - columns - before, above, high - rows - above), value=MIDDLE_GREY)
+    return pad(_resized(x, (rows, columns)), (before, wide - columns - before, above, high - rows - above), value=MIDDLE_GRAY)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

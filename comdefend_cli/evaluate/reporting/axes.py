@@ -24,7 +24,7 @@ def draw_curves(title: str, epsilons: Sequence[float], lines: Sequence[tuple[Sty
     """One attack: accuracy in percent over epsilon from 0 on, a line a system with its interval as a band."""
 
     def draw(axes: Axes) -> None:
-        _frame(axes, title, "ε, 8-bit levels; 0 = clean pictures", "accuracy, %")
+        _frame(axes, title, "ε, 8-bit levels; 0 = clean images", "accuracy, %")
         last = max(epsilons)
         axes.set_xlim(-0.03 * last, 1.03 * last)
         axes.set_xticks([0, *epsilons], _legible([0, *epsilons]))
@@ -45,7 +45,7 @@ def draw_scatter(title: str, points: Sequence[tuple[Style, Measured, Measured]],
     """One epsilon: clean (x, within `limits`) against attacked accuracy in percent, a named point a system."""
 
     def draw(axes: Axes) -> None:
-        _frame(axes, title, "accuracy on clean pictures, %", "accuracy under the worst attack, %")
+        _frame(axes, title, "accuracy on clean images, %", "accuracy under the worst attack, %")
         axes.set_xlim(*limits)
         axes.set_xticks(_round_ticks(*limits))
         axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)

@@ -1,4 +1,4 @@
-"""Charts of an evaluation: accuracy against epsilon (the paper's figure 4), and against accuracy on clean pictures.
+"""Charts of an evaluation: accuracy against epsilon (the paper's figure 4), and against accuracy on clean images.
 
 Drawn with matplotlib's object interface on the Agg and SVG backends, without global state; the same results give the same bytes.
 """
@@ -111,7 +111,7 @@ def _words(tables: Tables, kind: str, threat: str, group: str) -> tuple[str, str
     if kind == "curves":
         worst = ", worst over gradients" if threat == "adaptive" else ""
         return f"Accuracy against epsilon, {threat}{worst}{of}", f"Bands are 95 % intervals; {n}."
-    title = f"Accuracy on clean pictures against accuracy under the worst {threat} attack{of}"
+    title = f"Accuracy on clean images against accuracy under the worst {threat} attack{of}"
     return title, f"On the dashed line, an attack would cost nothing. Pale crosses are 95 % intervals; {n}."
 
 

@@ -1,4 +1,4 @@
-"""Pictures under attack, before and after the defence, with what the classifier calls them."""
+"""Images under attack, before and after the defence, with what the classifier calls them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from comdefend_cli.evaluate.reporting.tables import number, plain
 
 #: How many times differences are amplified, around middle grey.
 AMPLIFY = 8
-#: Pictures are enlarged, each pixel a square, to about this width in CSS pixels.
+#: Images are enlarged, each pixel a square, to about this width in CSS pixels.
 WIDTH = 160
 
 
 @dataclass(frozen=True, eq=False)
 class GalleryItem:
-    """One picture of the gallery.
+    """One image of the gallery.
 
     Attributes:
         attack: its title, "BIM".
         epsilon: in 8-bit levels.
         defence: its name.
-        true_label: the picture's class.
-        clean_label: what the undefended classifier calls the clean picture.
+        true_label: the image's class.
+        clean_label: what the undefended classifier calls the clean image.
         adversarial_label: what it calls the adversarial one, undefended.
         purified_label: what it calls the adversarial one behind the defence.
         clean, adversarial, purified: uint8 (H, W, C), C is 1 or 3, all of one shape.
@@ -36,7 +36,7 @@ class GalleryItem:
         classifier: its name, if it is to be said.
 
     Raises:
-        ValueError: pictures of another type or of different shapes.
+        ValueError: images of another type or of different shapes.
     """
 
     attack: str
@@ -53,10 +53,10 @@ class GalleryItem:
     classifier: str = ""
 
     def __post_init__(self) -> None:
-        shapes = {picture.shape for picture in (self.clean, self.adversarial, self.purified)}
-        types = {picture.dtype for picture in (self.clean, self.adversarial, self.purified)}
+        shapes = {image.shape for image in (self.clean, self.adversarial, self.purified)}
+        types = {image.dtype for image in (self.clean, self.adversarial, self.purified)}
         if types != {np.dtype(np.uint8)} or len(shapes) != 1 or self.clean.ndim != 3 or self.clean.shape[2] not in (1, 3):
-            raise ValueError(f"gallery pictures must be uint8 (H, W, 1 or 3) of one shape, not {shapes}, {types}")
+            raise ValueError(f"gallery images must be uint8 (H, W, 1 or 3) of one shape, not {shapes}, {types}")
 
 
 def figures(items: Sequence[GalleryItem]) -> Html:
@@ -68,17 +68,17 @@ def _figure(item: GalleryItem) -> Html:
     facts = [f"ε = {number(item.epsilon)}", item.threat, item.defence, item.classifier]
     said = " · ".join(plain(fact) for fact in facts if fact)
     caption = tag("figcaption", tag("b", plain(item.attack)), f" · {said} · true label: ", tag("b", plain(item.true_label)))
-    pictures = [
-        _picture("clean", item.clean, item.clean_label, item.true_label),
-        _picture("adversarial", item.adversarial, item.adversarial_label, item.true_label),
-        _picture("purified", item.purified, item.purified_label, item.true_label),
+    images = [
+        _panel("clean", item.clean, item.clean_label, item.true_label),
+        _panel("adversarial", item.adversarial, item.adversarial_label, item.true_label),
+        _panel("purified", item.purified, item.purified_label, item.true_label),
         _difference("adversarial − clean", item.clean, item.adversarial),
         _difference("purified − clean", item.clean, item.purified),
     ]
-    return tag("figure", caption, tag("ul", pictures, class_="strip"), class_="item")
+    return tag("figure", caption, tag("ul", images, class_="strip"), class_="item")
 
 
-def _picture(name: str, pixels: np.ndarray, label: str, truth: str) -> Html:
+def _panel(name: str, pixels: np.ndarray, label: str, truth: str) -> Html:
     right = label == truth
     verdict = tag("span", "✓ right" if right else "✗ wrong", class_="right" if right else "wrong")
     alt = f"{name}: classified as {plain(label)}, {'right' if right else 'wrong'}"

@@ -135,7 +135,7 @@ def _sizes_note(counts: Iterable[Sequence[int]]) -> str:
     everything = [one for column in counts for one in column]
     if len(set(everything)) <= 1:
         return sizes_said(sorted(set(everything)))
-    return "The number of pictures n is not the same everywhere: it stands with the column, or with the number."
+    return "The number of images n is not the same everywhere: it stands with the column, or with the number."
 
 
 def _head(firsts: Sequence[Html | str], groups: Sequence[Html], heads: Sequence[Html], spans: Sequence[int]) -> Html:

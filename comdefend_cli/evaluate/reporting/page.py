@@ -58,7 +58,7 @@ def render(results: Mapping[str, Any], gallery: Sequence[GalleryItem] = ()) -> s
 
     Args:
         results: the contents of `results.json`.
-        gallery: pictures to show; may be empty.
+        gallery: images to show; may be empty.
 
     Returns:
         A whole HTML document.
@@ -110,7 +110,7 @@ def _header(tables: Tables) -> Html:
     beside = " beside none" if UNDEFENDED in defences else ""
     before = f"the classifier{'s' if len(tables.classifiers) > 1 else ''} {', '.join(tables.classifiers)}"
     said = (
-        f"{_counted(len(defences - {UNDEFENDED}), 'defence')}{beside} in front of {before}, on {_counted(int(data['n']), 'picture')} of "
+        f"{_counted(len(defences - {UNDEFENDED}), 'defence')}{beside} in front of {before}, on {_counted(int(data['n']), 'image')} of "
         f"{plain(data['name'])}. Threat models measured: {', '.join(tables.threats()) or 'none'}."
     )
     banner = None
@@ -176,9 +176,9 @@ def _chart(chart: Chart) -> Html:
 
 def _gallery(items: Sequence[GalleryItem]) -> Html:
     if not items:
-        return tag("p", "No pictures were kept.")
+        return tag("p", "No images were kept.")
     said = (
-        "Below each picture stands what the classifier calls it; purified is the adversarial picture as the defence passes it on. "
+        "Below each image stands what the classifier calls it; purified is the adversarial image as the defence passes it on. "
         f"Differences are {AMPLIFY} times amplified around middle grey: grey is no change."
     )
     return join(tag("p", said), figures(items))
@@ -188,7 +188,7 @@ def _settings(tables: Tables) -> Html:
     results, data = tables.results, tables.results["data"]
     facts = {
         "Command": results.get("command"),
-        "Data": f"{data['name']}, {_counted(int(data['n']), 'picture')}, classes: {len(data['classes'])}",
+        "Data": f"{data['name']}, {_counted(int(data['n']), 'image')}, classes: {len(data['classes'])}",
         "SHA-256 of the data": data.get("sha256"),
         "Adversarial pixels": "as the attack made them (float)" if results.get("float_pixels") else "rounded to 8 bits, as saved files are",
         "Seed": results.get("seed"),
@@ -199,8 +199,8 @@ def _settings(tables: Tables) -> Html:
     }
     said = [tag("div", tag("dt", name), tag("dd", plain(value))) for name, value in facts.items() if value not in (None, "")]
     notes = (
-        "Intervals are Wilson’s, 95 %, for the number of pictures n. A headline is the minimum over attacks, so it is never above any of "
-        "them. Attacks of different threat models may have met different numbers of pictures: compare by intervals. results.json holds "
+        "Intervals are Wilson’s, 95 %, for the number of images n. A headline is the minimum over attacks, so it is never above any of "
+        "them. Attacks of different threat models may have met different numbers of images: compare by intervals. results.json holds "
         "every number and setting."
     )
     details = tag("details", tag("summary", f"Every measurement ({len(tables.cells)})"), all_cells(tables))
@@ -218,7 +218,7 @@ def _duration(seconds: float) -> str:
 
 
 def _attacks(tables: Tables) -> Html:
-    """Attacks with their settings, once each, with the pictures and the time they took altogether."""
+    """Attacks with their settings, once each, with the images and the time they took altogether."""
     runs: dict[tuple[str, str, str], list[Any]] = {}
     for cell in tables.cells:
         if cell.title:

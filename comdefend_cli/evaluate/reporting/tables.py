@@ -16,7 +16,7 @@ THREATS = ("grey-box", "adaptive", "black-box")
 UNDEFENDED = "none"
 NOT_MEASURED = "not measured"
 #: With no defence to know, an adaptive attacker knows what a grey-box one does.
-AS_GREY_BOX = "as grey-box"
+AS_GRAY_BOX = "as grey-box"
 #: More systems than this are drawn a chart a classifier, not all in one.
 MOST_IN_A_CHART = 14
 
@@ -48,7 +48,7 @@ class Measured:
         title: the attack as people write it; "" for clean.
         gradient: what the attacker used for the defence's gradient; "" where there was no choice.
         epsilon: L-infinity in 8-bit levels; None for clean.
-        n: pictures.
+        n: images.
         accuracy: percent of them classified correctly.
         low, high: 95 % Wilson interval in percent.
         record: the entry of the results that this is.
@@ -141,7 +141,7 @@ class Tables:
         return [system for system in self.systems if system.classifier == classifier]
 
     def clean(self, system: System) -> Measured | None:
-        """Accuracy on clean pictures, or None where that was not measured."""
+        """Accuracy on clean images, or None where that was not measured."""
         return next(iter(self._places.get((system, "clean", "", None), [])), None)
 
     def headline(self, system: System, threat: str, epsilon: float) -> Measured | None:
@@ -151,7 +151,7 @@ class Tables:
     def missing(self, system: System, threat: str, epsilon: float) -> str:
         """What to say in place of a headline that is not there."""
         alike = system.defence == UNDEFENDED and threat == "adaptive" and self.headline(system, "grey-box", epsilon)
-        return AS_GREY_BOX if alike else NOT_MEASURED
+        return AS_GRAY_BOX if alike else NOT_MEASURED
 
     def undefended(self, system: System, threat: str, epsilon: float) -> Measured | None:
         """The headline of the same classifier without a defence, by the attacks that there are on it."""
@@ -199,14 +199,14 @@ def _unique(items: Iterable[Any]) -> list[Any]:
 
 
 def sizes(measured: Iterable[Measured | None]) -> list[int]:
-    """The different numbers of pictures behind these, ascending."""
+    """The different numbers of images behind these, ascending."""
     return sorted({each.n for each in measured if each is not None})
 
 
 def sizes_said(numbers: Sequence[int]) -> str:
-    """One sentence on how many pictures stand behind the numbers of a table."""
+    """One sentence on how many images stand behind the numbers of a table."""
     if not numbers:
         return "Nothing was measured."
     if len(numbers) == 1:
-        return f"n = {numbers[0]} pictures behind every number."
-    return "The number of pictures n differs and stands with every number."
+        return f"n = {numbers[0]} images behind every number."
+    return "The number of images n differs and stands with every number."

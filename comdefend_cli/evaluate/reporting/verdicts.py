@@ -6,7 +6,7 @@ from comdefend_cli.evaluate.reporting.tables import THREATS, UNDEFENDED, Measure
 
 #: What the words of a verdict mean, for the reader.
 MEANING = (
-    "“Stops most”: at least half of the accuracy that the classifier has on clean pictures without a defence remains, by the lower end "
+    "“Stops most”: at least half of the accuracy that the classifier has on clean images without a defence remains, by the lower end "
     "of the 95 % interval, and more than remains without the defence. “Stops some”: less than that, but more than without the defence. "
     "“Not measurably”: the interval reaches down to that of the undefended classifier under the same threat model. Each is judged by the "
     "attack that did the most harm, the accuracy left by it in brackets, ε ascending."
@@ -14,7 +14,7 @@ MEANING = (
 
 
 def verdict(tables: Tables, system: System) -> str:
-    """What a system stops and what it does not, and what it costs on clean pictures."""
+    """What a system stops and what it does not, and what it costs on clean images."""
     clauses = [_under(tables, system, threat) for threat in THREATS if not _nothing_to_know(tables, system, threat)]
     clauses.append(_price(tables, system))
     if any((plain(alarm["classifier"]), plain(alarm["defence"])) == (system.classifier, system.defence) for alarm in _alarms(tables)):

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation to look at: a few for the report, all adversarial ones as files."""
+"""Images of an evaluation to look at: a few for the report, all adversarial ones as files."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from comdefend_cli.errors import ComdefendError, reason
-from comdefend_cli.evaluate.cells import GREY_BOX, Cell
+from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
 from comdefend_cli.evaluate.protocol import Evaluation, System
 from comdefend_cli.evaluate.reporting.page import GalleryItem
 from comdefend_cli.imaging import images
 from comdefend_cli.runtime.files import write_atomically
 
-#: Pictures a defence, and defences, that the report shows.
+#: Images a defence, and defences, that the report shows.
 EACH, SYSTEMS = 3, 6
 
 
 def gallery(evaluation: Evaluation) -> list[GalleryItem]:
-    """For each defence some pictures that the attack turned, the middle epsilon's strongest grey-box attack: restored ones and not.
+    """For each defence some images that the attack turned, the middle epsilon's strongest grey-box attack: restored ones and not.
 
-    The first pictures that fit are taken, restored and not restored in turn, so that what is shown is not only success.
+    The first images that fit are taken, restored and not restored in turn, so that what is shown is not only success.
     """
     items: list[GalleryItem] = []
     systems = [system for system in evaluation.systems if system.defence.name != "none"] or evaluation.systems
@@ -36,7 +36,7 @@ def gallery(evaluation: Evaluation) -> list[GalleryItem]:
 
 
 def _strongest(evaluation: Evaluation, system: System) -> Cell | None:
-    own = [cell for cell in evaluation.cells if cell.threat == GREY_BOX and cell.classifier == system.classifier.name]
+    own = [cell for cell in evaluation.cells if cell.threat == GRAY_BOX and cell.classifier == system.classifier.name]
     own = [cell for cell in own if cell.defence == system.defence.name and cell.epsilon is not None]
     if not own:
         return None
@@ -49,7 +49,7 @@ def _strongest(evaluation: Evaluation, system: System) -> Cell | None:
 def _of_cell(evaluation: Evaluation, system: System, cell: Cell) -> list[GalleryItem]:
     assert cell.epsilon is not None  # Grey-box cells have one.
     data, device = evaluation.data, evaluation.device
-    attacked = evaluation.grey_pictures(system.classifier, cell.attack, cell.epsilon)
+    attacked = evaluation.gray_images(system.classifier, cell.attack, cell.epsilon)
     model = system.classifier.model
     on_clean, on_attacked = (_labels(model, part, device) for part in (data.floats(), attacked))
     turned = (on_clean == data.labels) & (on_attacked != data.labels)
@@ -70,7 +70,7 @@ def _of_cell(evaluation: Evaluation, system: System, cell: Cell) -> list[Gallery
 
     return [
         GalleryItem(
-            threat=GREY_BOX,
+            threat=GRAY_BOX,
             classifier=system.classifier.name,
             attack=cell.title,
             epsilon=cell.epsilon,
@@ -87,17 +87,17 @@ def _of_cell(evaluation: Evaluation, system: System, cell: Cell) -> list[Gallery
     ]
 
 
-def _labels(model: torch.nn.Module, pictures: Tensor, device: torch.device) -> Tensor:
-    return torch.cat([model(part.to(device)).argmax(1).cpu() for part in torch.split(pictures, 100)])
+def _labels(model: torch.nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    return torch.cat([model(part.to(device)).argmax(1).cpu() for part in torch.split(images, 100)])
 
 
-def _array(picture: Tensor) -> np.ndarray:
-    """A picture (C, H, W) in [0, 1] as uint8 (H, W, C)."""
-    return (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+def _array(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) in [0, 1] as uint8 (H, W, C)."""
+    return (image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def save_adversarial(evaluation: Evaluation, folder: Path) -> int:
-    """Write the grey-box pictures as PNG: a folder a classifier, attack and epsilon, each with labels.csv as `evaluate` reads it.
+    """Write the grey-box images as PNG: a folder a classifier, attack and epsilon, each with labels.csv as `evaluate` reads it.
 
     Returns:
         How many were written.
@@ -108,12 +108,12 @@ def save_adversarial(evaluation: Evaluation, folder: Path) -> int:
     count = 0
     done: set[tuple[str, str, float]] = set()
     for cell in evaluation.cells:
-        if cell.threat != GREY_BOX or cell.epsilon is None or (cell.classifier, cell.attack, cell.epsilon) in done:
+        if cell.threat != GRAY_BOX or cell.epsilon is None or (cell.classifier, cell.attack, cell.epsilon) in done:
             continue
         done.add((cell.classifier, cell.attack, cell.epsilon))
         classifier = next(s.classifier for s in evaluation.systems if s.classifier.name == cell.classifier)
         where = folder / _file_name(f"{cell.classifier}-{cell.attack}-{cell.epsilon:g}")
-        count += _save(evaluation, evaluation.grey_pictures(classifier, cell.attack, cell.epsilon), where)
+        count += _save(evaluation, evaluation.gray_images(classifier, cell.attack, cell.epsilon), where)
     return count
 
 
@@ -121,7 +121,7 @@ def _file_name(text: str) -> str:
     return "".join(character if character.isalnum() or character in "-._" else "_" for character in text)[:100].lstrip(".")
 
 
-def _save(evaluation: Evaluation, pictures: Tensor, folder: Path) -> int:
+def _save(evaluation: Evaluation, shown: Tensor, folder: Path) -> int:
     data, table = evaluation.data, io.StringIO()
     rows = csv.writer(table)
     rows.writerow(("file", "class", "name"))
@@ -129,9 +129,9 @@ def _save(evaluation: Evaluation, pictures: Tensor, folder: Path) -> int:
         folder.mkdir(parents=True)
     except OSError as error:
         raise ComdefendError(f"{folder}: cannot make this folder: {reason(error)}") from error
-    for index, (picture, label) in enumerate(zip(pictures, data.labels.tolist(), strict=True)):
+    for index, (each, label) in enumerate(zip(shown, data.labels.tolist(), strict=True)):
         path = folder / f"{index:05}.png"
-        images.write(path, images.Picture(_array(picture)), overwrite=False)
+        images.write(path, images.Raster(_array(each)), overwrite=False)
         rows.writerow((path.name, label, data.classes[label] if label < len(data.classes) else label))
     write_atomically(folder / "labels.csv", table.getvalue().encode())
-    return len(pictures)
+    return len(shown)
