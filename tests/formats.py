@@ -1,4 +1,4 @@
-"""Writers of the published formats that the project reads: CIFAR-10 batches, IDX files, the authors' checkpoints.
+"""Writers of the formats that the project reads: CIFAR-10 batches, IDX files, the authors' checkpoints, PNG of any kind.
 
 The pickles are written opcode by opcode, as Python 2's cPickle and NumPy 1 wrote the originals.
 """
@@ -10,6 +10,7 @@ import io
 import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,17 @@ def npz(pickled: bytes, *, header: str = "{'descr': '|O', 'fortran_order': False
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + pickled)
     return buffer.getvalue()
+
+
+def png(width: int, height: int, data: bytes, *, depth: int = 8, color: int = 2, key: bytes = b"") -> bytes:
+    """A PNG of these rows, of any depth and colour type, with `key` as its transparent colour."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    if key:
+        chunks.insert(1, (b"tRNS", key))
+    parts = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims any size."""
+    return png(width, height, b"\0" * 64)

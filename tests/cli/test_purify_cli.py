@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, small_model
+from formats import png_claiming
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from test_images import png_claiming
 from typer.testing import CliRunner
 
 from comdefend_cli import Purifier

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from formats import png, png_claiming
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -27,20 +27,6 @@ def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()
-
-
-def png(width: int, height: int, data: bytes, *, depth: int = 8, color: int = 2, key: bytes = b"") -> bytes:
-    """A PNG of these rows, of any depth and colour type, with `key` as its transparent colour."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
-    if key:
-        chunks.insert(1, (b"tRNS", key))
-    parts = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims any size."""
-    return png(width, height, b"\0" * 64)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
