@@ -21,8 +21,8 @@ from torch import Tensor
 from comdefend_cli.data import datasets
 from comdefend_cli.imaging import images
 from comdefend_cli.inference.purifier import LUMA, Purifier, Settings
-from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import TOP_PSNR, mean_psnr, psnr, ssim
+from comdefend_cli.network.registry import read_registry, read_weights_header
 from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 
@@ -72,12 +72,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="test images a data set")
     parser.add_argument("--input-noise", type=float, help="in 8-bit levels; default: what the weights are made for")
     parser.add_argument("--precision-images", type=int, default=32, help="of these for each precision")
-    parser.add_argument("--weights", nargs="*", default=sorted(weights.registry()), help="names or files; default all that ship")
+    parser.add_argument("--weights", nargs="*", default=sorted(read_registry()), help="names or files; default all that ship")
     arguments = parser.parse_args()
     settings = Settings(input_noise=arguments.input_noise)
     results: dict[str, Any] = {}
     for name in arguments.weights:
-        header, _, _ = weights.read_header(name)
+        header, _, _ = read_weights_header(name)
         channels = header.architecture.channels
         purifier = Purifier.from_pretrained(name, device="cpu", precision="float32", settings=settings)
         data = header.training.get("data")

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from comdefend_cli import Purifier
 from comdefend_cli.backends.graphs import PlainComDefend
-from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend
+from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
 
 #: Side of the matrices whose product is the limit.
 MATRIX = 8192
@@ -79,7 +79,7 @@ def ours(x: Tensor, photograph: Tensor) -> list[Method]:
     kinds = [("torch", "float32"), ("torch", "bfloat16"), ("triton", "bfloat16"), ("triton", "float16")]
     kinds += [("triton", "float8")] * (torch.cuda.get_device_capability(DEVICE) >= (8, 9))
     for backend, precision in kinds:
-        purifier = Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cuda", backend=backend, precision=precision)
+        purifier = Purifier.from_pretrained(DEFAULT_COLOR, device="cuda", backend=backend, precision=precision)
         name = f"ours: {precision} with {backend}"
         made.append(Method(name, lambda purifier=purifier: purifier(x), x[0, 0].numel()))
         if backend == "triton" and precision != "float16":
@@ -101,7 +101,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, float]:
 @torch.no_grad()
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """All methods in turns."""
-    model = weights.load(weights.DEFAULT_COLOR).model
+    model = load_weights(DEFAULT_COLOR).model
     flops = flops_a_pixel(model)
     width = round((arguments.megapixels * 1e6 * 4 / 3) ** 0.5)
     whole = torch.from_numpy(image(arguments.image, max(width, arguments.side))).permute(2, 0, 1)[None].to(DEVICE).float() / 255
@@ -116,7 +116,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             times[method.name].append(seconds)
     rates = {method.name: method.pixels / 1e6 / statistics.median(times[method.name]) for method in methods}
     limit, authors = rates["limit: bfloat16 matrix product"], next(rate for name, rate in rates.items() if name.startswith("authors"))
-    exact = (Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cuda", precision="float32")(x) * 255).round().byte()
+    exact = (Purifier.from_pretrained(DEFAULT_COLOR, device="cuda", precision="float32")(x) * 255).round().byte()
     rows = [
         {
             "name": method.name,

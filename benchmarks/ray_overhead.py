@@ -30,8 +30,8 @@ from comdefend_cli.batch.local import Networks, Options
 from comdefend_cli.batch.ray_engine import Cluster
 from comdefend_cli.batch.ray_worker import Order
 from comdefend_cli.batch.storage import Folder
-from comdefend_cli.network import weights
 from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.weight_file import save_weights
 from comdefend_cli.runtime import machine
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         path = base / "narrow.safetensors"
-        weights.save(path, ComDefend(Architecture(3, 12, (4,) * 8)), {})
+        save_weights(path, ComDefend(Architecture(3, 12, (4,) * 8)), {})
         for count in arguments.images:
             source = base / f"in-{count}"
             source.mkdir()

@@ -37,9 +37,9 @@ from torch import Tensor
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import bands
 from comdefend_cli.imaging import images
-from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import HIDDEN
+from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
 from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-toolbox", "numpy", "pillow")
@@ -79,7 +79,7 @@ def rapid(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
 
 def built(options: dict[str, str], settings: Settings | None = None) -> Purifier:
     """The purifier of a variant."""
-    given = options.get("weights", weights.DEFAULT_COLOR)
+    given = options.get("weights", DEFAULT_COLOR)
     return Purifier.from_pretrained(given, device="cpu", settings=settings, **_without(options, "weights"))
 
 
@@ -97,7 +97,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     pixels = image(arguments.image, arguments.size)
     kinds = variants(arguments.int8)
     x = torch.from_numpy(pixels[: arguments.crop, : arguments.crop].copy()).permute(2, 0, 1)[None]
-    model = weights.load(weights.DEFAULT_COLOR).model
+    model = load_weights(DEFAULT_COLOR).model
     scaled = x.float() / 255
     methods = [
         *limits(model),
@@ -195,7 +195,7 @@ def curve(arguments: argparse.Namespace) -> dict[str, Any]:
 def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
     """Megapixels a second of PyTorch's networks against the pixels of a band, in turns."""
     kinds = [variant for variant in variants(None) if variant[1]["backend"] == "torch"]
-    purifiers = {name: Purifier.from_pretrained(weights.DEFAULT_COLOR, device="cpu", **options) for name, options in kinds}
+    purifiers = {name: Purifier.from_pretrained(DEFAULT_COLOR, device="cpu", **options) for name, options in kinds}
     rates: dict[str, dict[int, list[float]]] = {name: {pixels: [] for pixels in BANDS} for name in purifiers}
     usual = bands.THREAD_BYTES
     for _ in range(rounds):

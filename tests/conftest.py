@@ -14,8 +14,8 @@ import skimage
 import torch
 from PIL import Image
 
-from comdefend_cli.network import weights
 from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.weight_file import save_weights
 
 #: Wide enough for codes that differ from pixel to pixel, small enough for hundreds of runs.
 SMALL = (8,) * 8
@@ -60,7 +60,7 @@ def camera() -> np.ndarray:
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weight file of a narrow three-channel network."""
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    weights.save(path, small_model(), {"data": "none"})
+    save_weights(path, small_model(), {"data": "none"})
     return path
 
 

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from comdefend_cli.data.datasets import Dataset
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import load_weights
+from comdefend_cli.network.weight_file import Weights, save_weights
 from comdefend_cli.runtime.device import resolve_device
 from comdefend_cli.training.trainer import TrainConfig, Trainer
 
 
-def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, images: int = 200) -> weights.Weights:
+def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, images: int = 200) -> Weights:
     """The weights of that run from `folder`, trained, measured on so many test images and put there if need be.
 
     Raises:
@@ -27,8 +28,8 @@ def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, im
                 done = f"step {report.step} of {config.steps}: {report.psnr:.2f} dB, {report.images_per_second:.1f} images/s"
                 print(f"{path.stem}, {done}", file=sys.stderr, flush=True)
         measured = trainer.measure(images)
-        weights.save(path, trainer.model, {**asdict(config), **measured})
-    return weights.load(str(path))
+        save_weights(path, trainer.model, {**asdict(config), **measured})
+    return load_weights(str(path))
 
 
 def stem(config: TrainConfig) -> str:

@@ -17,7 +17,7 @@ from comdefend_cli.backends.select import read_int8
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.network.weights import Weights
+from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime import files
 from comdefend_cli.runtime.extras import require
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from comdefend_cli.errors import ComdefendError, reason
 from comdefend_cli.network.model import ComDefend, Conv3x3, ConvELU
-from comdefend_cli.network.weights import Quantized
+from comdefend_cli.network.weight_file import Quantized
 from comdefend_cli.runtime.extras import require
 
 INPUT, OUTPUT = "picture", "purified"

@@ -13,7 +13,7 @@ from torch import Tensor
 from comdefend_cli.backends.graphs import openvino_model, serialized
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.network.weights import Quantized
+from comdefend_cli.network.weight_file import Quantized
 from comdefend_cli.runtime.extras import require
 
 

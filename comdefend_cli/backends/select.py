@@ -18,7 +18,7 @@ from torch import Tensor
 from comdefend_cli.backends.graphs import openvino_model
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.network.weights import Quantized
+from comdefend_cli.network.weight_file import Quantized
 from comdefend_cli.runtime.device import cpu_has_bfloat16, dtype_name, resolve_precision
 from comdefend_cli.runtime.extras import require
 

@@ -34,7 +34,8 @@ from comdefend_cli.batch.storage import Place, Stamp
 from comdefend_cli.errors import ImageError, reason
 from comdefend_cli.imaging import images
 from comdefend_cli.inference.purifier import BATCH_PIXELS, Purifier, Settings
-from comdefend_cli.network import weights as weight_files
+from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights, read_registry
+from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime import machine
 from comdefend_cli.runtime.device import describe_device, dtype_name
 
@@ -95,7 +96,7 @@ class Networks:
 
     def __init__(
         self,
-        weights: str | weight_files.Weights | None,
+        weights: str | Weights | None,
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -104,8 +105,8 @@ class Networks:
     ) -> None:
         self.settings = settings or Settings()
         self._given = weights is not None
-        if not isinstance(weights, weight_files.Weights):
-            weights = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+        if not isinstance(weights, Weights):
+            weights = load_weights(weights or DEFAULT_COLOR)
         self._color = weights
         self.purifier = Purifier.from_weights([self._color], device=device, precision=precision, backend=backend, settings=self.settings)
         parameter = next(self.purifier.parameters())
@@ -139,7 +140,7 @@ class Networks:
 
     @cached_property
     def _gray(self) -> tuple[Purifier, str]:
-        loaded = weight_files.load(weight_files.DEFAULT_GRAY)
+        loaded = load_weights(DEFAULT_GRAY)
         # Samples that were asked for because of the colour weights' own noise are all the same without noise.
         noise = self.settings.random or (self.settings.input_noise is None and loaded.header.input_noise > 0)
         settings = self.settings if noise else replace(self.settings, samples=1)
@@ -151,7 +152,7 @@ class Networks:
     @property
     def sha256s(self) -> list[str]:
         """SHA-256 of all weights that may be used; the default for grey needs not be loaded for it."""
-        gray = None if self._given else weight_files.registry().get(weight_files.DEFAULT_GRAY)
+        gray = None if self._given else read_registry().get(DEFAULT_GRAY)
         return [self._color.sha256, *([gray["sha256"]] if gray else [])]
 
     def describe(self) -> list[object]:

@@ -28,7 +28,8 @@ from comdefend_cli.batch.plan import Job, Options, Plan
 from comdefend_cli.batch.ray_worker import Order, Task, Worker, look
 from comdefend_cli.batch.storage import Folder, Place
 from comdefend_cli.errors import ComdefendError, UsageError, reason
-from comdefend_cli.network import weights as weight_files
+from comdefend_cli.network.registry import load_weights
+from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.extras import require
 
 #: Most images and bytes of input in a block: what a dead worker's successor does again at most.
@@ -114,7 +115,7 @@ class ClusterNetworks(Networks):
     """What tells the results of a cluster's networks from others, asked of one of its workers."""
 
     def __init__(self, ray: Any, order: Order, cluster: Cluster) -> None:
-        self.loaded = weight_files.load(order.weights) if order.weights else None
+        self.loaded = load_weights(order.weights) if order.weights else None
         super().__init__(self.loaded, device="cpu", precision="float32", settings=order.settings)
         seen: tuple[str, str, str] = _asked(ray, ray.remote(**_resources(cluster))(look).remote(order, self.loaded))
         place, self._precision, self._backend = seen
@@ -172,7 +173,7 @@ class Run:
         plan: Plan,
         state: Journal,
         cluster: Cluster,
-        loaded: weight_files.Weights | None,
+        loaded: Weights | None,
     ) -> None:
         self.plan = plan
         self.pixels = 0

@@ -18,7 +18,7 @@ from comdefend_cli.batch.storage import Folder, Stamp
 from comdefend_cli.errors import ComdefendError, reason
 from comdefend_cli.imaging import images
 from comdefend_cli.inference.purifier import Settings
-from comdefend_cli.network import weights as weight_files
+from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime import machine
 from comdefend_cli.runtime.extras import require
 
@@ -60,7 +60,7 @@ class Worker:
         images.trust_own_limit()
         self._task = task
         self._source, self._out = places.of(task.source), places.of(task.out)
-        there = loaded is None or isinstance(loaded, weight_files.Weights)
+        there = loaded is None or isinstance(loaded, Weights)
         self._networks = _networks(task.order, loaded if there else require("ray", extra="ray").get(loaded))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +133,11 @@ class _Notes:
         """Nothing: what is not done does not count."""
 
 
-def _networks(order: Order, loaded: weight_files.Weights | None) -> Networks:
+def _networks(order: Order, loaded: Weights | None) -> Networks:
     return Networks(loaded, device=order.device, precision=order.precision, backend=order.backend, settings=order.settings)
 
 
-def look(order: Order, loaded: weight_files.Weights | None) -> tuple[str, str, str]:
+def look(order: Order, loaded: Weights | None) -> tuple[str, str, str]:
     """On a worker: its device for people, and the precision and backend that "auto" is there."""
     networks = _networks(order, loaded)
     return networks.where, networks.precision, networks.backend

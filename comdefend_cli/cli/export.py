@@ -45,7 +45,7 @@ def export(
     the weights are made for is not in it: add it to the image, as a note says. openvino writes two files, OUT.xml and OUT.bin.
     """
     from comdefend_cli.backends import export as exports
-    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
     from comdefend_cli.runtime import files, machine
 
     if precision not in exports.LEAST:
@@ -53,7 +53,7 @@ def export(
     files.refuse_existing(target, overwrite=overwrite)
     files.refuse_unwritable_folder(target)
     machine.limit_threads()
-    loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+    loaded = load_weights(weights or DEFAULT_COLOR)
     images = [_read(path, loaded.header.architecture.channels) for path in check or ()]
     done = exports.export(loaded, format, target, images=images, int8=precision == "int8", overwrite=overwrite)
     names = [str(path) for path in done.paths]
@@ -97,7 +97,8 @@ def quantize(
     from comdefend_cli.data import datasets
     from comdefend_cli.data.calibration import calibration
     from comdefend_cli.imaging import images
-    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
+    from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime import files, machine
 
     if out.suffix != ".safetensors":
@@ -108,7 +109,7 @@ def quantize(
         require(module, extra="int8")
     images.trust_own_limit()
     machine.limit_threads()
-    loaded = weight_files.load(weights or weight_files.DEFAULT_COLOR)
+    loaded = load_weights(weights or DEFAULT_COLOR)
     with download_bar(quiet) as progress:
         dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
     tell_skipped(dataset, data, quiet)
@@ -123,7 +124,7 @@ def quantize(
         "from_sha256": loaded.sha256,
     }
     training = {**loaded.header.training, "quantized": about}
-    sha256 = weight_files.save(out, loaded.model, training, quantized=made, overwrite=overwrite)
+    sha256 = save_weights(out, loaded.model, training, quantized=made, overwrite=overwrite)
     notice(f"wrote {out} (SHA-256 {sha256})", quiet=quiet)
 
 

@@ -18,7 +18,7 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     from comdefend_cli.imaging.images import Raster
     from comdefend_cli.inference.purifier import Purifier, Settings
-    from comdefend_cli.network.weights import Weights
+    from comdefend_cli.network.weight_file import Weights
 
 STANDARD = Path("-")
 #: Megapixels from which a progress bar is worth its place.
@@ -98,7 +98,7 @@ def purify(
 
     # PyTorch takes seconds to import: what can be said without it has been said.
     from comdefend_cli.inference.purifier import Purifier
-    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
     from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device
 
@@ -109,8 +109,8 @@ def purify(
         height, width = image.pixels.shape[:2]
         images.refuse_size(images.format_of(compare), height, comparison_width(width))
     settings = _settings(tiling, tile, noise_std, seed, input_noise, samples)
-    name = weights or (weight_files.DEFAULT_GRAY if image.gray else weight_files.DEFAULT_COLOR)
-    loaded = weight_files.load(name)
+    name = weights or (DEFAULT_GRAY if image.gray else DEFAULT_COLOR)
+    loaded = load_weights(name)
     purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
     if device == "auto":
         notice(f"computing on {describe_device(next(purifier.parameters()).device)} in {purifier.how}", quiet=quiet)

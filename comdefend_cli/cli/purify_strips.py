@@ -15,7 +15,7 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     from comdefend_cli.batch.strips import LargeImage
     from comdefend_cli.inference.purifier import Purifier, Settings
-    from comdefend_cli.network.weights import Weights
+    from comdefend_cli.network.weight_file import Weights
 
 #: Megapixels from which an image goes through in strips unasked, where all that is wanted can be had so.
 LARGE = 50.0
@@ -79,7 +79,7 @@ def run(
     """Purify from file to file, and print the record that was asked for."""
     from comdefend_cli.batch import strips as large
     from comdefend_cli.inference.purifier import Purifier
-    from comdefend_cli.network import weights as weight_files
+    from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
     from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device
 
@@ -89,7 +89,7 @@ def run(
             image.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
         for text in image.notices:
             notice(text, quiet=quiet)
-        loaded = weight_files.load(weights or (weight_files.DEFAULT_GRAY if image.gray else weight_files.DEFAULT_COLOR))
+        loaded = load_weights(weights or (DEFAULT_GRAY if image.gray else DEFAULT_COLOR))
         purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
         parameter = next(purifier.parameters())
         if device == "auto":

@@ -88,7 +88,7 @@ def train(
     """
     from comdefend_cli.classifiers.loading import load_classifier
     from comdefend_cli.imaging import images
-    from comdefend_cli.network import weights
+    from comdefend_cli.network.registry import load_weights
     from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
     from comdefend_cli.training.distributed import process_group, together
@@ -106,7 +106,7 @@ def train(
                 overwrite = _refuse_outputs(out, checkpoint, overwrite=overwrite, resume=resume)
         dataset = _dataset(data, data_dir, rank, download=not no_download, quiet=quiet)
         with together():
-            start = weights.load(init) if init else None
+            start = load_weights(init) if init else None
             seen = load_classifier(features, data=dataset.name) if features else None
             if seen is not None and not seen.sha256:
                 raise UsageError(f"{features}: --features takes a classifier that comdefend train-classifier made")
@@ -303,14 +303,14 @@ def download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
 def _finish(trainer: Trainer, dataset: Dataset, history: list[Report], out: Path, *, overwrite: bool, quiet: bool) -> None:
     """Measure the trained networks and write all that a run leaves."""
     from comdefend_cli.imaging import images
-    from comdefend_cli.network import weights
+    from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime.files import write_atomically
     from comdefend_cli.training.plots import curves, reconstructions
 
     notice(f"measuring on {min(FINAL_IMAGES, len(dataset.test))} test images", quiet=quiet)
     training = _training(trainer, dataset)
     paths = _outputs(out)
-    sha256 = weights.save(paths["weights"], trainer.model, training, overwrite=overwrite)
+    sha256 = save_weights(paths["weights"], trainer.model, training, overwrite=overwrite)
     log = {"training": training, "sha256": sha256, "machine": _machine(trainer), "history": [asdict(report) for report in history]}
     write_atomically(paths["log"], (json.dumps(log, indent=1) + "\n").encode(), overwrite=overwrite)
     images.write(paths["curves"], images.from_pillow(curves(history)), overwrite=overwrite)

@@ -78,7 +78,7 @@ def train_classifier(
     from comdefend_cli.classifiers.loading import default_path, load_classifier_file
     from comdefend_cli.cli.train import resolve_training_precision
     from comdefend_cli.data.labelled import CLASSES
-    from comdefend_cli.network import weights
+    from comdefend_cli.network.registry import load_weights
     from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
     from comdefend_cli.training.checkpoint import load_checkpoint
@@ -88,7 +88,7 @@ def train_classifier(
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
     where = resolve_device(device)
     machine.limit_threads()
-    purifying = weights.load(purify) if purify else None
+    purifying = load_weights(purify) if purify else None
     start = load_classifier_file(init) if init else None
     config = ClassifierConfig(
         data=data,
@@ -147,7 +147,7 @@ def _dataset(config: ClassifierConfig, data_dir: Path, purifying: object, where:
     from comdefend_cli.cli.train import download_bar
     from comdefend_cli.data import datasets
     from comdefend_cli.inference.purifier import Purifier
-    from comdefend_cli.network.weights import Weights
+    from comdefend_cli.network.weight_file import Weights
     from comdefend_cli.training.augmentation import noisy, purify_images
 
     with download_bar(quiet) as progress:

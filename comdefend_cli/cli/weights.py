@@ -38,11 +38,11 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON arr
 
 
 def _rows() -> list[dict[str, Any]]:
-    from comdefend_cli.network import weights
+    from comdefend_cli.network.registry import read_registry, read_weights_header
 
     rows = []
-    for name, entry in weights.registry().items():
-        header, sha256, _ = weights.read_header(name)
+    for name, entry in read_registry().items():
+        header, sha256, _ = read_weights_header(name)
         shape, training = header.architecture, header.training
         rows.append(
             {
@@ -67,9 +67,9 @@ def _decibels(value: object) -> str:
 @console.command
 def show(which: Which) -> None:
     """Print a weight file's header as JSON: architecture, PSNR in dB, how it was trained, and the file's SHA-256."""
-    from comdefend_cli.network import weights
+    from comdefend_cli.network.registry import read_weights_header
 
-    header, sha256, path = weights.read_header(which)
+    header, sha256, path = read_weights_header(which)
     top = {"file": str(path), "sha256": sha256, "psnr_db": header.training.get("psnr_db")}
     console.print_json({**top, **asdict(header)}, indent=2)
 
@@ -79,12 +79,12 @@ def show(which: Which) -> None:
 def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", help="Default: all that ship.")] = None) -> None:
     """Load weights completely: hash (of those that ship), header, shapes, finite values, int8 networks where OpenVINO is installed."""
     from comdefend_cli.backends import select as backends
-    from comdefend_cli.network import weights
+    from comdefend_cli.network.registry import load_weights, read_registry
 
     failed = 0
-    for name in [which] if which is not None else list(weights.registry()):
+    for name in [which] if which is not None else list(read_registry()):
         try:
-            loaded = weights.load(name)
+            loaded = load_weights(name)
             if loaded.quantized and backends.openvino_is_installed():
                 backends.read_int8(loaded.quantized, loaded.header.architecture.channels)
             console.print_line(f"ok {name} {loaded.sha256}")
@@ -107,8 +107,8 @@ def import_(
 ) -> None:
     """Convert your own copy of the authors' released checkpoints, safely: arrays are read and nothing else."""
     from comdefend_cli import __version__
-    from comdefend_cli.network import weights
     from comdefend_cli.network.authors import convert
+    from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime import files
 
     if target.suffix != ".safetensors":
@@ -116,6 +116,6 @@ def import_(
     files.refuse_existing(target, overwrite=overwrite)
     model = convert(encoder, decoder)
     training = {"imported_from": [encoder.name, decoder.name], "comdefend_version": __version__}
-    sha256 = weights.save(target, model, training, overwrite=overwrite)
+    sha256 = save_weights(target, model, training, overwrite=overwrite)
     shape = model.architecture
     console.print_line(f"wrote {target} ({shape.channels} channel{'s' * (shape.channels > 1)}, {shape.bits} bits, SHA-256 {sha256})")

@@ -10,7 +10,7 @@ from comdefend_cli.cli.console import err
 
 if TYPE_CHECKING:
     from comdefend_cli.inference.purifier import Purifier, Settings
-    from comdefend_cli.network.weights import Weights
+    from comdefend_cli.network.weight_file import Weights
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.noise import batch_noise, mixed_seed
 from comdefend_cli.inference.tiles import Tile, exact_grid, paper_grid
 from comdefend_cli.inference.windows import IN_FLIGHT, Batch, batches, counted, fetched, filled, stacked, true_float32
-from comdefend_cli.network import weights as weight_files
 from comdefend_cli.network.model import GRADIENTS, ComDefend, Gradient, binarize
+from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
+from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.device import dtype_name, resolve_device, resolve_precision
 
 if TYPE_CHECKING:
@@ -163,14 +164,14 @@ class Purifier(nn.Module):
             UsageError: unknown weights, or a device, precision or backend that is not there.
             WeightsError: the weights cannot be read or were changed.
         """
-        names = (str(weights),) if weights else (weight_files.DEFAULT_COLOR, weight_files.DEFAULT_GRAY)
-        loaded = [weight_files.load(name) for name in names]
+        names = (str(weights),) if weights else (DEFAULT_COLOR, DEFAULT_GRAY)
+        loaded = [load_weights(name) for name in names]
         return cls.from_weights(loaded, device=device, precision=precision, backend=backend, settings=settings)
 
     @classmethod
     def from_weights(
         cls,
-        loaded: list[weight_files.Weights],
+        loaded: list[Weights],
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from comdefend_cli.inference.purifier import Purifier, Settings
-from comdefend_cli.network import weights as weight_files
+from comdefend_cli.network.registry import locate_weights
 
 if TYPE_CHECKING:
     ImageT = TypeVar("ImageT", Tensor, Image.Image)
@@ -36,7 +36,7 @@ class PurifyTransform:
         self, weights: str | Path | None = None, *, device: str = "cpu", precision: str = "auto", settings: Settings | None = None
     ) -> None:
         if weights is not None:
-            weight_files.locate(str(weights))  # Fail here and not in a worker.
+            locate_weights(str(weights))  # Fail here and not in a worker.
         self.weights = None if weights is None else str(weights)
         self.device = device
         self.precision = precision

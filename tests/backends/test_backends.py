@@ -21,10 +21,10 @@ from comdefend_cli.backends.graphs import serialized
 from comdefend_cli.backends.select import OpenVINONetworks, resolve_backend
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences import make
-from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import RADIUS
-from comdefend_cli.network.weights import Quantized, Weights
+from comdefend_cli.network.registry import load_weights
+from comdefend_cli.network.weight_file import KEY, Header, Quantized, Weights, save_weights
 from comdefend_cli.runtime.tensor_files import read_metadata
 
 pytest.importorskip("openvino")
@@ -39,7 +39,7 @@ def photograph(astronaut: np.ndarray) -> torch.Tensor:
 
 def loaded(channels: int = 3, quantized: Quantized | None = None) -> Weights:
     model = small_model(channels)
-    return Weights("small", "", weights.Header(model.architecture), model, quantized)
+    return Weights("small", "", Header(model.architecture), model, quantized)
 
 
 def purifier(precision: str, backend: str = "openvino", settings: Settings | None = None, **more: object) -> Purifier:
@@ -198,19 +198,19 @@ def test_int8_resembles_float32_and_is_not_it(quantized: Quantized, photograph: 
 
 def test_a_weight_file_keeps_int8_networks_beside_the_others(quantized: Quantized, tmp_path: Path, photograph: torch.Tensor) -> None:
     """Saved and loaded they are the same bytes; with PyTorch the file computes what it did without them; a half of them is damage."""
-    weights.save(tmp_path / "q.safetensors", small_model(), {}, quantized=quantized)
-    found = weights.load(str(tmp_path / "q.safetensors"))
+    save_weights(tmp_path / "q.safetensors", small_model(), {}, quantized=quantized)
+    found = load_weights(str(tmp_path / "q.safetensors"))
     assert found.quantized == quantized
     plain = Purifier.from_weights([found], device="cpu", precision="float32")
     assert torch.equal(plain(photograph), purifier("float32", "torch")(photograph))
     from safetensors.torch import load, save
 
     data = (tmp_path / "q.safetensors").read_bytes()
-    fields = {weights.KEY: json.dumps({k: v for k, v in read_metadata(data, weights.KEY).items() if k != "sha256"})}
+    fields = {KEY: json.dumps({k: v for k, v in read_metadata(data, KEY).items() if k != "sha256"})}
     halved = {name: tensor for name, tensor in load(data).items() if name != "int8.constants"}
     (tmp_path / "half.safetensors").write_bytes(save(halved, fields))
     with pytest.raises(WeightsError, match="int8"):
-        weights.load(str(tmp_path / "half.safetensors"))
+        load_weights(str(tmp_path / "half.safetensors"))
 
 
 def test_int8_networks_from_outside_are_refused_where_they_are_something_else(
@@ -239,7 +239,7 @@ def test_int8_networks_from_outside_are_refused_where_they_are_something_else(
     ):
         with pytest.raises(WeightsError, match="int8 networks"):
             purifier("auto", quantized=bad)(photograph)
-    weights.save(tmp_path / "bad.safetensors", small_model(), {}, quantized=foreign)
+    save_weights(tmp_path / "bad.safetensors", small_model(), {}, quantized=foreign)
     Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(tmp_path / "in.png")
     for command in (
         ["purify", tmp_path / "in.png", tmp_path / "out.png", "--device", "cpu", "--backend", "auto", "--weights"],
@@ -262,7 +262,7 @@ def test_the_quantize_command(run: Run, small_weights: Path, astronaut: np.ndarr
     options = ["--data", tmp_path / "clean", "--weights", small_weights, "--out", tmp_path / "q.safetensors", "--pictures", 4]
     done = run("quantize", *options)
     assert done.returncode == 0, done.stderr
-    assert weights.load(str(tmp_path / "q.safetensors")).header.training["quantized"]["pictures"] == 4
+    assert load_weights(str(tmp_path / "q.safetensors")).header.training["quantized"]["pictures"] == 4
     assert run("quantize", *options).returncode == 2
     options = ["--weights", tmp_path / "q.safetensors", "--backend", "auto", "--device", "cpu", "--json"]
     record = run("purify", tmp_path / "clean" / "0.png", tmp_path / "out.png", *options)

@@ -20,9 +20,8 @@ from comdefend_cli.backends import graphs
 from comdefend_cli.backends.export import FORMATS, export, made_images
 from comdefend_cli.cli.export import _read as read_image
 from comdefend_cli.errors import ComdefendError, UsageError, WeightsError
-from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import mean_psnr
-from comdefend_cli.network.weights import Quantized, Weights
+from comdefend_cli.network.weight_file import Header, Quantized, Weights, save_weights
 from comdefend_cli.runtime import files
 
 NEEDS = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}
@@ -32,7 +31,7 @@ QUICK = [format for format in FORMATS if format != "torch-export"]
 
 def loaded(channels: int = 3) -> Weights:
     model = small_model(channels)
-    return Weights("small", "", weights.Header(model.architecture), model)
+    return Weights("small", "", Header(model.architecture), model)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -103,7 +102,7 @@ def test_the_command_says_what_noise_the_networks_are_made_for(run: Run, tmp_pat
     pytest.importorskip("onnxruntime")
     model = small_model()
     model.input_noise = 20.0
-    weights.save(tmp_path / "noisy.safetensors", model, {})
+    save_weights(tmp_path / "noisy.safetensors", model, {})
     done = run("export", tmp_path / "out.onnx", "--format", "onnx", "--weights", tmp_path / "noisy.safetensors")
     assert done.returncode == 0 and b"standard deviation 20/255" in done.stderr
 

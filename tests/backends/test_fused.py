@@ -31,7 +31,7 @@ import torch
 from torch.nn.functional import conv2d, elu
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import fused
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
 from comdefend_cli.backends.select import TritonNetworks
 from comdefend_cli.network.model import ComDefend, Conv3x3
 
@@ -49,7 +49,7 @@ for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (
         assert error < 1e-3, (inputs, outputs, active, error)
         assert not found[..., outputs:].any(), "channels that only fill up are zero"
 
-model = weights.load(weights.DEFAULT_COLOR).model
+model = load_weights(DEFAULT_COLOR).model
 x = torch.from_numpy(skimage.data.astronaut()[100:124, 200:221].copy()).permute(2, 0, 1)[None] / 255
 exact = Purifier(copy.deepcopy(model))(x)
 model.half()

@@ -26,7 +26,7 @@ from comdefend_cli.batch.ray_engine import Cluster
 from comdefend_cli.batch.ray_worker import ATTEMPTS, Order, Task, Worker
 from comdefend_cli.batch.storage import Folder, Place, Url
 from comdefend_cli.errors import UsageError
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import load_weights
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def order(path: Path) -> Order:
 
 def worker(source: Path, out: Path, path: Path) -> Worker:
     """A worker in this process."""
-    return Worker(Task(str(source), str(out), order(path), Options(recursive=True), 1.0, "run"), weights.load(str(path)))
+    return Worker(Task(str(source), str(out), order(path), Options(recursive=True), 1.0, "run"), load_weights(str(path)))
 
 
 def begin(out: Path) -> None:

@@ -20,8 +20,8 @@ from PIL import Image, ImageCms
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError
 from comdefend_cli.imaging import images
-from comdefend_cli.network import weights as weight_files
 from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.weight_file import save_weights
 
 pytest.importorskip("pyvips")
 
@@ -244,10 +244,10 @@ def test_the_command_in_strips(tmp_path: Path, run: Run, small_weights: Path, as
 PEAK = """
 import re, sys
 from comdefend_cli.batch import strips
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import load_weights
 from comdefend_cli.inference.purifier import Purifier
 from pathlib import Path
-loaded = weights.load(sys.argv[1])
+loaded = load_weights(sys.argv[1])
 purifier = Purifier.from_weights([loaded], device="cpu", precision="float32")
 from PIL import Image
 Image.MAX_IMAGE_PIXELS = None
@@ -265,7 +265,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
     The ordinary way would take 10 bytes a pixel more, 240 MB: decoded in and out, and Pillow's copy.
     """
     narrow = tmp_path / "narrow.safetensors"
-    weight_files.save(narrow, ComDefend(Architecture(3, 12, (1,) * 8)), {})
+    save_weights(narrow, ComDefend(Architecture(3, 12, (1,) * 8)), {})
     peaks = []
     for side in (1000, 5000):
         tile = np.random.default_rng(0).integers(0, 256, (125, 125, 3), np.uint8).repeat(8, 0).repeat(8, 1)

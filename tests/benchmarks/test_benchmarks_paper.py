@@ -21,7 +21,7 @@ from comdefend_cli.data.labelled import CLASSES
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate import attacks
 from comdefend_cli.evaluate.cells import Cell
-from comdefend_cli.network.weights import load
+from comdefend_cli.network.registry import load_weights
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "paper"
 
@@ -185,7 +185,7 @@ def test_weights_that_a_classifier_was_trained_behind(tiny: Path, tmp_path: Path
     classifier = shelf.classifier(str(tiny / "small-cifar10-purified.safetensors"))
     spec, note = shelf.fitting(classifier)
     assert spec == "comdefend-12bit" and "learnt from images that were not purified" in note
-    classifier.record["purify"] = load(str(small_weights)).sha256
+    classifier.record["purify"] = load_weights(str(small_weights)).sha256
     assert shelf.fitting(classifier) == (str(small_weights), "")
 
 

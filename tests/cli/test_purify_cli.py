@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 
 from comdefend_cli import Purifier
 from comdefend_cli.cli import app, console
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY
+from comdefend_cli.network.weight_file import save_weights
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_the_weights_own_noise_is_put_on_unless_told_otherwise(run: Run, image: 
     model = small_model()
     model.input_noise = 20.0
     path = image.with_name("noisy.safetensors")
-    weights.save(path, model, {})
+    save_weights(path, model, {})
     made = {}
     for name, options in {
         "own": (),
@@ -244,8 +245,8 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Run, tmp_path: P
 def test_help_names_the_weights_that_are_taken() -> None:
     """What the options say is the default is what is loaded."""
     both, color = (get_args(option)[1] for option in (console.Weights, console.ColorWeights))
-    assert both.help.endswith(f"Default: {weights.DEFAULT_COLOR}, and for grey images {weights.DEFAULT_GRAY}.")
-    assert color.show_default == weights.DEFAULT_COLOR
+    assert both.help.endswith(f"Default: {DEFAULT_COLOR}, and for grey images {DEFAULT_GRAY}.")
+    assert color.show_default == DEFAULT_COLOR
 
 
 def unprivileged() -> None:

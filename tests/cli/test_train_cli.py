@@ -27,8 +27,8 @@ from comdefend_cli import __version__
 from comdefend_cli.cli import app
 from comdefend_cli.cli.train import _outputs, _steps
 from comdefend_cli.errors import UsageError
-from comdefend_cli.network import weights
 from comdefend_cli.network.model import Architecture
+from comdefend_cli.network.registry import load_weights
 from comdefend_cli.training import trainer as train
 from comdefend_cli.training.trainer import TrainConfig
 
@@ -141,7 +141,7 @@ def test_a_run_leaves_weights_log_and_images(run: Run, cifar: Path, tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w-curves.png", "w-pictures.png", "w.json", "w.safetensors"]
-    loaded = weights.load(str(out))
+    loaded = load_weights(str(out))
     assert loaded.header.architecture == Architecture(3, 8)
     assert loaded.header.input_noise == loaded.header.training["inference_noise"] == 20.0
     said = loaded.header.training
@@ -260,7 +260,7 @@ def test_a_folder_of_images(in_process: Any, tmp_path: Path) -> None:
     result = in_process("--data", folder)
     assert result.exit_code == 0, result.output
     assert "1 files" in result.output
-    assert weights.load(str(tmp_path / "w.safetensors")).header.training["data"] == "folder:photos"
+    assert load_weights(str(tmp_path / "w.safetensors")).header.training["data"] == "folder:photos"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.evaluate.defences import NAMES, Defence, make
 from comdefend_cli.evaluate.defences.comdefend import ComDefendDefence
 from comdefend_cli.integrations import Defended
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import load_weights, read_registry
+from comdefend_cli.network.weight_file import save_weights
 
 #: One of each kind without a weight file of its own.
 SPECS = ("none", "bits", "median", "jpeg", "tv", "resize-pad", "resize-pad:output=larger")
@@ -340,7 +341,7 @@ def test_comdefend_is_the_purifier(cifar: Tensor, gray: Tensor) -> None:
     assert defence.settings == {
         "defence": "comdefend",
         "weights": "comdefend-12bit",
-        "sha256": weights.registry()["comdefend-12bit"]["sha256"],
+        "sha256": read_registry()["comdefend-12bit"]["sha256"],
         "channels": 3,
         "bits": 12,
         "noise": 0.0,
@@ -358,7 +359,7 @@ def test_the_weights_own_noise_is_that_of_the_purifier_and_no_chance(cifar: Tens
     made = small_model()
     made.input_noise = 20.0
     path = tmp_path / "own.safetensors"
-    weights.save(path, made, {})
+    save_weights(path, made, {})
     own, asked, without = (cpu(f"{path}{options}") for options in ("", ":input-noise=20", ":input-noise=0"))
     x = cifar[:1].repeat(2, 1, 1, 1)
     assert torch.equal(own(x), Purifier.from_pretrained(path, device="cpu", precision="float32")(x))
@@ -381,7 +382,7 @@ def test_a_file_of_ones_own_is_taken(small_weights: Path, cifar: Tensor) -> None
     defence = cpu(f"{small_weights}:noise=3,votes=2")
     assert defence.name == f"{small_weights}:noise=3,votes=2" and defence.votes == 2
     assert defence.settings["weights"] == "small.safetensors" and defence.settings["votes"] == 2
-    assert defence.settings["sha256"] == weights.load(str(small_weights)).sha256
+    assert defence.settings["sha256"] == load_weights(str(small_weights)).sha256
     assert str(small_weights.parent) not in json.dumps(defence.settings)
     assert defence(cifar[:2]).shape == (2, 3, 32, 32)
 

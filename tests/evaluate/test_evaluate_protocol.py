@@ -20,7 +20,7 @@ from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.defences import Defence, make
 from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System, fitted
 from comdefend_cli.evaluate.reporting.gallery_images import gallery, save_adversarial
-from comdefend_cli.network import weights
+from comdefend_cli.network.weight_file import save_weights
 
 CPU = torch.device("cpu")
 QUICK = Protocol(
@@ -296,7 +296,7 @@ def test_the_alarm_rings_on_a_masked_defence(classifier: Classifier) -> None:
 
 def test_comdefend_through_all_its_gradients(classifier: Classifier, tmp_path: Path) -> None:
     """ComDefend is attacked through each of its gradients, and the results name its weights' hash."""
-    sha256 = weights.save(tmp_path / "w.safetensors", small_model(), {})
+    sha256 = save_weights(tmp_path / "w.safetensors", small_model(), {})
     defence = make(str(tmp_path / "w.safetensors"), device="cpu", precision="float32")
     done = evaluation(classifier, defence, epsilons=(16.0,), attacks=("pgd",), threats=("adaptive",))
     cells = list(done.run())

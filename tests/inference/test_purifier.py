@@ -22,9 +22,9 @@ from comdefend_cli.inference import windows
 from comdefend_cli.inference.noise import mixed_seed, window_noise
 from comdefend_cli.inference.tiles import exact_grid
 from comdefend_cli.inference.windows import batches, stacked, true_float32
-from comdefend_cli.network import weights
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import RADIUS, ComDefend
+from comdefend_cli.network.registry import load_weights
 from comdefend_cli.runtime.device import cpu_has_bfloat16, resolve_device, resolve_precision
 
 
@@ -428,7 +428,7 @@ def test_exact_tiling_on_cuda(astronaut: np.ndarray, tile: int) -> None:
 
 def test_two_purifiers_of_the_same_weights_keep_to_themselves(shipped: Purifier, astronaut: np.ndarray) -> None:
     """Each has its own precision, and the weights that both were made from stay as they were."""
-    loaded = weights.load("comdefend-12bit")
+    loaded = load_weights("comdefend-12bit")
     one, two = (Purifier.from_weights([loaded], device="cpu", precision=name) for name in ("bfloat16", "float32"))
     assert (one.precision, two.precision) == ("bfloat16", "float32")
     x = torch.from_numpy(astronaut[:40, :40].copy()).permute(2, 0, 1)[None]

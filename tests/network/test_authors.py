@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comdefend_cli.errors import UsageError, WeightsError
-from comdefend_cli.network import weights
 from comdefend_cli.network.authors import convert, read_checkpoint
+from comdefend_cli.network.registry import load_weights
 
 COLOR = (3, 16, 32, 64, 128, 256, 128, 64, 32, 12)
 GRAY = (1, 32, 64, 128, 256, 128, 64, 64, 32, 4)
@@ -96,7 +96,7 @@ def test_import_command(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out.safetensors"
     done = run("weights", "import", encoder, decoder, out)
     assert (done.returncode, done.stderr) == (0, b"")
-    loaded = weights.load(str(out))
+    loaded = load_weights(str(out))
     assert loaded.sha256.encode() in done.stdout
     assert loaded.header.training["imported_from"] == ["enc.npy", "dec.npy"]
     for arguments, code, words in [

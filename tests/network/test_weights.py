@@ -22,23 +22,25 @@ from typer.testing import CliRunner
 
 from comdefend_cli.cli import app
 from comdefend_cli.errors import UsageError, WeightsError
-from comdefend_cli.network import weights
+from comdefend_cli.network import registry, weight_file
 from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.registry import DEFAULT_COLOR, find_folder, load_weights, read_registry, read_weights_header
+from comdefend_cli.network.weight_file import KEY, Header, _shapes, save_weights
 from comdefend_cli.runtime import tensor_files
 
 NARROW = Architecture(3, 12, (4,) * 8)
-SHIPPED = sorted(weights.registry())
+SHIPPED = sorted(read_registry())
 
 
 def content(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None] | None = None) -> bytes:
     """The bytes of a weight file, after a change to its header and tensors."""
     torch.manual_seed(0)
     model = ComDefend(NARROW)
-    fields = json.loads(weights.Header(NARROW, {"data": "none"}).to_json())
+    fields = json.loads(Header(NARROW, {"data": "none"}).to_json())
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     if change:
         change(fields, tensors)
-    return serialize(tensors, {weights.KEY: json.dumps(fields)})
+    return serialize(tensors, {KEY: json.dumps(fields)})
 
 
 GOOD = content()
@@ -103,9 +105,9 @@ def test_bad_files_are_refused(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
     data, words = BAD[kind]
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)
-    monkeypatch.setattr(weights, "ComDefend", None)
+    monkeypatch.setattr(weight_file, "ComDefend", None)
     with pytest.raises(WeightsError, match=words) as caught:
-        weights.load(str(path))
+        load_weights(str(path))
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and "; " in message and len(message) < len(str(path)) + 300
     assert caught.value.exit_code == 1
@@ -115,51 +117,51 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     """A saved network comes back with equal values, header and hash, ready for inference."""
     model = small_model()
     path = tmp_path / "w.safetensors"
-    sha256 = weights.save(path, model, {"steps": 7, "data": "none"})
-    loaded = weights.load(str(path))
+    sha256 = save_weights(path, model, {"steps": 7, "data": "none"})
+    loaded = load_weights(str(path))
     assert sha256 == loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (loaded.name, loaded.header) == ("w.safetensors", weights.Header(model.architecture, {"steps": 7, "data": "none"}))
+    assert (loaded.name, loaded.header) == ("w.safetensors", Header(model.architecture, {"steps": 7, "data": "none"}))
     assert all(torch.equal(loaded.model.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     assert not loaded.model.training and not any(parameter.requires_grad for parameter in loaded.model.parameters())
     with pytest.raises(UsageError, match="--overwrite"):
-        weights.save(path, model, {})
-    assert weights.read_header(str(path)) == (loaded.header, sha256, path)
+        save_weights(path, model, {})
+    assert read_weights_header(str(path)) == (loaded.header, sha256, path)
 
 
 def test_a_file_says_what_noise_belongs_before_its_networks(tmp_path: Path) -> None:
     """It is saved and loaded with the networks; a file from before there was such noise has none."""
     model = ComDefend(NARROW, input_noise=20.0)
-    weights.save(tmp_path / "w.safetensors", model, {})
-    loaded = weights.load(str(tmp_path / "w.safetensors"))
+    save_weights(tmp_path / "w.safetensors", model, {})
+    loaded = load_weights(str(tmp_path / "w.safetensors"))
     assert loaded.header.input_noise == loaded.model.input_noise == 20.0
     old = content(lambda fields, tensors: fields.pop("input_noise", None))
     (tmp_path / "old.safetensors").write_bytes(old)
-    assert weights.load(str(tmp_path / "old.safetensors")).model.input_noise == 0.0
+    assert load_weights(str(tmp_path / "old.safetensors")).model.input_noise == 0.0
 
 
 def test_a_changed_byte_in_a_file_of_one_s_own_is_found(run: Run, tmp_path: Path) -> None:
     """What `save` wrote is refused after a change to a tensor or to the header; a file from before it said its hash is not."""
     path = tmp_path / "w.safetensors"
-    weights.save(path, ComDefend(NARROW), {"psnr_db": 33.25, "name": "\N{SNOWMAN}", "numbers": {1: 2, 10: 3}})
+    save_weights(path, ComDefend(NARROW), {"psnr_db": 33.25, "name": "\N{SNOWMAN}", "numbers": {1: 2, 10: 3}})
     data = path.read_bytes()
-    weights.load(str(path))
+    load_weights(str(path))
     start = 8 + int.from_bytes(data[:8], "little")
     for changed in (data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :], data.replace(b"33.25", b"34.25")):
         assert changed != data
         path.write_bytes(changed)
         with pytest.raises(WeightsError, match="a byte was changed"):
-            weights.load(str(path))
+            load_weights(str(path))
     refused = run("weights", "verify", path)
     assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1)
     path.write_bytes(GOOD)
-    weights.load(str(path))
+    load_weights(str(path))
 
 
 @pytest.mark.parametrize("architecture", [Architecture(), Architecture(1, 4), NARROW])
 def test_shapes_are_the_networks(architecture: Architecture) -> None:
     """The shapes that files are checked against are those of the networks."""
     shapes = {name: tuple(tensor.shape) for name, tensor in ComDefend(architecture).state_dict().items()}
-    assert dict(weights._shapes(architecture)) == shapes
+    assert dict(_shapes(architecture)) == shapes
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -172,7 +174,7 @@ def test_damage_raises_weights_errors_only(tmp_path: Path, data: st.DataObject) 
     path = tmp_path / "w.safetensors"
     path.write_bytes(damaged)
     try:
-        weights.load(str(path))
+        load_weights(str(path))
     except WeightsError as error:
         assert "\n" not in str(error)
 
@@ -182,41 +184,41 @@ def test_unknown_names_are_wrong_usage(name: str) -> None:
     """A name or path that does not exist is a wrong request that lists what there is."""
     if name == "":
         with pytest.raises((UsageError, WeightsError)):
-            weights.load(name)
+            load_weights(name)
         return
     with pytest.raises(UsageError, match=f"no such weights.*{SHIPPED[0]}"):
-        weights.load(name)
+        load_weights(name)
 
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the folder of shipped weights that stands in for it."""
     folder = tmp_path / "weights"
-    shutil.copytree(weights.folder(), folder)
-    monkeypatch.setattr(weights, "folder", lambda: folder)
-    weights.registry.cache_clear()
+    shutil.copytree(find_folder(), folder)
+    monkeypatch.setattr(registry, "find_folder", lambda: folder)
+    read_registry.cache_clear()
     yield folder
-    weights.registry.cache_clear()
+    read_registry.cache_clear()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_changed_byte_in_shipped_weights_is_found(name: str, copied: Path) -> None:
     """One bit changed, or the file lost, and every way to use the weights by name refuses them."""
-    path = copied / weights.registry()[name]["file"]
+    path = copied / read_registry()[name]["file"]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    for use in (weights.load, weights.read_header):
+    for use in (load_weights, read_weights_header):
         with pytest.raises(WeightsError, match=r"SHA-256 is not the registry's.* install comdefend-cli again"):
             use(name)
     path.unlink()
     with pytest.raises(WeightsError, match=r"cannot read the weights.* install comdefend-cli again"):
-        weights.load(name)
+        load_weights(name)
 
 
 def test_verify_reports_each_damaged_file(copied: Path) -> None:
     """`verify` without a name goes through all that ship, and fails with a line for each that is damaged."""
-    for entry in weights.registry().values():
+    for entry in read_registry().values():
         (copied / entry["file"]).write_bytes(GOOD)
     result = CliRunner().invoke(app, ["weights", "verify"])
     assert result.exit_code == 1
@@ -229,20 +231,20 @@ def test_a_damaged_registry_is_refused(text: str, copied: Path) -> None:
     """A registry that is not one ends in one line that says to install again."""
     (copied / "registry.json").write_text(text)
     with pytest.raises(WeightsError, match=r"registry\.json: damaged registry.*install comdefend-cli again"):
-        weights.load("anything")
+        load_weights("anything")
 
 
 def test_every_shipped_file_is_in_the_registry() -> None:
     """The folder holds the files of the registry and no other, and the defaults are among the names there will be."""
-    files = {path.name for path in weights.folder().iterdir() if path.suffix == ".safetensors"}
-    assert files == {entry["file"] for entry in weights.registry().values()}
-    assert weights.DEFAULT_COLOR in weights.registry()
+    files = {path.name for path in find_folder().iterdir() if path.suffix == ".safetensors"}
+    assert files == {entry["file"] for entry in read_registry().values()}
+    assert DEFAULT_COLOR in read_registry()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_described(name: str) -> None:
     """Shipped weights load, fit their name, and say what they were trained on, how, how long, and how good they are."""
-    loaded = weights.load(name)
+    loaded = load_weights(name)
     training = loaded.header.training
     assert f"-{loaded.header.architecture.bits}bit" in name
     assert (loaded.header.architecture.channels == 1) == ("gray" in name)
@@ -251,20 +253,20 @@ def test_shipped_weights_are_described(name: str) -> None:
     assert set(wanted.split()) <= training.keys()
     assert training["steps"] > 0 and 5 < training["psnr_db"] < 60 and 0 < training["ssim"] <= 1
     assert (training["bits"], training["channels"]) == (loaded.header.architecture.bits, loaded.header.architecture.channels)
-    assert weights.registry()[name]["about"]
+    assert read_registry()[name]["about"]
 
 
 def test_list_show_and_verify_commands(run: Run, small_weights: Path) -> None:
     """`list` is whole on narrow output and in JSON, `show` prints header, PSNR and hash, `verify` passes all that ship."""
     listed = run("weights", "list", COLUMNS="30").stdout.decode().splitlines()
     assert len(listed) == 1 + len(SHIPPED) and listed[0].split() == ["name", "channels", "bits", "noise", "PSNR", "dB", "about"]
-    for line, (name, entry) in zip(listed[1:], weights.registry().items(), strict=True):
+    for line, (name, entry) in zip(listed[1:], read_registry().items(), strict=True):
         assert line.startswith(name + " ") and line.endswith(entry["about"])
     rows = json.loads(CliRunner().invoke(app, ["weights", "list", "--json"]).stdout)
-    assert [row["sha256"] for row in rows] == [entry["sha256"] for entry in weights.registry().values()]
+    assert [row["sha256"] for row in rows] == [entry["sha256"] for entry in read_registry().values()]
     shown = json.loads(CliRunner().invoke(app, ["weights", "show", SHIPPED[0]]).stdout)
-    header = weights.read_header(SHIPPED[0])[0]
-    assert shown["sha256"] == weights.registry()[SHIPPED[0]]["sha256"]
+    header = read_weights_header(SHIPPED[0])[0]
+    assert shown["sha256"] == read_registry()[SHIPPED[0]]["sha256"]
     assert shown["psnr_db"] == header.training["psnr_db"]
     assert (shown["training"], shown["architecture"]["hidden"]) == (header.training, list(header.architecture.hidden))
     verified = run("weights", "verify")
@@ -314,4 +316,4 @@ def test_devices_and_large_files_are_bounded(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "large.safetensors"
     path.write_bytes(b"\0" * 5000)
     with pytest.raises(WeightsError, match="too large"):
-        weights.load(str(path))
+        load_weights(str(path))

@@ -26,7 +26,7 @@ from comdefend_cli.evaluate.defences.comdefend import ComDefendDefence
 from comdefend_cli.evaluate.defences.hgd import HGDDefence
 from comdefend_cli.evaluate.defences.pixeldefend import PixelDefend
 from comdefend_cli.evaluate.defences.spec import Option, canonical, file, one_of, parse_options, real, split_spec, whole
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import read_registry
 from comdefend_cli.runtime.device import resolve_device
 
 __all__ = ["NAMES", "Defence", "make"]
@@ -115,12 +115,12 @@ def _parse(spec: str) -> tuple[str, dict[str, Any], dict[str, Option]]:
     name, text = split_spec(spec)
     if name in _KINDS:
         options = _KINDS[name].options
-    elif name in weights.registry() or name.endswith(".safetensors"):
+    elif name in read_registry() or name.endswith(".safetensors"):
         options = _COMDEFEND
     else:
         kind = name.partition(":")[0]
-        if kind in _KINDS or kind in weights.registry():
+        if kind in _KINDS or kind in read_registry():
             raise UsageError(f"{spec}: options are key=value, with commas between them, as in jpeg:quality=75")
-        known = ", ".join((*NAMES, *sorted(weights.registry())))
+        known = ", ".join((*NAMES, *sorted(read_registry())))
         raise UsageError(f"unknown defence {name!r}: use a .safetensors file of ComDefend's, or one of {known}")
     return name, parse_options(name, text, options), options

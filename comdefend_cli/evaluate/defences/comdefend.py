@@ -10,7 +10,7 @@ from torch import Tensor
 
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.inference.purifier import Purifier, Settings, Tiling
-from comdefend_cli.network import weights
+from comdefend_cli.network.registry import load_weights
 
 
 class ComDefendDefence(Defence):
@@ -50,7 +50,7 @@ class ComDefendDefence(Defence):
         device: str,
         precision: str,
     ) -> None:
-        loaded = weights.load(weights_name)
+        loaded = load_weights(weights_name)
         settings = Settings(cast(Tiling, tiling), noise_std=noise, input_noise=input_noise, samples=samples)
         # Random noise that images shared would make their errors depend on each other, and an accuracy's interval too narrow.
         settings = replace(settings, noise_per_image=settings.random)

@@ -1,4 +1,4 @@
-"""Weight files: the registry of those that ship, and reading, writing and importing others.
+"""Weight files: what they say of themselves, checking and writing them.
 
 A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
 same for "rec", with N = 0, 2, ... 16, all float32, and where `comdefend quantize` put them the bytes of "int8.graph" and
@@ -14,7 +14,6 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -25,17 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 
-from comdefend_cli.errors import UsageError, WeightsError, reason
+from comdefend_cli.errors import WeightsError, reason
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.runtime.files import write_atomically
-from comdefend_cli.runtime.tensor_files import read_file, read_metadata
+from comdefend_cli.runtime.tensor_files import read_metadata
 
-#: What `purify` takes when nothing is said, for colour and for grey images.
-DEFAULT_COLOR = "comdefend-12bit-denoise"
-DEFAULT_GRAY = "comdefend-4bit-gray"
 KEY = "comdefend"
 FORMAT_VERSION = 1
-REINSTALL = "install comdefend-cli again"
 
 
 @dataclass(frozen=True)
@@ -89,79 +84,9 @@ class Weights:
     quantized: Quantized | None = None
 
 
-def folder() -> Path:
-    """Where the weights that ship lie: in the package when installed, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "bundled_weights"
-    return inside if inside.is_dir() else package.parent / "weights"
-
-
-@cache
-def registry() -> dict[str, dict[str, str]]:
-    """The weights that ship: name to {"file", "sha256", "about"}.
-
-    Raises:
-        WeightsError: the registry is missing or damaged.
-    """
-    path = folder() / "registry.json"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if any(not isinstance(entry[key], str) for entry in entries.values() for key in ("file", "sha256", "about")):
-            raise ValueError("an entry is not a string")
-        return cast(dict[str, dict[str, str]], entries)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: damaged registry ({type(error).__name__}: {reason(error)}); {REINSTALL}") from error
-
-
-def locate(name_or_path: str) -> tuple[str, Path, str | None]:
-    """Name, path and expected SHA-256 (None for a user's own file) of weights.
-
-    Raises:
-        UsageError: neither a name in the registry nor a file.
-    """
-    entry = registry().get(name_or_path)
-    if entry is not None:
-        return name_or_path, folder() / entry["file"], entry["sha256"]
-    path = Path(name_or_path)
-    try:
-        there = path.exists()
-    except OSError:  # A name that no file can have; before Python 3.12 it raises.
-        there = False
-    if not there:
-        known = ", ".join(sorted(registry()))
-        raise UsageError(f"{name_or_path}: no such weights; give a file or one of: {known}")
-    return path.name, path, None
-
-
-def load(name_or_path: str) -> Weights:
-    """Read weights by the registry's name or from a file, checking hash, header and shapes.
-
-    Raises:
-        UsageError: no such weights.
-        WeightsError: the file cannot be read, was changed, or does not fit its architecture.
-    """
-    name, path, data, sha256 = _read_checked(name_or_path)
-    header = _parse_header(data, path)
-    tensors = _parse_tensors(data, path)
-    _refuse_changed(data, path)
-    quantized = _take_quantized(tensors, path)
-    _check(header.architecture, tensors, path)
-    model = ComDefend(header.architecture, header.input_noise)
-    model.load_state_dict(tensors)
-    return Weights(name, sha256, header, model.eval().requires_grad_(False), quantized)
-
-
-def read_header(name_or_path: str) -> tuple[Header, str, Path]:
-    """Header, SHA-256 and path of a weight file; the hash of one that ships is checked, the tensors are not.
-
-    Raises:
-        UsageError, WeightsError: as :func:`load`.
-    """
-    _, path, data, sha256 = _read_checked(name_or_path)
-    return _parse_header(data, path), sha256, path
-
-
-def save(path: Path, model: ComDefend, training: dict[str, Any], *, quantized: Quantized | None = None, overwrite: bool = False) -> str:
+def save_weights(
+    path: Path, model: ComDefend, training: dict[str, Any], *, quantized: Quantized | None = None, overwrite: bool = False
+) -> str:
     """Write a weight file atomically and return its SHA-256.
 
     Raises:
@@ -179,18 +104,34 @@ def save(path: Path, model: ComDefend, training: dict[str, Any], *, quantized: Q
     return hashlib.sha256(data).hexdigest()
 
 
-def _read_checked(name_or_path: str) -> tuple[str, Path, bytes, str]:
-    """Name, path, content and SHA-256 of weights; those that ship must have the registry's."""
-    name, path, expected = locate(name_or_path)
-    data = read_file(path, REINSTALL if expected else "give another file")
-    sha256 = hashlib.sha256(data).hexdigest()
-    if expected is not None and sha256 != expected:
-        raise WeightsError(f"{path}: its SHA-256 is not the registry's, so it was changed; {REINSTALL}")
-    return name, path, data, sha256
+def parse_weights(data: bytes, path: Path, name: str, sha256: str) -> Weights:
+    """The weights in a file's content, its header, shapes and values checked.
+
+    Args:
+        data: the content.
+        path: the file's, for messages.
+        name: what the weights are called.
+        sha256: of the content.
+
+    Raises:
+        WeightsError: the content was changed since it was saved, or does not fit its architecture.
+    """
+    header = parse_header(data, path)
+    tensors = _parse_tensors(data, path)
+    _refuse_changed(data, path)
+    quantized = _take_quantized(tensors, path)
+    _check(header.architecture, tensors, path)
+    model = ComDefend(header.architecture, header.input_noise)
+    model.load_state_dict(tensors)
+    return Weights(name, sha256, header, model.eval().requires_grad_(False), quantized)
 
 
-def _parse_header(data: bytes, path: Path) -> Header:
-    """The metadata at the front of a safetensors file: a length (8 bytes), then JSON."""
+def parse_header(data: bytes, path: Path) -> Header:
+    """What a weight file's content says of itself; its tensors are not looked at.
+
+    Raises:
+        WeightsError: it is not a weight file.
+    """
     try:
         fields = read_metadata(data, KEY)
         version = fields["format_version"]
