@@ -20,8 +20,8 @@ test: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@# OpenVINO crashed in a process in which all the other libraries had worked before: its tests have one of their own.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/backends/test_backends.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile --ignore tests/backends/test_backends.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/backends/test_openvino.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile --ignore tests/backends/test_openvino.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from comdefend_cli.backends import graphs
-from comdefend_cli.backends.select import read_int8
+from comdefend_cli.backends.openvino import read_int8
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from comdefend_cli.backends.select import described
+from comdefend_cli.backends.select import describe
 from comdefend_cli.batch import journal, pipeline
 from comdefend_cli.batch import storage as places
 from comdefend_cli.batch.journal import Journal
@@ -115,7 +115,7 @@ class Networks:
     @property
     def how(self) -> str:
         """What is computed in, and by what where that is not PyTorch; a part of what tells results apart."""
-        return described(self.precision, self.backend)
+        return describe(self.precision, self.backend)
 
     @property
     def precision(self) -> str:

@@ -78,15 +78,15 @@ def show(which: Which) -> None:
 @console.command
 def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", help="Default: all that ship.")] = None) -> None:
     """Load weights completely: hash (of those that ship), header, shapes, finite values, int8 networks where OpenVINO is installed."""
-    from comdefend_cli.backends import select as backends
+    from comdefend_cli.backends.openvino import openvino_is_installed, read_int8
     from comdefend_cli.network.registry import load_weights, read_registry
 
     failed = 0
     for name in [which] if which is not None else list(read_registry()):
         try:
             loaded = load_weights(name)
-            if loaded.quantized and backends.openvino_is_installed():
-                backends.read_int8(loaded.quantized, loaded.header.architecture.channels)
+            if loaded.quantized and openvino_is_installed():
+                read_int8(loaded.quantized, loaded.header.architecture.channels)
             console.print_line(f"ok {name} {loaded.sha256}")
         except WeightsError as error:  # Go on: a person wants to know of all that are damaged.
             if which is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.backends import bands
-from comdefend_cli.backends.select import Engine, OpenVINONetworks, TritonNetworks, described, resolve_backend
+from comdefend_cli.backends.select import Engine, describe, make_engine, resolve_backend
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.noise import batch_noise, mixed_seed
 from comdefend_cli.inference.tiles import Tile, exact_grid, paper_grid
@@ -189,10 +189,10 @@ class Purifier(nn.Module):
         models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.
         purifier = cls(models.get(3), models.get(1), settings)
         purifier.to(target, dtype).eval()
-        for item in loaded if chosen == "openvino" else ():
-            purifier.engines[item.header.architecture.channels] = OpenVINONetworks(item.model, precision, item.quantized)
-        for channels, model in models.items() if chosen == "triton" else ():
-            purifier.engines[channels] = TritonNetworks(model, float8=precision == "float8")
+        for item in loaded:
+            channels = item.header.architecture.channels
+            if engine := make_engine(chosen, item, models[channels], precision):
+                purifier.engines[channels] = engine
         return purifier
 
     @property
@@ -209,7 +209,7 @@ class Purifier(nn.Module):
     @property
     def how(self) -> str:
         """ "bfloat16", or "int8 with openvino": for people, and for telling results apart."""
-        return described(self.precision, self.backend)
+        return describe(self.precision, self.backend)
 
     def forward(self, image: ImageT) -> ImageT:
         """Purify.

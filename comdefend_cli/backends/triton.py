@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from comdefend_cli.network.model import ComDefend, Conv3x3, ConvELU, binarize, to_image
+from comdefend_cli.runtime.device import dtype_name
 
 #: Fewest channels that a product of the tensor cores takes.
 LEAST = 16
@@ -150,27 +151,37 @@ class Layer:
     def blocks(self) -> Blocks:
         """Those that were measured; of other widths, or where the GPU has less shared memory than an H100, some that fit any."""
         measured = BLOCKS.get((self.dtype.itemsize, self.inputs, self.outputs))
-        if measured and measured.bytes(self.dtype.itemsize) <= shared_memory(self.weight.device):
+        if measured and measured.bytes(self.dtype.itemsize) <= find_shared_memory(self.weight.device):
             return measured
         return Blocks(64, min(self.outputs, 128), min(self.inputs, 32), 2, 4)
 
 
-class FusedNetworks:
+class TritonNetworks:
     """Both networks, without gradient.
 
     Args:
-        model: in bfloat16 or float16, on a GPU; it is read now, so that what happens to it later does not matter.
-        float8: whether the large layers are computed in 8 bits.
+        model: on an NVIDIA GPU, in bfloat16 or float16; it is read now, so that what happens to it later does not matter.
+        float8: whether its large layers are computed in 8 bits.
+
+    Attributes:
+        precision: "bfloat16", "float16" or "float8".
     """
+
+    name = "triton"
 
     def __init__(self, model: ComDefend, *, float8: bool = False) -> None:
         self._com, self._rec = (_layers(network, float8) for network in (model.com, model.rec))
         self._dtype = next(model.parameters()).dtype
         self._widths = model.architecture.bits, model.architecture.channels
+        self.precision = "float8" if float8 else dtype_name(self._dtype)
+
+    def tile(self, pixels: int) -> int:
+        """Side of a tile, whatever the image's size."""
+        return 2048
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """The image (N, channels, H, W), float32 in [0, 1], of one in any floating dtype."""
+        """The image (N, C, H, W), float32 in [0, 1], of one likewise."""
         bits, channels = self._widths
         return to_image(self._through(self._rec, binarize(self._through(self._com, x - 0.5, bits)), channels))
 
@@ -189,7 +200,7 @@ def _layers(network: ConvELU, float8: bool) -> list[Layer]:
 
 
 @cache
-def shared_memory(device: torch.device) -> int:
+def find_shared_memory(device: torch.device) -> int:
     """Bytes of it that one program may take there."""
     if device.type != "cuda":  # Triton's interpreter.
         return 2**31

@@ -15,10 +15,11 @@ from conftest import Run, small_model
 from PIL import Image
 
 from comdefend_cli import Purifier, Settings
-from comdefend_cli.backends import select as backends
+from comdefend_cli.backends import openvino, select
 from comdefend_cli.backends.export import made_images
 from comdefend_cli.backends.graphs import serialized
-from comdefend_cli.backends.select import OpenVINONetworks, resolve_backend
+from comdefend_cli.backends.openvino import OpenVINONetworks
+from comdefend_cli.backends.select import resolve_backend
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences import make
 from comdefend_cli.network.metrics import mean_psnr
@@ -60,8 +61,8 @@ def test_tiles_of_very_large_images_are_smaller(monkeypatch: pytest.MonkeyPatch,
     ours = purifier("float32")
     whole = ours(photograph)
     shapes: list[tuple[int, ...]] = []
-    monkeypatch.setattr(backends, "_LARGE", photograph[0, 0].numel() - 1)
-    monkeypatch.setattr(backends, "_LARGE_TILE", 15)
+    monkeypatch.setattr(openvino, "_LARGE", photograph[0, 0].numel() - 1)
+    monkeypatch.setattr(openvino, "_LARGE_TILE", 15)
     engine = ours.engines[3]
     ours.engines[3] = type("Spy", (), {"tile": engine.tile, "__call__": lambda self, x: shapes.append(tuple(x.shape)) or engine(x)})()
     assert mean_psnr(ours(photograph), whole) > 55
@@ -122,13 +123,13 @@ def resolved(name: str = "auto", precision: str = "auto", device: str = "cpu", n
 
 def test_auto_takes_what_is_installed_and_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO for bfloat16 or int8 on a CPU without noise; PyTorch for float32, on GPUs, with noise and where OpenVINO is absent."""
-    monkeypatch.setattr(backends, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "cpu_has_bfloat16", lambda: True)
     assert resolved() == resolved(precision="bfloat16") == resolved(quantized=True) == "openvino"
     assert resolved(precision="float32") == resolved(noisy=True) == resolved(device="cuda") == resolved("torch") == "torch"
-    monkeypatch.setattr(backends, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(select, "cpu_has_bfloat16", lambda: False)
     assert (resolved(), resolved(quantized=True), resolved(precision="bfloat16", quantized=True)) == ("torch", "openvino", "torch")
     for absent in (None, ModuleSpec("openvino", None)):  # The second is what a folder of that name looks like.
-        monkeypatch.setattr(backends, "find_spec", lambda name, absent=absent: absent)
+        monkeypatch.setattr(openvino, "find_spec", lambda name, absent=absent: absent)
         assert resolved(quantized=True) == "torch"
 
 

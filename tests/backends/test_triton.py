@@ -13,13 +13,12 @@ import torch
 from torch.nn.functional import conv2d
 
 from comdefend_cli import Purifier, Settings
-from comdefend_cli.backends import select as backends
-from comdefend_cli.backends.select import resolve_backend
+from comdefend_cli.backends.select import find_triton_problem, resolve_backend
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import ComDefend, Conv3x3
 
-fused = pytest.importorskip("comdefend_cli.backends.fused", exc_type=ImportError)
+triton = pytest.importorskip("comdefend_cli.backends.triton", exc_type=ImportError)
 CUDA = torch.device("cuda", 0)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 #: Compares with float64 one layer of each kind, then an image through both networks, whole and in tiles. In float16, which the
@@ -30,15 +29,14 @@ import skimage.data
 import torch
 from torch.nn.functional import conv2d, elu
 from comdefend_cli import Purifier, Settings
-from comdefend_cli.backends import fused
+from comdefend_cli.backends.triton import Layer, TritonNetworks
 from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
-from comdefend_cli.backends.select import TritonNetworks
 from comdefend_cli.network.model import ComDefend, Conv3x3
 
 generator = torch.Generator().manual_seed(0)
 for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (1, 33, 17)), (32, 257, (1, 4, 6))):
     convolution = Conv3x3(inputs, outputs).half().requires_grad_(False)
-    layer = fused.Layer(convolution)
+    layer = Layer(convolution)
     x = torch.randn((size[0], inputs, *size[1:]), generator=generator).half()
     wide = torch.zeros((*size, layer.inputs), dtype=torch.half)
     wide[..., :inputs] = x.permute(0, 2, 3, 1)
@@ -104,7 +102,7 @@ def test_a_gpu_on_which_it_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    backends.triton_problem.cache_clear()
+    find_triton_problem.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     monkeypatch.setattr(torch, "zeros", broken)
@@ -112,7 +110,7 @@ def test_a_gpu_on_which_it_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -
         assert resolve_backend("auto", CUDA, "bfloat16", noisy=False, quantized=False) == "torch"
     with pytest.raises(UsageError, match=r"C compiler.*use --backend torch"):
         resolve_backend("triton", CUDA, "bfloat16", noisy=False, quantized=False)
-    backends.triton_problem.cache_clear()
+    find_triton_problem.cache_clear()
 
 
 def test_float8_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +128,7 @@ def test_a_purifier_that_is_moved_goes_on_with_pytorch(move: Callable[[Purifier]
     """The kernel's own copy of the weights stays where it was made."""
     purifier = Purifier(ComDefend().half())
     assert purifier.color is not None
-    purifier.engines[3] = backends.TritonNetworks(purifier.color)
+    purifier.engines[3] = triton.TritonNetworks(purifier.color)
     assert purifier.how == "float16 with triton"
     assert move(purifier).backend == "torch"
 
@@ -138,12 +136,12 @@ def test_a_purifier_that_is_moved_goes_on_with_pytorch(move: Callable[[Purifier]
 def test_blocks_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those measured on an H100 are for GPUs with as much shared memory; every layer has some that fit in 48 kB."""
     model = ComDefend().half()
-    layers = [fused.Layer(layer) for network in (model.com, model.rec) for layer in network if isinstance(layer, Conv3x3)]
+    layers = [triton.Layer(layer) for network in (model.com, model.rec) for layer in network if isinstance(layer, Conv3x3)]
     assert all(layer.blocks.bytes(2) <= 227 * 1024 for layer in layers)
-    wide = fused.Layer(Conv3x3(128, 256).half())
-    assert wide.blocks == fused.BLOCKS[2, 128, 256]
-    monkeypatch.setattr(fused, "shared_memory", lambda device: 99 * 1024)
-    assert wide.blocks != fused.BLOCKS[2, 128, 256]
+    wide = triton.Layer(Conv3x3(128, 256).half())
+    assert wide.blocks == triton.BLOCKS[2, 128, 256]
+    monkeypatch.setattr(triton, "find_shared_memory", lambda device: 99 * 1024)
+    assert wide.blocks != triton.BLOCKS[2, 128, 256]
     assert wide.outputs % wide.blocks.columns == wide.inputs % wide.blocks.depth == 0
     assert wide.blocks.bytes(2) <= 48 * 1024
 
@@ -168,15 +166,15 @@ def test_one_layer_in_8_bits_on_cuda() -> None:
     """Its sums are those of the numbers of 8 bits that it was given, and its large values are cut off instead of becoming NaN."""
     generator = torch.Generator(CUDA).manual_seed(0)
     convolution = Conv3x3(128, 64).to(CUDA, torch.bfloat16).requires_grad_(False)
-    layer = fused.Layer(convolution, float8=True)
-    x = torch.randn((2, 19, 23, 128), device=CUDA, generator=generator).to(fused.FLOAT8)
+    layer = triton.Layer(convolution, float8=True)
+    x = torch.randn((2, 19, 23, 128), device=CUDA, generator=generator).to(triton.FLOAT8)
     exact = conv2d(
-        fused.SHRINK * x.double().permute(0, 3, 1, 2), convolution.weight.double(), convolution.bias.double(), padding=1
+        triton.SHRINK * x.double().permute(0, 3, 1, 2), convolution.weight.double(), convolution.bias.double(), padding=1
     ).permute(0, 2, 3, 1)
     assert (layer(x, elu=False, dtype=torch.bfloat16) - exact).norm() / exact.norm() < 0.04
     convolution.bias[:] = 1e5
-    cut = fused.Layer(convolution, float8=True)(x, elu=True, dtype=fused.FLOAT8)
-    assert (cut.float() == fused.MOST).all()
+    cut = triton.Layer(convolution, float8=True)(x, elu=True, dtype=triton.FLOAT8)
+    assert (cut.float() == triton.MOST).all()
 
 
 @needs_cuda
