@@ -5,7 +5,7 @@
 
 What stands between the lines `<!-- NAME -->` and `<!-- /NAME -->` of the Markdown document is replaced: by the file as it is where it is
 Markdown (a table of paper/, or `tables.md` of `comdefend evaluate`); where it is `results.json` of `comdefend evaluate`, by a short
-table of the accuracy on clean images and the lowest one of each threat model measured; where it is JSON of a benchmark, by its tables.
+table of the accuracy on clean images and under all attacks of each threat model together; where it is JSON of a benchmark, by its tables.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import speed_report
 
 from comdefend_cli.errors import ComdefendError, UsageError
+from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, Tables
 from comdefend_cli.runtime.files import write_atomically
 
 #: Levels of the short table.
@@ -87,29 +88,18 @@ def plain(result: dict[str, Any]) -> str:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """A line a system: clean, then the lowest accuracy of each threat model, at those of `SHOWN` that were measured, in percent."""
-    several = len({system["classifier"] for system in results["systems"]}) > 1
-    measured = {(cell["threat"], cell["epsilon"]) for cell in results["cells"]}
+    """A line a system: clean, then what holds against all attacks of each threat model, at those of `SHOWN` measured, in percent."""
+    found = Tables(results)
+    measured = {(each.threat, each.epsilon) for each in found.headlines}
     columns = [(threat, epsilon) for threat in THREATS for epsilon in SHOWN if (threat, epsilon) in measured]
     head = ["defence", "clean", *(f"{threat}, {epsilon:g}" for threat, epsilon in columns)]
     lines = [head, ["---"] * len(head)]
-    for system in results["systems"]:
-        names = system["classifier"], system["defence"]
-        values = [lowest(results["cells"], names, "clean", None)]
-        values += [lowest(results["cells"], names, threat, epsilon) for threat, epsilon in columns]
-        label = f"`{names[1]}`" if names[1] != "none" else "none"
-        lines.append([f"{names[0]}, {label}" if several else label, *values])
+    for system in found.systems:
+        values = [found.clean(system), *(found.headline(system, *column) for column in columns)]
+        label = f"`{system.defence}`" if system.defence != UNDEFENDED else UNDEFENDED
+        label = f"{system.classifier}, {label}" if len(found.classifiers) > 1 else label
+        lines.append([label, *(f"{value.accuracy:.1f}" if value else "-" for value in values)])
     return "\n".join(map(_line, lines))
-
-
-def lowest(cells: list[dict[str, Any]], names: tuple[str, str], threat: str, epsilon: float | None) -> str:
-    """The lowest accuracy of a system, in percent, or a dash."""
-    found = [
-        cell["accuracy"]
-        for cell in cells
-        if (cell["classifier"], cell["defence"]) == names and cell["threat"] == threat and cell["epsilon"] == epsilon
-    ]
-    return f"{min(found):.1f}" if found else "-"
 
 
 def _is_table(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,19 +59,43 @@ class Cell:
         fields["outcomes"] = "".join("01"[right] for right in self.outcomes)
         for name in ("attack", "gradient"):
             fields[name] = fields[name] or None
-        return {**fields, "n": self.n, "correct": self.correct, **percentages(self.correct, self.n)}
+        return {**fields, **count_right(self.outcomes)}
 
     @staticmethod
-    def from_json(fields: dict[str, Any]) -> Cell:
-        """The reverse of :meth:`to_json`.
+    def from_json(fields: Mapping[str, Any]) -> Cell:
+        """The reverse of :meth:`to_json`; fields that follow from the outcomes are not looked at.
 
         Raises:
-            KeyError, TypeError: a field is missing.
+            ValueError: a field is missing or is not what it should be.
         """
-        own = {name: fields[name] for name in Cell.__dataclass_fields__}
+        own: dict[str, Any] = {}
+        for name, fits in _FIELDS.items():
+            if name not in fields or not fits(fields[name]):
+                raise ValueError(f"{name} is {'not what it should be' if name in fields else 'missing'}")
+            own[name] = fields[name]
         own["outcomes"] = tuple(character == "1" for character in fields["outcomes"])
         own["attack"], own["gradient"] = fields["attack"] or "", fields["gradient"] or ""
         return Cell(**own)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+#: What each field of a cell may be in JSON.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("classifier", "defence", "title"), _is_text),
+    "threat": lambda value: value in THREATS,
+    **dict.fromkeys(("attack", "gradient"), lambda value: value is None or _is_text(value)),
+    "epsilon": lambda value: value is None or _is_number(value),
+    "outcomes": lambda value: _is_text(value) and bool(value) and set(value) <= {"0", "1"},
+    **dict.fromkeys(("seconds", "mean_linf", "mean_l2"), _is_number),
+    "settings": lambda value: isinstance(value, dict),
+}
 
 
 @dataclass(frozen=True)
@@ -90,12 +115,39 @@ class GradientCheck:
     n: int
 
 
-def headlines(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """A system's figure for a threat model and epsilon: the lowest accuracy over all its attacks and gradients."""
-    lowest: dict[tuple[str, str, str, float | None], Cell] = {}
+def count_right(outcomes: Sequence[bool]) -> dict[str, float]:
+    """`n`, `correct`, and in percent `accuracy` with `low` and `high`."""
+    return {"n": len(outcomes), "correct": sum(outcomes), **percentages(sum(outcomes), len(outcomes))}
+
+
+def held(cells: Sequence[Cell]) -> tuple[bool, ...]:
+    """Which images all of some measurements found classified right, of those that all of them have: the first ones."""
+    return tuple(map(all, zip(*(cell.outcomes for cell in cells), strict=False)))
+
+
+def compute_headlines(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """A system's robust accuracy for each threat model and epsilon, as RobustBench counts it (Croce et al., NeurIPS 2021, section 2).
+
+    An image counts as held only if it is classified right as it is, and every attack failed on it, through whichever gradient.
+    Attacks that met different numbers of images are compared on the first ones, which all of them met.
+
+    Returns:
+        Entries of results.json: `n` images, `correct` of them held, `accuracy`, `low` and `high`; `attack`, `title` and `gradient`
+        of the measurement that alone found the fewest of these images right; `attacks` that count; `n_most`, the most images of one.
+    """
+    by_system: dict[tuple[str, str, str, float | None], list[Cell]] = {}
     for cell in cells:
-        key = (cell.classifier, cell.defence, cell.threat, cell.epsilon)
-        if key not in lowest or cell.correct * lowest[key].n < lowest[key].correct * cell.n:
-            lowest[key] = cell
-    kept = ("classifier", "defence", "threat", "epsilon", "attack", "title", "gradient", "n", "correct", "accuracy", "low", "high")
-    return [{name: cell.to_json()[name] for name in kept} for cell in lowest.values()]
+        by_system.setdefault((cell.classifier, cell.defence, cell.threat, cell.epsilon), []).append(cell)
+    return [_headline(own, by_system.get((*key[:2], CLEAN, None), [])) for key, own in by_system.items()]
+
+
+def _headline(own: list[Cell], clean: list[Cell]) -> dict[str, Any]:
+    outcomes = held([*own, *clean])
+    worst = min(own, key=lambda cell: sum(cell.outcomes[: len(outcomes)]))
+    return {
+        **{name: getattr(worst, name) for name in ("classifier", "defence", "threat", "epsilon", "title")},
+        **{name: getattr(worst, name) or None for name in ("attack", "gradient")},
+        "attacks": list(dict.fromkeys(cell.attack for cell in own if cell.attack)),
+        "n_most": max(cell.n for cell in own),
+        **count_right(outcomes),
+    }

@@ -24,7 +24,7 @@ from comdefend_cli.errors import UsageError, reason
 from comdefend_cli.evaluate import attacks as library
 from comdefend_cli.evaluate.attacks import Attack
 from comdefend_cli.evaluate.cache import Cache, key_of
-from comdefend_cli.evaluate.cells import ADAPTIVE, BLACK_BOX, CLEAN, GRAY_BOX, THREATS, Cell, GradientCheck, headlines
+from comdefend_cli.evaluate.cells import ADAPTIVE, BLACK_BOX, CLEAN, GRAY_BOX, THREATS, Cell, GradientCheck, compute_headlines
 from comdefend_cli.evaluate.defences import Defence
 from comdefend_cli.evaluate.masking import Alarm, alarms
 from comdefend_cli.integrations import Defended
@@ -474,7 +474,7 @@ class Evaluation:
                 for system in self.systems
             ],
             "cells": [cell.to_json() for cell in self.cells],
-            "headlines": headlines(self.cells),
+            "headlines": compute_headlines(self.cells),
             "gradients": [asdict(check) for check in self.checks],
             "alarms": [asdict(alarm) for alarm in self.alarms()],
         }

@@ -6,10 +6,27 @@ import importlib
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.stats import percentages
+
+
+def results_of(*measured: tuple[str, str, float | None, str]) -> dict[str, Any]:
+    """results.json as a release wrote it whose headlines were the lowest mean over attacks: defence, threat, epsilon, outcomes."""
+    cells = [
+        {
+            **{"classifier": "c", "defence": defence, "threat": threat, "epsilon": epsilon, "outcomes": outcomes, "settings": {}},
+            **{"attack": None if threat == "clean" else f"a{i}", "title": f"A{i}", "gradient": None, "n": len(outcomes)},
+            **{"seconds": 1.0, "mean_linf": 1.0, "mean_l2": 0.1},
+            **percentages(outcomes.count("1"), len(outcomes)),
+        }
+        for i, (defence, threat, epsilon, outcomes) in enumerate(measured)
+    ]
+    systems = [{"classifier": "c", "defence": defence} for defence in dict.fromkeys(cell["defence"] for cell in cells)]
+    return {"format_version": 1, "cells": cells, "systems": systems, "headlines": [cell for cell in cells if cell["attack"]]}
 
 
 @pytest.fixture
@@ -20,35 +37,47 @@ def paste(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_measured_tables_are_put_into_documents(paste: ModuleType, tmp_path: Path) -> None:
-    """Between the marks stands the file, or of results.json the lowest accuracy of each threat model; all else stays."""
-    cells = [
-        {"classifier": "c", "defence": defence, "threat": threat, "epsilon": epsilon, "accuracy": accuracy}
-        for defence, threat, epsilon, accuracy in (
-            ("none", "clean", None, 91.0),
-            ("none", "grey-box", 2.0, 14.0),
-            ("none", "grey-box", 2.0, 12.5),
-            ("hgd:weights=some/w.safetensors", "clean", None, 84.2),
-            ("hgd:weights=some/w.safetensors", "adaptive", 8.0, 1.0),
-        )
-    ]
-    systems = [{"classifier": "c", "defence": defence} for defence in ("none", "hgd:weights=some/w.safetensors")]
-    (tmp_path / "results.json").write_text(json.dumps({"cells": cells, "systems": systems}))
+    """Between the marks stands the file, or of results.json what all attacks of each threat model leave; all else stays."""
+    results = results_of(
+        ("none", "clean", None, "1111111110"),
+        ("none", "grey-box", 2.0, "1100000001"),
+        ("none", "grey-box", 2.0, "0110000000"),
+        ("hgd:weights=some/w.safetensors", "clean", None, "1111111100"),
+        ("hgd:weights=some/w.safetensors", "adaptive", 8.0, "1000000000"),
+    )
+    (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "table5.md").write_text("### Table 5\n\n| /a/b/w.safetensors |\n")
     document = tmp_path / "doc.md"
     document.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nbetween\n<!-- b -->\n<!-- /b -->\nafter\n")
     paste.main([str(document), f"a={tmp_path / 'results.json'}", f"b={tmp_path / 'table5.md'}"])
     lines = document.read_text().splitlines()
     assert [lines[0], lines[-1]] == ["before", "after"] and "between" in lines and "old" not in lines
-    assert "| none | 91.0 | 12.5 | - |" in lines and "| `hgd:weights=w.safetensors` | 84.2 | - | 1.0 |" in lines
+    assert "| none | 90.0 | 10.0 | - |" in lines and "| `hgd:weights=w.safetensors` | 80.0 | - | 10.0 |" in lines
     assert lines[lines.index("<!-- b -->") + 2 :][:3] == ["### Table 5", "", "| w.safetensors |"]
     again = document.read_text()
     paste.main([str(document), f"b={tmp_path / 'table5.md'}"])
     assert document.read_text() == again
-    (tmp_path / "grey.json").write_text(json.dumps({"cells": cells[:3], "systems": systems[:1]}))
+    (tmp_path / "grey.json").write_text(json.dumps({**results, "cells": results["cells"][:3], "systems": results["systems"][:1]}))
     paste.main([str(document), f"a={tmp_path / 'grey.json'}"])
     assert "| defence | clean | grey-box, 2 |" in document.read_text().splitlines()
     with pytest.raises(UsageError, match="no part between <!-- c -->"):
         paste.main([str(document), f"c={tmp_path / 'table5.md'}"])
+
+
+def test_tables_are_made_anew(paste: ModuleType, tmp_path: Path) -> None:
+    """From a stored results.json alone its tables.md is made anew, by what each image met; what is none is said and left."""
+    headlines = importlib.import_module("headlines")
+    (tmp_path / "tables.md").write_text("old")
+    results = results_of(("none", "clean", None, "1111"), ("none", "grey-box", 8.0, "1100"), ("none", "grey-box", 8.0, "0111"))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    headlines.main([str(tmp_path / "results.json")])
+    text = (tmp_path / "tables.md").read_text()
+    assert "| none | 100.0 (51.0-100.0) | 8 | 25.0 (4.6-69.9) A1 |" in text and "50.0 (15.0-85.0)" in text
+    (tmp_path / "other.json").write_text("[]")
+    for name in ("other.json", "absent.json"):
+        with pytest.raises(UsageError, match=name):
+            headlines.main([str(tmp_path / name)])
+    assert (tmp_path / "tables.md").read_text() == text
 
 
 def test_a_benchmarks_result_becomes_tables(paste: ModuleType) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from comdefend_cli.evaluate.cells import Cell, GradientCheck, headlines
+from comdefend_cli.evaluate.cells import Cell, GradientCheck, compute_headlines
 from comdefend_cli.evaluate.masking import alarms
 
 
@@ -73,14 +74,51 @@ def test_grey_box_cells_ring_nothing() -> None:
     assert kinds([cell("grey-box", "fgsm", 8, 20), cell("grey-box", "pgd", 8, 40)]) == []
 
 
-def test_headlines_are_the_minimum() -> None:
-    """A system's figure is its lowest over attacks and gradients, by share where n differs, apart by threat and epsilon."""
-    cells = [cell("adaptive", "pgd", 8, 20), cell("adaptive", "autoattack", 8, 3, n=10), cell("grey-box", "bim", 8, 40)]
-    found = {(line["threat"], line["attack"], line["accuracy"]) for line in headlines(cells)}
-    assert found == {("adaptive", "autoattack", 30.0), ("grey-box", "bim", 80.0)}
+def outcomes(threat: str, attack: str, epsilon: float | None, bits: str, **more: Any) -> Cell:
+    """A cell with these outcomes."""
+    return replace(cell(threat, attack, 8, 1, n=1, **more), epsilon=epsilon, outcomes=tuple(bit == "1" for bit in bits))
+
+
+def test_headlines_count_images_that_every_attack_failed_on() -> None:
+    """Attacks that each break another half leave nothing; of different n the first images count; threats and epsilons stay apart."""
+    cells = [
+        outcomes("adaptive", "fgsm", 8, "11110000"),
+        outcomes("adaptive", "pgd", 8, "00001111", gradient="soft"),
+        outcomes("adaptive", "pgd", 2, "1111"),
+        outcomes("adaptive", "pgd", 2, "01101111", gradient="soft"),
+        outcomes("grey-box", "bim", 8, "11111111"),
+    ]
+    found = {(line["threat"], line["epsilon"]): line for line in compute_headlines(cells)}
+    assert list(found) == [("adaptive", 8), ("adaptive", 2), ("grey-box", 8)]
+    assert (found["adaptive", 8]["correct"], found["adaptive", 8]["n"], found["adaptive", 8]["accuracy"]) == (0, 8, 0.0)
+    assert found["adaptive", 8]["attacks"] == ["fgsm", "pgd"]
+    few = found["adaptive", 2]
+    assert (few["correct"], few["n"], few["n_most"], few["accuracy"]) == (2, 4, 8, 50.0)
+    assert (few["attack"], few["gradient"]) == ("pgd", "soft"), "the one that alone breaks most of the images that both met"
+    assert found["grey-box", 8]["correct"] == 8
+
+
+def test_an_image_that_is_wrong_without_an_attack_is_not_held() -> None:
+    """As RobustBench counts: an attack that makes a wrong answer right does not add to the robust accuracy."""
+    cells = [outcomes("clean", "", None, "0111"), outcomes("grey-box", "bim", 8, "1100"), outcomes("clean", "", None, "1111", defence="e")]
+    found = {(line["defence"], line["threat"]): line["correct"] for line in compute_headlines(cells)}
+    assert found == {("d", "clean"): 3, ("d", "grey-box"): 1, ("e", "clean"): 4}
 
 
 @pytest.mark.parametrize("original", [HEALTHY[0], cell("clean", "", None, 7)])  # type: ignore[arg-type]
 def test_cells_come_back_from_json(original: Cell) -> None:
     """What results.json and the cache hold is the cell."""
     assert Cell.from_json(original.to_json()) == original
+
+
+@pytest.mark.parametrize("name", ["outcomes", "seconds", "title", "epsilon", "settings", "mean_l2"])
+@pytest.mark.parametrize("value", ["absent", [], "x", True])
+def test_damaged_cells_are_refused(name: str, value: Any) -> None:
+    """A field that is missing or of another kind is a ValueError that names it."""
+    if (name, value) == ("title", "x"):
+        return
+    fields = {**HEALTHY[0].to_json(), name: value}
+    if value == "absent":
+        del fields[name]
+    with pytest.raises(ValueError, match=f"{name} is"):
+        Cell.from_json(fields)

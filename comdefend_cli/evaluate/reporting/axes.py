@@ -45,7 +45,7 @@ def draw_scatter(title: str, points: Sequence[tuple[Style, Measured, Measured]],
     """One epsilon: clean (x, within `limits`) against attacked accuracy in percent, a named point a system."""
 
     def draw(axes: Axes) -> None:
-        _frame(axes, title, "accuracy on clean images, %", "accuracy under the worst attack, %")
+        _frame(axes, title, "accuracy on clean images, %", "accuracy under all attacks, %")
         axes.set_xlim(*limits)
         axes.set_xticks(_round_ticks(*limits))
         axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)

@@ -109,9 +109,9 @@ def _words(tables: Tables, kind: str, threat: str, group: str) -> tuple[str, str
     n = f"n = {counts[0]} under attack" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} under attack"
     of = f", classifier {group}" if group else ""
     if kind == "curves":
-        worst = ", worst over gradients" if threat == "adaptive" else ""
-        return f"Accuracy against epsilon, {threat}{worst}{of}", f"Bands are 95 % intervals; {n}."
-    title = f"Accuracy on clean images against accuracy under the worst {threat} attack{of}"
+        every = ", through every gradient" if threat == "adaptive" else ""
+        return f"Accuracy against epsilon, {threat}{every}{of}", f"Bands are 95 % intervals; {n}."
+    title = f"Accuracy on clean images against accuracy under all {threat} attacks together{of}"
     return title, f"On the dashed line, an attack would cost nothing. Pale crosses are 95 % intervals; {n}."
 
 
@@ -167,7 +167,7 @@ def _curves(tables: Tables, threat: str, styles: Mapping[System, Style]) -> tupl
     for i, title in enumerate(tables.attacks(threat)):
         lines = []
         for system, style in styles.items():
-            found = [tables.worst(system, threat, title, epsilon) for epsilon in tables.epsilons]
+            found = [tables.under(system, threat, title, epsilon) for epsilon in tables.epsilons]
             points = [each for each in found if each is not None]
             if points:
                 clean = tables.clean(system)
@@ -189,7 +189,7 @@ def _scatters(tables: Tables, threat: str, styles: Mapping[System, Style]) -> tu
         points = [(styles[system], clean[system], found) for system, found in attacked.items() if found]
         if points:
             title = f"ε = {number(epsilon)}"
-            alt = f"Clean accuracy against accuracy under the worst {threat} attack at {title}. The headline table has the numbers."
+            alt = f"Clean accuracy against accuracy under all {threat} attacks together at {title}. The headline table has the numbers."
             panels.append(Panel(f"epsilon-{number(epsilon)}", title, alt, draw_scatter(title, points, (low - 2, high + 2))))
     return tuple(panels)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from comdefend_cli.evaluate.reporting.markup import Html, join, tag
 from comdefend_cli.evaluate.reporting.tables import THREATS, Measured, System, Tables, number, plain, sizes, sizes_said
+from comdefend_cli.evaluate.reporting.text import EXPLAINED
 
 #: Of the headings of the threat models' columns, in one table and in sentences.
 NAMED = {threat: threat[0].upper() + threat[1:] for threat in THREATS}
@@ -26,7 +27,7 @@ def scrolling(name: str, caption: Html, *parts: Html, class_: str = "") -> Html:
 
 
 def headline_table(tables: Tables) -> Html:
-    """Clean accuracy, and for each epsilon the minimum over the attacks of each threat model, side by side."""
+    """Clean accuracy, and for each epsilon what holds against all attacks of each threat model, side by side."""
     epsilons = tables.epsilons or [0.0]  # Without any attack there are still columns to say so.
     clean = sizes(map(tables.clean, tables.systems))
     counts = {
@@ -53,8 +54,7 @@ def headline_table(tables: Tables) -> Html:
 
     caption = join(
         tag("b", "Headline."),
-        " Accuracy in % with its 95 % interval, and the attack that gave it: the lowest over all attacks of a threat model. "
-        f"ε is the largest change of a pixel, of 255 levels. {_sizes_note([clean, *counts.values()])}",
+        f" {EXPLAINED} ε is the largest change of a pixel, of 255 levels. {_sizes_note([clean, *counts.values()])} {tables.uneven()}",
     )
     return scrolling("headline", caption, head, *_bodies(tables, row, 2 + len(heads)), class_="numbers headline")
 
@@ -74,7 +74,7 @@ def threat_table(tables: Tables, threat: str) -> Html:
     def row(system: System) -> list[Html]:
         return [
             _several(
-                tables.at(system, threat, attack, epsilon), tables.headline(system, threat, epsilon), counts, "first" if i == 0 else None
+                tables.at(system, threat, attack, epsilon), tables.lowest(system, threat, epsilon), counts, "first" if i == 0 else None
             )
             for attack in attacks
             for i, epsilon in enumerate(epsilons)
@@ -167,13 +167,10 @@ def _cell(measured: Measured | None, missing: str, counts: Sequence[int], class_
     return tag("td", _number(measured, counts, measured.attack), class_=classes, style=f"--v:{measured.accuracy:.1f}")
 
 
-def _several(found: Sequence[Measured], least: Measured | None, counts: Sequence[int], class_: str | None) -> Html:
+def _several(found: Sequence[Measured], least: float, counts: Sequence[int], class_: str | None) -> Html:
     if not found:
         return _cell(None, "not measured", counts, class_)
-    numbers = [
-        tag("div", _number(each, counts, each.gradient), class_="least" if least and each.accuracy == least.accuracy else None)
-        for each in found
-    ]
+    numbers = [tag("div", _number(each, counts, each.gradient), class_="least" if each.accuracy == least else None) for each in found]
     classes = " ".join(filter(None, (class_, "value", "several" if len(found) > 1 else None)))
     return tag("td", numbers, class_=classes, style=f"--v:{found[0].accuracy:.1f}")
 

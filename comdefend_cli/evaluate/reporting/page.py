@@ -199,9 +199,9 @@ def _settings(tables: Tables) -> Html:
     }
     said = [tag("div", tag("dt", name), tag("dd", plain(value))) for name, value in facts.items() if value not in (None, "")]
     notes = (
-        "Intervals are Wilson’s, 95 %, for the number of images n. A headline is the minimum over attacks, so it is never above any of "
-        "them. Attacks of different threat models may have met different numbers of images: compare by intervals. results.json holds "
-        "every number and setting."
+        "Intervals are Wilson’s, 95 %, for the number of images n. In a headline an image counts only if it is classified right as it is "
+        "and every attack failed on it, so it is never above any single attack on these images. Attacks of different threat models may "
+        "have met different numbers of images: compare by intervals. results.json holds every number and setting."
     )
     details = tag("details", tag("summary", f"Every measurement ({len(tables.cells)})"), all_cells(tables))
     return join(tag("dl", said, class_="facts"), tag("p", notes), _attacks(tables), _systems(tables), details)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.cells import Cell, compute_headlines, count_right, held
 
 FORMAT = 1
 #: In the order in which they are shown; "clean" is no threat.
@@ -92,6 +93,13 @@ def _measured(record: Mapping[str, Any], titles: Mapping[str, str]) -> Measured:
     )
 
 
+def _read_cell(record: Mapping[str, Any]) -> Cell:
+    try:
+        return Cell.from_json(record)
+    except ValueError as error:
+        raise UsageError(f"the results have a damaged measurement: {error}; evaluate again") from error
+
+
 class Tables:
     """The measurements of a results dict.
 
@@ -101,11 +109,11 @@ class Tables:
     Attributes:
         results: the same.
         cells: every measurement, in order.
-        headlines: minima over the attacks of a threat model, in order.
+        headlines: what holds against all attacks of a threat model together, in order, by :func:`compute_headlines` of the outcomes.
         systems: every system, in the order of the results.
 
     Raises:
-        UsageError: a format that this release does not read.
+        UsageError: a format that this release does not read, or a damaged measurement.
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:
@@ -116,8 +124,9 @@ class Tables:
         self.cells = [_measured(record, titles) for record in results["cells"]]
         named = [System(plain(entry["classifier"]), plain(entry["defence"])) for entry in results["systems"]]
         self.systems = _unique([*named, *(cell.system for cell in self.cells)])
-        minima = [_measured(record, titles) for record in results["headlines"]]
-        self.headlines = [each for each in minima if each.threat in THREATS]
+        # Not those of the file: earlier releases wrote the lowest mean over attacks there.
+        together = [_measured(record, titles) for record in compute_headlines(map(_read_cell, results["cells"]))]
+        self.headlines = [each for each in together if each.threat in THREATS]
         self._headlines = {(each.system, each.threat, each.epsilon): each for each in self.headlines}
 
     @cached_property
@@ -145,7 +154,7 @@ class Tables:
         return next(iter(self._places.get((system, "clean", "", None), [])), None)
 
     def headline(self, system: System, threat: str, epsilon: float) -> Measured | None:
-        """The minimum over the attacks of a threat model, or None where none was measured."""
+        """What holds against all attacks of a threat model together, or None where none was measured."""
         return self._headlines.get((system, threat, epsilon))
 
     def missing(self, system: System, threat: str, epsilon: float) -> str:
@@ -174,12 +183,28 @@ class Tables:
             places.setdefault((cell.system, cell.threat, cell.title, cell.epsilon), []).append(cell)
         return places
 
-    def worst(self, system: System, threat: str, title: str, epsilon: float) -> Measured | None:
-        """The lowest accuracy under an attack, over gradients; without a defence, the grey-box one where the adaptive is missing."""
+    def lowest(self, system: System, threat: str, epsilon: float) -> float:
+        """The lowest accuracy of a single measurement under a threat model, in percent."""
+        own = ((cell.system, cell.threat, cell.epsilon, cell.accuracy) for cell in self.cells)
+        return min((accuracy for *where, accuracy in own if where == [system, threat, epsilon]), default=0.0)
+
+    def under(self, system: System, threat: str, title: str, epsilon: float) -> Measured | None:
+        """What holds against an attack, through all gradients; without a defence, the grey-box one where the adaptive is missing."""
         found = self.at(system, threat, title, epsilon)
         if not found and threat == "adaptive" and system.defence == UNDEFENDED:
-            return self.worst(system, "grey-box", title, epsilon)
-        return found[0] if found else None
+            return self.under(system, "grey-box", title, epsilon)
+        if len(found) < 2:
+            return found[0] if found else None
+        counted = count_right(held([_read_cell(each.record) for each in found]))
+        return _measured({**found[0].record, **counted}, {found[0].record["attack"]: title})
+
+    def uneven(self) -> str:
+        """A sentence where attacks of one headline met different numbers of images, else ""."""
+        mixed = [each for each in self.headlines if each.record["n_most"] > each.n]
+        if not mixed:
+            return ""
+        n = ", ".join(sorted({f"{each.n} of {each.record['n_most']} ({each.threat})" for each in mixed}))
+        return f"Where attacks met different numbers of images, the headline is of those that all of them met: {n}."
 
     def label(self, system: System) -> str:
         """The system's name in charts and sentences, with its classifier where there are several."""

@@ -20,6 +20,11 @@ from comdefend_cli.evaluate.reporting.tables import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+#: What a headline is.
+EXPLAINED = (
+    "Accuracy in % (95 % interval): images classified right that every attack of the threat model failed on; beside it the attack that "
+    "alone did the most harm."
+)
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&$])")
 
 
@@ -75,7 +80,7 @@ def _headline(tables: Tables) -> str:
                 for threat, each in found.items()
             ]
             rows.append([*first, number(epsilon), *cells])
-    explained = "Accuracy in % (95 % interval), the minimum over the attacks of each threat model, with that attack; ε in 8-bit levels."
+    explained = f"{EXPLAINED} ε in 8-bit levels. {tables.uneven()}".rstrip()
     return f"### Headline\n\n{explained}\n\n{_markdown(head, rows)}"
 
 
@@ -120,7 +125,7 @@ def _rich_headline(tables: Tables, epsilon: float) -> Table:
 
     clean = [tables.clean(system) for system in tables.systems]
     counts = {threat: sizes(tables.headline(system, threat, epsilon) for system in tables.systems) for threat in THREATS}
-    table = Table(title=f"Accuracy in % (95 % interval), worst attack at ε = {number(epsilon)} levels", title_justify="left")
+    table = Table(title=f"Accuracy in % (95 % interval), under all attacks at ε = {number(epsilon)} levels", title_justify="left")
     if len(tables.classifiers) > 1:
         table.add_column("classifier", overflow="fold")
     table.add_column("defence", overflow="fold")

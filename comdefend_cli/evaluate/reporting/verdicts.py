@@ -8,8 +8,8 @@ from comdefend_cli.evaluate.reporting.tables import THREATS, UNDEFENDED, Measure
 MEANING = (
     "“Stops most”: at least half of the accuracy that the classifier has on clean images without a defence remains, by the lower end "
     "of the 95 % interval, and more than remains without the defence. “Stops some”: less than that, but more than without the defence. "
-    "“Not measurably”: the interval reaches down to that of the undefended classifier under the same threat model. Each is judged by the "
-    "attack that did the most harm, the accuracy left by it in brackets, ε ascending."
+    "“Not measurably”: the interval reaches down to that of the undefended classifier under the same threat model. Each is judged by "
+    "what all attacks of the threat model together leave, in brackets, ε ascending."
 )
 
 
