@@ -1,4 +1,4 @@
-"""What all commands share: consoles, results on standard output, errors as one line, notices, interruption, options."""
+"""What all commands share: consoles, results on standard output, errors as one line, notices, interruption."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -149,75 +149,3 @@ def show_warnings(quiet: bool) -> None:
 
     warnings.simplefilter("always", RuntimeWarning)
     warnings.showwarning = show
-
-
-#: For paths: Typer's own check of what may be read takes four lines and exit code 2 to say what we say in one, with 1.
-UNCHECKED: dict[str, Any] = {"readable": False}
-
-Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. A device that is absent is an error.", metavar="DEVICE")
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        help="auto (the fastest the device does natively), float32, bfloat16, float16, int8 (openvino), float8 (triton).",
-        metavar="NAME",
-    ),
-]
-Backend = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        envvar="COMDEFEND_BACKEND",
-        help="auto (the fastest that is installed), torch, openvino (the extra of that name; CPU only), or triton (NVIDIA GPUs).",
-        metavar="NAME",
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        help="A name that `comdefend weights list` prints, or a weight file. "
-        "Default: comdefend-12bit-denoise, and for grey images comdefend-4bit-gray.",
-        metavar="NAME|PATH",
-    ),
-]
-ColorWeights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        help="A name that `comdefend weights list` prints, or a weight file.",
-        metavar="NAME|PATH",
-        show_default="comdefend-12bit-denoise",
-    ),
-]
-Tile = Annotated[
-    int | None,
-    typer.Option("--tile", min=1, help="Side of a tile of exact tiling, in pixels; smaller takes less memory.", show_default="by device"),
-]
-Tiling = Annotated[
-    str,
-    typer.Option("--tiling", help="exact: as if all at once, no seams. paper: independent 32x32 patches.", metavar="exact|paper"),
-]
-NoiseStd = Annotated[
-    float,
-    typer.Option("--noise-std", min=0.0, help="Standard deviation of noise on the code's logits, as in the authors' release (1). 0: none."),
-]
-InputNoise = Annotated[
-    float | None,
-    typer.Option(
-        "--input-noise",
-        min=0.0,
-        help="Standard deviation of noise on the image, in 8-bit levels, to drown an attack. 0: none.",
-        show_default="what the weights are made for",
-    ),
-]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise; the mean of what is rebuilt is written.")]
-NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise; every image of a run gets the same noise.")]
-NoDownload = Annotated[bool, typer.Option("--no-download", help="Never download; fail if the files are absent.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Strip = Annotated[bool, typer.Option("--strip", help="Leave ICC profile and EXIF out of the output.")]
-Quality = Annotated[int | None, typer.Option("--quality", min=1, max=100, help="Of JPEG and AVIF output.", show_default="95")]
-MaxMegapixels = Annotated[float, typer.Option("--max-megapixels", min=0.0, help="Refuse larger images: a small file can claim to be huge.")]

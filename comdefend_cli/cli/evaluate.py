@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
@@ -91,12 +91,12 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample, the attacks and random defences.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 100,
-    no_download: console.NoDownload = False,
-    device: console.Device = "auto",
-    precision: console.Precision = "auto",
-    overwrite: console.Overwrite = False,
+    no_download: options.NoDownload = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    overwrite: options.Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json in place of tables.")] = False,
-    quiet: console.Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     r"""Measure how much a purifier protects a classifier: grey-box, adaptive and black-box, side by side.
 

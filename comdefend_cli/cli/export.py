@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import notice
 from comdefend_cli.errors import UsageError
 from comdefend_cli.runtime.extras import require
@@ -23,9 +23,9 @@ Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="flo
 
 @console.command
 def export(
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file: .onnx, .xml or .pt2.", **console.UNCHECKED)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file: .onnx, .xml or .pt2.", **options.UNCHECKED)],
     format: Annotated[str, typer.Option("--format", metavar="onnx|openvino|torch-export", help="What to write.")],
-    weights: console.ColorWeights = None,
+    weights: options.ColorWeights = None,
     precision: Precision = "float32",
     check: Annotated[
         list[Path] | None,
@@ -33,10 +33,10 @@ def export(
             "--check",
             metavar="IMAGE",
             help=f"Compare on the middle {SIDE}x{SIDE} pixels of this image; may be given often. Default: made ones.",
-            **console.UNCHECKED,
+            **options.UNCHECKED,
         ),
     ] = None,
-    overwrite: console.Overwrite = False,
+    overwrite: options.Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was written.")] = False,
 ) -> None:
     """Write weights for other software, after comparing its output with PyTorch's.
@@ -77,16 +77,16 @@ def quantize(
         str,
         typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of clean images, larger is better."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The weight file to write, .safetensors.", **console.UNCHECKED)],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The weight file to write, .safetensors.", **options.UNCHECKED)],
     data_dir: Annotated[
         Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.")
     ] = Path("data"),
-    weights: console.ColorWeights = None,
+    weights: options.ColorWeights = None,
     count: Annotated[int, typer.Option("--pictures", min=1, help="Crops that the ranges of the activations are taken from.")] = 64,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of crops.")] = 0,
-    no_download: console.NoDownload = False,
-    overwrite: console.Overwrite = False,
-    quiet: console.Quiet = False,
+    no_download: options.NoDownload = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Add networks of 8-bit integers to weights, for --backend openvino: nearly twice as fast as bfloat16, a little less exact.
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console, purify_strips
+from comdefend_cli.cli import console, options, progress, purify_strips
 from comdefend_cli.cli.console import notice
-from comdefend_cli.cli.work import pixel_bar, purifier_record
+from comdefend_cli.cli.work import purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,41 +27,41 @@ LONG_WORK = 0.5
 
 @console.command
 def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or - for standard input.", **console.UNCHECKED)],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or - for standard input.", **options.UNCHECKED)],
     target: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.", **console.UNCHECKED),
+        typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.", **options.UNCHECKED),
     ],
-    weights: console.Weights = None,
-    device: console.Device = "auto",
-    precision: console.Precision = "auto",
-    backend: console.Backend = "auto",
-    tiling: console.Tiling = "exact",
-    tile: console.Tile = None,
-    noise_std: console.NoiseStd = 0.0,
-    input_noise: console.InputNoise = None,
-    samples: console.Samples = 1,
-    seed: console.NoiseSeed = 0,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    backend: options.Backend = "auto",
+    tiling: options.Tiling = "exact",
+    tile: options.Tile = None,
+    noise_std: options.NoiseStd = 0.0,
+    input_noise: options.InputNoise = None,
+    samples: options.Samples = 1,
+    seed: options.NoiseSeed = 0,
     compare: Annotated[
         Path | None,
         typer.Option(
             "--compare",
             metavar="FILE",
             help="Also write one image of input, code, output and their difference, amplified.",
-            **console.UNCHECKED,
+            **options.UNCHECKED,
         ),
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Format of standard output.", show_default="png")] = None,
-    quality: console.Quality = None,
-    strip: console.Strip = False,
-    overwrite: console.Overwrite = False,
-    max_megapixels: console.MaxMegapixels = 512,
+    quality: options.Quality = None,
+    strip: options.Strip = False,
+    overwrite: options.Overwrite = False,
+    max_megapixels: options.MaxMegapixels = 512,
     strips: Annotated[
         bool | None,
         typer.Option("--strips/--no-strips", help="In strips, from file to file, in little memory.", show_default="over 50 megapixels"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was done.")] = False,
-    quiet: console.Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Purify one image.
 
@@ -183,7 +183,7 @@ def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
     import torch
 
     x = torch.from_numpy(image.pixels).permute(2, 0, 1)[None]
-    with pixel_bar(x.shape[2] * x.shape[3], shown=not quiet and image.megapixels >= LONG_WORK) as update:
+    with progress.pixels(x.shape[2] * x.shape[3], shown=not quiet and image.megapixels >= LONG_WORK) as update:
         cleaned = purifier.purify(x, update)
     return replace(image, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
 

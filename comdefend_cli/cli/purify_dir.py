@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console, engines
+from comdefend_cli.cli import console, engines, options
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.cli.work import settings_record
 from comdefend_cli.errors import ComdefendError, UsageError
@@ -40,22 +40,22 @@ def purify_dir(
         str | None,
         typer.Option("--format", metavar="png|jpg|...", help="Write all in this format.", show_default="each file's own"),
     ] = None,
-    weights: console.Weights = None,
-    device: console.Device = "auto",
-    precision: console.Precision = "auto",
-    backend: console.Backend = "auto",
-    tiling: console.Tiling = "exact",
-    tile: console.Tile = None,
-    noise_std: console.NoiseStd = 0.0,
-    input_noise: console.InputNoise = None,
-    samples: console.Samples = 1,
-    seed: console.NoiseSeed = 0,
-    quality: console.Quality = None,
-    strip: console.Strip = False,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    backend: options.Backend = "auto",
+    tiling: options.Tiling = "exact",
+    tile: options.Tile = None,
+    noise_std: options.NoiseStd = 0.0,
+    input_noise: options.InputNoise = None,
+    samples: options.Samples = 1,
+    seed: options.NoiseSeed = 0,
+    quality: options.Quality = None,
+    strip: options.Strip = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = False,
-    max_megapixels: console.MaxMegapixels = 512,
+    max_megapixels: options.MaxMegapixels = 512,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record an image, as lines.", **console.UNCHECKED)
+        Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record an image, as lines.", **options.UNCHECKED)
     ] = None,
     engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="ray: on a Ray cluster, see docs/cluster.md.")] = "local",
     workers: Annotated[
@@ -72,7 +72,7 @@ def purify_dir(
         str | None, typer.Option("--ray-address", help="Of a running cluster.", show_default="RAY_ADDRESS, or this machine")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of the whole.")] = False,
-    quiet: console.Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Purify a folder of images.
 
@@ -88,7 +88,7 @@ def purify_dir(
     console.show_warnings(quiet)
     images.trust_own_limit()
     target = str(plan.default_output(source)) if out is None else out
-    options = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
+    chosen = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
     cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
     engines.refuse(engine, source, target, cluster)
     if not places.is_url(source) and not places.is_url(target):
@@ -99,7 +99,7 @@ def purify_dir(
 
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     summary = Summary(source, target, report)
-    asked = engines.Asked(source, target, weights, device, precision, backend, settings, options)
+    asked = engines.Asked(source, target, weights, device, precision, backend, settings, chosen)
     fault: ComdefendError | None = None
     with _report(report, Path(target), overwrite=overwrite) as write:
         try:

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, progress
 from comdefend_cli.cli.console import notice
-from comdefend_cli.cli.work import pixel_bar, purifier_record
+from comdefend_cli.cli.work import purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run(
         if device == "auto":
             notice(f"computing on {describe_device(parameter.device)} in {purifier.how}, in strips", quiet=quiet)
         began = time.perf_counter()
-        with pixel_bar(image.width * image.height, shown=not quiet) as advance:
+        with progress.pixels(image.width * image.height, shown=not quiet) as advance:
             error = large.purify(purifier, image, target, strip=strip, overwrite=overwrite, progress=advance)
         if as_json:
             where = {"input": str(source), "output": str(target)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
@@ -36,9 +36,9 @@ def train(
         str, typer.Option("--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder of images (random crops).")
     ],
     data_dir: Annotated[
-        Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.", **console.UNCHECKED)
+        Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go when they are downloaded.", **options.UNCHECKED)
     ] = Path("data"),
-    out: Annotated[Path, typer.Option("--out", help="The weight file to write.", **console.UNCHECKED)] = Path("comdefend.safetensors"),
+    out: Annotated[Path, typer.Option("--out", help="The weight file to write.", **options.UNCHECKED)] = Path("comdefend.safetensors"),
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps.", show_default="3200")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data, in place of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step, over all processes.")] = 8,
@@ -73,13 +73,13 @@ def train(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps in which the learning rate rises.")] = 50,
     init: Annotated[str | None, typer.Option("--init", metavar="NAME|PATH", help="Weights to start from, in place of new ones.")] = None,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
-    device: console.Device = "auto",
+    device: options.Device = "auto",
     checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 500,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Steps between measurements of PSNR.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
-    no_download: console.NoDownload = False,
-    overwrite: console.Overwrite = False,
-    quiet: console.Quiet = False,
+    no_download: options.NoDownload = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train ComDefend on clean images.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
@@ -46,10 +46,10 @@ def train_baseline(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the initial weights, the batches and the attacks.")] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
-    device: console.Device = "auto",
-    no_download: console.NoDownload = False,
-    overwrite: console.Overwrite = False,
-    quiet: console.Quiet = False,
+    device: options.Device = "auto",
+    no_download: options.NoDownload = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train the network of another defence, for `comdefend evaluate` to compare with.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
 
@@ -64,15 +64,15 @@ def train_classifier(
         float, typer.Option("--label-smoothing", min=0.0, help="Share of a label's weight that goes to all classes alike.")
     ] = 0.0,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="FILE", help="A classifier to go on from, in place of a new one.", **console.UNCHECKED)
+        Path | None, typer.Option("--init", metavar="FILE", help="A classifier to go on from, in place of a new one.", **options.UNCHECKED)
     ] = None,
     precision: Annotated[str, typer.Option("--precision", help="auto, float32, or bfloat16 for mixed precision.")] = "auto",
-    device: console.Device = "auto",
+    device: options.Device = "auto",
     checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 200,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside --out.")] = False,
-    no_download: console.NoDownload = False,
-    overwrite: console.Overwrite = False,
-    quiet: console.Quiet = False,
+    no_download: options.NoDownload = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a reference classifier for `comdefend evaluate`."""
     from comdefend_cli.classifiers.loading import default_path, load_classifier_file

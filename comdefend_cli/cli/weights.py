@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from comdefend_cli.cli import console
+from comdefend_cli.cli import console, options
 from comdefend_cli.errors import ComdefendError, UsageError, WeightsError, reason
 
 app = typer.Typer(help="The weight files that ship, and yours: list, show, verify, import.", no_args_is_help=True)
@@ -100,10 +100,10 @@ def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", he
 @app.command("import")
 @console.command
 def import_(
-    encoder: Annotated[Path, typer.Argument(metavar="ENC.npy", help="The authors' checkpoint of ComCNN.", **console.UNCHECKED)],
-    decoder: Annotated[Path, typer.Argument(metavar="DEC.npy", help="The authors' checkpoint of RecCNN.", **console.UNCHECKED)],
-    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The weight file to write.", **console.UNCHECKED)],
-    overwrite: console.Overwrite = False,
+    encoder: Annotated[Path, typer.Argument(metavar="ENC.npy", help="The authors' checkpoint of ComCNN.", **options.UNCHECKED)],
+    decoder: Annotated[Path, typer.Argument(metavar="DEC.npy", help="The authors' checkpoint of RecCNN.", **options.UNCHECKED)],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The weight file to write.", **options.UNCHECKED)],
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Convert your own copy of the authors' released checkpoints, safely: arrays are read and nothing else."""
     from comdefend_cli import __version__

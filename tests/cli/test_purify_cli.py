@@ -25,7 +25,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from typer.testing import CliRunner
 
 from comdefend_cli import Purifier
-from comdefend_cli.cli import app, console
+from comdefend_cli.cli import app, options
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY
 from comdefend_cli.network.weight_file import save_weights
 
@@ -82,14 +82,14 @@ def test_the_weights_own_noise_is_put_on_unless_told_otherwise(run: Run, image: 
     path = image.with_name("noisy.safetensors")
     save_weights(path, model, {})
     made = {}
-    for name, options in {
+    for name, given in {
         "own": (),
         "again": (),
         "asked": ("--input-noise", 20),
         "none": ("--input-noise", 0),
         "seed": ("--seed", 1),
     }.items():
-        done = run("purify", image, image.with_name(f"{name}.png"), "--weights", path, "--device", "cpu", "--json", *options)
+        done = run("purify", image, image.with_name(f"{name}.png"), "--weights", path, "--device", "cpu", "--json", *given)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["input_noise"] == (0.0 if name == "none" else 20.0)
         made[name] = np.array(Image.open(image.with_name(f"{name}.png")))
@@ -99,8 +99,8 @@ def test_the_weights_own_noise_is_put_on_unless_told_otherwise(run: Run, image: 
     folder.mkdir()
     shutil.copy(image, folder / "in.png")
     out = image.parent / "out"
-    for options, kept, expected in (((), 0, "own"), ((), 1, "own"), (("--seed", 1), 0, "seed"), (("--input-noise", 0), 0, "none")):
-        done = run("purify-dir", folder, "--out", out, "--weights", path, "--device", "cpu", "--json", *options)
+    for given, kept, expected in (((), 0, "own"), ((), 1, "own"), (("--seed", 1), 0, "seed"), (("--input-noise", 0), 0, "none")):
+        done = run("purify-dir", folder, "--out", out, "--weights", path, "--device", "cpu", "--json", *given)
         assert json.loads(done.stdout)["kept"] == kept, options
         assert np.array_equal(np.array(Image.open(out / "in.png")), made[expected]), options
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Run, tmp_path: P
 
 def test_help_names_the_weights_that_are_taken() -> None:
     """What the options say is the default is what is loaded."""
-    both, color = (get_args(option)[1] for option in (console.Weights, console.ColorWeights))
+    both, color = (get_args(option)[1] for option in (options.Weights, options.ColorWeights))
     assert both.help.endswith(f"Default: {DEFAULT_COLOR}, and for grey images {DEFAULT_GRAY}.")
     assert color.show_default == DEFAULT_COLOR
 

@@ -1,0 +1,153 @@
+"""How far a command is: a bar on a terminal, nothing or a notice elsewhere.
+
+Each function is a context manager around the work. It yields what the work calls as it goes on, or None where nothing is shown.
+Bars go when the work ends, but for :func:`steps`, whose last line says how training ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from comdefend_cli.cli.console import err, notice
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn, Task
+    from rich.text import Text
+
+#: Called with what is done since the last call; a negative number takes some back.
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def pixels(total: int, *, shown: bool) -> Iterator[Advance | None]:
+    """A bar of an image's pixels, in percent."""
+    from rich.progress import TaskProgressColumn
+
+    with _bar(TaskProgressColumn(), shown=shown) as bar:
+        yield _advance(bar, "purifying", total)
+
+
+@contextmanager
+def images(what: str, total: int, *, quiet: bool) -> Iterator[Advance | None]:
+    """A bar of images of which each goes through `what`, such as "purifying the images"; elsewhere a notice that it begins."""
+    from rich.progress import MofNCompleteColumn
+
+    notice(what, quiet=quiet or err.is_terminal)
+    with _bar(MofNCompleteColumn(), shown=not quiet) as bar:
+        yield _advance(bar, what, total)
+
+
+@contextmanager
+def files(count: int, size: int, pixels: Callable[[], int], *, quiet: bool) -> Iterator[Callable[[int, str], None] | None]:
+    """A bar of files, to be called with each one's bytes and a text that goes before their number.
+
+    Args:
+        count: files in all.
+        size: their bytes, which tell the time left better than a count of files of all sizes.
+        pixels: tells how many have left the networks, so that the speed moves within a large image.
+        quiet: show nothing.
+    """
+    with _bar(_speed(pixels), shown=not quiet and size > 0) as bar:
+        if bar is None:
+            yield None
+            return
+        task = bar.add_task(f"0/{count} files", total=size)
+        done = 0
+
+        def show(part: int, before: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, advance=part, description=f"{before}{done}/{count} files")
+
+        yield show
+
+
+@contextmanager
+def steps(total: int, *, done: int = 0, quiet: bool) -> Iterator[Callable[[int, str], None] | None]:
+    """A line of training steps, to be called with the steps done in all and what to say of them."""
+    from rich.progress import MofNCompleteColumn
+
+    with _bar(MofNCompleteColumn(), shown=not quiet, transient=False) as bar:
+        if bar is None:
+            yield None
+            return
+        task = bar.add_task("training", total=total, completed=done)
+        yield lambda step, text: bar.update(task, completed=step, description=text)
+
+
+@contextmanager
+def cells(total: int, *, quiet: bool) -> Iterator[Callable[[int, str, int, int], None] | None]:
+    """A bar of an evaluation's cells, and one of what is measured; called with cells done, what it is, its done and its count."""
+    from rich.progress import MofNCompleteColumn
+
+    with _bar(MofNCompleteColumn(), shown=not quiet, elapsed=True) as bar:
+        if bar is None:
+            yield None
+            return
+        whole, part = bar.add_task("cells", total=total), bar.add_task("")
+
+        def show(finished: int, label: str, done: int, count: int) -> None:
+            bar.update(part, description=label, completed=done, total=count)
+            bar.update(whole, completed=finished)
+
+        yield show
+
+
+@contextmanager
+def download(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of a download, to be called with the bytes done and those in all, 0 where nobody knows."""
+    from rich.progress import DownloadColumn
+
+    with _bar(DownloadColumn(), shown=not quiet) as bar:
+        if bar is None:
+            yield None
+            return
+        task = bar.add_task("downloading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+@contextmanager
+def spinner(what: str, *, quiet: bool) -> Iterator[None]:
+    """Of work that cannot be counted: what it is, moving on a terminal, a notice elsewhere."""
+    if quiet or not err.is_terminal:
+        notice(what, quiet=quiet)
+        yield
+        return
+    with err.status(what):
+        yield
+
+
+@contextmanager
+def _bar(column: ProgressColumn, *, shown: bool, transient: bool = True, elapsed: bool = False) -> Iterator[Progress | None]:
+    """Description, bar, `column`, and the time left or, for parts of unlike length, elapsed; on a terminal."""
+    if not (shown and err.is_terminal):
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), column, TimeElapsedColumn() if elapsed else TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=transient) as bar:
+        yield bar
+
+
+def _advance(bar: Progress | None, what: str, total: int) -> Advance | None:
+    if bar is None:
+        return None
+    task = bar.add_task(what, total=total)
+    return lambda part: bar.advance(task, part)
+
+
+def _speed(pixels: Callable[[], int]) -> ProgressColumn:
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    began = time.perf_counter()
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{pixels() / 1e6 / max(time.perf_counter() - began, 1e-3):.2f} megapixels/s")
+
+    return Speed()
