@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from comdefend_cli.backends.select import describe
-from comdefend_cli.batch import journal, pipeline
+from comdefend_cli.batch import journal
 from comdefend_cli.batch import storage as places
+from comdefend_cli.batch.budget import BUDGET, Stopped, fit_budget
 from comdefend_cli.batch.journal import Journal
-from comdefend_cli.batch.pipeline import Item, Pipeline, Stopped
+from comdefend_cli.batch.pipeline import Item, Pipeline
 from comdefend_cli.batch.plan import Job, Options, Plan, default_output, plan, scan
 from comdefend_cli.batch.storage import Place, Stamp
 from comdefend_cli.errors import ImageError, reason
@@ -281,8 +282,8 @@ class Work:
         self._networks, self._options, self._state = networks, options, state
         readers, writers = _threads(networks.device)
         # Beside a GPU the threads that decode and encode set the pace, and each needs an image at hand.
-        most = pipeline.BUDGET if networks.device.type == "cpu" else max(pipeline.BUDGET, _THREAD_BUDGET * (readers + writers))
-        budget = pipeline.budget(memory, most)
+        most = BUDGET if networks.device.type == "cpu" else max(BUDGET, _THREAD_BUDGET * (readers + writers))
+        budget = fit_budget(memory, most)
         self._pipeline: Pipeline[_File] = Pipeline(self, map(_File, plan.jobs), readers=readers, writers=writers, budget=budget)
 
     def stop(self) -> None:
@@ -293,13 +294,19 @@ class Work:
         """One result an image, first those that are kept, the rest as they come to their end; fewer after :meth:`stop`."""
         yield from known(self.plan, self._source, self._out)
         # Where a GPU computes, the cores decode and encode, and what is left to PyTorch on them are copies.
-        with nullcontext() if self._networks.device.type == "cpu" else machine.one_thread():
-            yield from map(self._result, self._pipeline.results())
+        threads = nullcontext() if self._networks.device.type == "cpu" else machine.one_thread()
+        with threads, closing(self._pipeline.results()) as items:
+            for item in items:
+                yield self._result(item)
+
+    def size(self, item: _File) -> float:
+        """Megapixels that take as much memory as the file."""
+        item.before = self._source.stamp(item.job.source)
+        return item.before.st_size / _BYTES_A_MEGAPIXEL if item.before else 0.0
 
     def measure(self, item: _File) -> float:
-        """Megapixels by the file's header, or by its size if that is more."""
+        """Megapixels by the file's header."""
         name = item.job.source
-        item.before = self._source.stamp(name)
         size = item.before.st_size if item.before else 0
         if size <= _LARGE_FILE:  # Read once, for its header and its pixels.
             item.data = self._source.read(name)
@@ -317,7 +324,7 @@ class Work:
             pixels = 0
         if pixels > self._options.max_megapixels * 1e6:
             pixels = 0  # Will be refused without being decoded.
-        return max(pixels / 1e6, size / _BYTES_A_MEGAPIXEL)
+        return pixels / 1e6
 
     def read(self, item: _File) -> None:
         """Decode."""

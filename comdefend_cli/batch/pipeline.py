@@ -3,7 +3,8 @@
     items -> reader threads -> by group, in batches -> the computing thread -> writer threads -> results
 
 What is between being read and being written is bounded by a budget of megapixels, not by a number of
-items: thousands of thumbnails, or one large image at a time. An item that fails leaves the others alone.
+items: thousands of thumbnails, or one large image at a time. An item that fails leaves the others alone; any other error, in
+whichever thread, ends the run: all threads end, and it is raised where the results are taken.
 """
 
 from __future__ import annotations
@@ -11,33 +12,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from comdefend_cli.runtime import machine
+from comdefend_cli.batch.budget import BUDGET, LEAST_COST, Budget, Stopped
 
-#: Megapixels in work at a time unless told otherwise; about 20 bytes a pixel, so 1.3 GB.
-BUDGET = 64.0
-#: Bytes that a pixel in work takes, decoded, purified and encoded; and the share of the memory that all in work may take.
-_BYTES_A_PIXEL = 20
-_SHARE = 0.25
-#: What an item costs at least, which bounds their number too.
-_LEAST_COST = 0.01
 #: Seconds after which a request to stop is seen at the latest.
 _LOOK = 0.1
-
-
-def budget(share: float = 1.0, most: float = BUDGET) -> float:
-    """Megapixels in work at a time: `most`, or less where this process may use little memory, of which it has that share."""
-    limit = machine.memory()
-    return min(BUDGET, most) if limit is None else min(most, share * limit * _SHARE / _BYTES_A_PIXEL / 1e6)
-
-
-class Stopped(Exception):  # noqa: N818  # Not an error.
-    """Raised in a stage that is to give up what it does."""
 
 
 @dataclass
@@ -59,16 +43,22 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 
 class Stages(Protocol[ItemT]):
-    """What is done to items. Any exception of these fails the item, or each of a batch that fails alone too."""
+    """What is done to items. Any exception of these but of `release` fails the item, or each of a batch that fails alone too.
+
+    An exception that is no :class:`Exception`, and one of `release`, ends the run.
+    """
+
+    def size(self, item: ItemT) -> float:
+        """Megapixels that its file takes in memory as it is, without reading any of it. Called from reader threads."""
 
     def measure(self, item: ItemT) -> float:
-        """Megapixels it will take; quick, without reading it whole. Called from reader threads."""
+        """Megapixels it will take; the file may be held in memory from now on. Called from reader threads."""
 
     def read(self, item: ItemT) -> None:
         """Read it. Called from reader threads."""
 
     def group(self, item: ItemT) -> tuple[Hashable, int]:
-        """What items of one batch have in common, and how many of these a batch may have."""
+        """What items of one batch have in common, and how many of these a batch may have. Called from reader threads."""
 
     def compute(self, items: list[ItemT]) -> None:
         """Compute a batch. Called from one thread only."""
@@ -78,43 +68,6 @@ class Stages(Protocol[ItemT]):
 
     def release(self, item: ItemT) -> None:
         """Let go of what takes memory. Called once an item is done or failed."""
-
-
-class Budget:
-    """A number of megapixels that threads share. One item over the limit is let in when it is alone."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self._used = 0.0
-        self._closed = False
-        self._turn = threading.Lock()
-        self._changed = threading.Condition()
-
-    def acquire(self, amount: float) -> None:
-        """Wait for room and take it. First come, first served: a large item is not passed for ever by small ones.
-
-        Raises:
-            Stopped: the budget was closed.
-        """
-        with self._turn, self._changed:
-            while self._used > 0 and self._used + amount > self.limit and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                raise Stopped
-            self._used += amount
-
-    def give_back(self, amount: float) -> None:
-        """Give room back."""
-        with self._changed:
-            # Rounding must not leave a crumb that a waiting large item would wait for.
-            self._used = 0.0 if self._used - amount < _LEAST_COST / 2 else self._used - amount
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Let nothing in any more, and wake who waits."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 _END: Any = object()
@@ -142,7 +95,8 @@ class Pipeline(Generic[ItemT]):
         self._budget = Budget(budget)
         self._taking = threading.Lock()
         self._stopping = threading.Event()
-        self._read: SimpleQueue[ItemT] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._read: SimpleQueue[tuple[ItemT, Hashable, int]] = SimpleQueue()
         self._computed: SimpleQueue[ItemT] = SimpleQueue()
         self._results: SimpleQueue[ItemT | BaseException] = SimpleQueue()
 
@@ -151,24 +105,30 @@ class Pipeline(Generic[ItemT]):
         """Whether work is to be given up."""
         return self.stop_asked or self._stopping.is_set()
 
-    def results(self) -> Iterator[ItemT]:
-        """Each item that came to its end, done or failed, in that order; those that a stop left are not among them."""
-        targets = [self._reader] * self._readers + [self._computer] + [self._writer] * self._writers
-        # Daemons, so that a person who insists can leave at once.
-        threads = [threading.Thread(target=self._guard, args=(target,), daemon=True) for target in targets]
-        for thread in threads:
-            thread.start()
+    def results(self) -> Generator[ItemT]:
+        """Each item that came to its end, done or failed, in that order; those that a stop left are not among them.
+
+        Raises:
+            BaseException: whatever ended a thread, when all threads have ended.
+        """
+        wait = True
         try:
+            for target in [self._reader] * self._readers + [self._computer] + [self._writer] * self._writers:
+                # Daemons, so that a person who insists can leave at once.
+                thread = threading.Thread(target=self._guard, args=(target,), daemon=True)
+                thread.start()
+                self._threads.append(thread)
             yield from self._until_end()
         except KeyboardInterrupt:
-            self._stop()
+            wait = False
             raise
-        except BaseException:
-            self._stop()
-            for thread in threads:
-                thread.join()
-            raise
-        for thread in threads:
+        finally:
+            self.close(wait=wait)
+
+    def close(self, *, wait: bool = True) -> None:
+        """Let all threads end, and wait until they have; needed only where :meth:`results` was not gone through to its end."""
+        self._stop()
+        for thread in self._threads if wait else ():
             thread.join()
 
     def _until_end(self) -> Iterator[ItemT]:
@@ -192,10 +152,11 @@ class Pipeline(Generic[ItemT]):
         self._budget.close()
 
     def _guard(self, target: Callable[[], None]) -> None:
-        """A thread that ended by a mistake of ours ends the whole, instead of letting it wait for ever."""
+        """A thread that ended by a mistake ends the whole, instead of letting it wait for ever."""
         try:
             target()
         except BaseException as error:
+            self._stop()
             self._results.put(error)
 
     def _next(self) -> ItemT | None:
@@ -205,53 +166,69 @@ class Pipeline(Generic[ItemT]):
     def _reader(self) -> None:
         while (item := self._next()) is not None:
             try:
-                with _timed([item]):
-                    cost = max(self._stages.measure(item), _LEAST_COST)
-                self._budget.acquire(cost)
-                item.cost = cost
-                with _timed([item]):
-                    self._stages.read(item)
+                entry = self._take_in(item)
             except Stopped:
                 break
             except Exception as error:
                 self._finish(item, error)
             else:
-                self._read.put(item)
+                self._read.put(entry)
         self._read.put(_END)
 
+    def _take_in(self, item: ItemT) -> tuple[ItemT, Hashable, int]:
+        """Read an item when there is room for it: first for its file, then for its pixels."""
+        with _timed([item]):
+            size = max(self._stages.size(item), LEAST_COST)
+        self._budget.acquire(size)
+        item.cost = size
+        with _timed([item]):
+            more = self._stages.measure(item) - size
+        if more > 0:
+            self._budget.grow(size, more)
+            item.cost += more
+        with _timed([item]):
+            self._stages.read(item)
+        return item, *self._stages.group(item)
+
     def _computer(self) -> None:
+        try:
+            self._compute_groups()
+        finally:
+            for _ in range(self._writers):
+                self._computed.put(_END)
+
+    def _compute_groups(self) -> None:
         """Take what has been read, and of it the oldest group, as large a batch as there is: the network never waits to fill one."""
-        groups: dict[Hashable, deque[ItemT]] = {}
+        groups: dict[Hashable, deque[tuple[ItemT, int]]] = {}
         readers = self._readers
         while readers or groups:
             readers -= self._sort_in(groups, wait=not groups)
             if self.stopping:
-                break
+                return
             if groups:
                 key = next(iter(groups))
                 queue = groups.pop(key)
-                limit = self._stages.group(queue[0])[1]
-                self._compute([queue.popleft() for _ in range(min(limit, len(queue)))])
+                limit = min(queue[0][1], len(queue))
+                self._compute([queue.popleft()[0] for _ in range(limit)])
                 if queue:
                     groups[key] = queue
-        for _ in range(self._writers):
-            self._computed.put(_END)
 
-    def _sort_in(self, groups: dict[Hashable, deque[ItemT]], *, wait: bool) -> int:
+    def _sort_in(self, groups: dict[Hashable, deque[tuple[ItemT, int]]], *, wait: bool) -> int:
         """Move what has been read into its groups; the number of readers that ended."""
         ended = 0
         while not self.stopping:
             try:
-                item = self._read.get(timeout=_LOOK) if wait else self._read.get_nowait()
+                entry = self._read.get(timeout=_LOOK) if wait else self._read.get_nowait()
             except Empty:
                 if wait:
                     continue
                 break
             wait = False
-            if item is _END:
+            if entry is _END:
                 ended += 1
             else:
-                groups.setdefault(self._stages.group(item)[0], deque()).append(item)
+                item, key, limit = entry
+                groups.setdefault(key, deque()).append((item, limit))
         return ended
 
     def _compute(self, batch: list[ItemT]) -> None:

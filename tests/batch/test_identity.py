@@ -12,7 +12,7 @@ from conftest import photo
 from PIL import Image
 
 from comdefend_cli import Settings
-from comdefend_cli.backends.select import described
+from comdefend_cli.backends.select import describe
 from comdefend_cli.batch import journal, local
 from comdefend_cli.batch.local import Networks, Options
 
@@ -32,7 +32,7 @@ RECORDED = [
 
 def key(sha256: str, precision: str, backend: str, settings: Settings, options: Options) -> str:
     """The key of results so computed."""
-    networks = SimpleNamespace(how=described(precision, backend), settings=settings)
+    networks = SimpleNamespace(how=describe(precision, backend), settings=settings)
     networks.describe = lambda: Networks.describe(networks)  # type: ignore[arg-type]
     return local._key(sha256, networks, options)  # type: ignore[arg-type]
 

@@ -6,9 +6,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from PIL import Image
 from comdefend_cli import Purifier
 from comdefend_cli.batch import journal
 from comdefend_cli.batch import local as folder
+from comdefend_cli.batch.budget import Budget, Stopped
 from comdefend_cli.batch.local import Networks, Options
-from comdefend_cli.batch.pipeline import Budget, Item, Pipeline, Stopped
+from comdefend_cli.batch.pipeline import Item, Pipeline
+from comdefend_cli.batch.storage import Folder
 from comdefend_cli.errors import UsageError
 
 
@@ -41,6 +44,9 @@ class Recorder:
         self.written: list[int] = []
         self.held = self.most = 0.0
         self.lock = threading.Lock()
+
+    def size(self, item: Number) -> float:
+        return item.megapixels / 4
 
     def measure(self, item: Number) -> float:
         return item.megapixels
@@ -109,15 +115,115 @@ def test_a_stopped_pipeline_ends_with_what_was_computed_written() -> None:
     assert sorted(values) == sorted(stages.written)
 
 
-def test_a_mistake_in_a_thread_ends_the_run() -> None:
-    """What no stage was to raise comes out of the results instead of leaving them waiting."""
+class Fatal(BaseException):
+    """What is no failure of an item."""
 
-    class Broken(Recorder):
-        def release(self, item: Number) -> None:
-            raise RuntimeError("mistake")
 
-    with pytest.raises(RuntimeError, match="mistake"):
-        list(Pipeline(Broken(), map(Number, range(10)), readers=2, writers=2).results())
+class Broken(Recorder):
+    """Stages of which one goes wrong at the fifth item that it sees."""
+
+    def __init__(self, stage: str, error: type[BaseException]) -> None:
+        super().__init__()
+        self.stage, self.error, self.seen = stage, error, 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name != super().__getattribute__("__dict__").get("stage"):
+            return super().__getattribute__(name)
+        self.seen += 1
+        if self.seen == 5:
+            raise self.error("mistake")
+        return super().__getattribute__(name)
+
+
+class Unhashable(Recorder):
+    """Stages whose groups cannot be told apart, which shows only in the computing thread."""
+
+    def group(self, item: Number) -> tuple[Hashable, int]:
+        return [item.value], 1  # type: ignore[return-value]
+
+
+def broken_items() -> Iterator[Number]:
+    """Items that end by a mistake."""
+    yield from map(Number, range(5))
+    raise RuntimeError("mistake")
+
+
+def run_to_its_end(pipeline: Pipeline[Number], consume: Callable[[Number], object] = lambda item: None) -> BaseException | None:
+    """What a run raised; fails if it, or any of its threads, still goes on after some seconds."""
+    before = set(threading.enumerate())
+    raised: list[BaseException | None] = []
+
+    def go() -> None:
+        try:
+            for item in pipeline.results():
+                consume(item)
+            raised.append(None)
+        except BaseException as error:
+            raised.append(error)
+
+    caller = threading.Thread(target=go, daemon=True)
+    caller.start()
+    caller.join(10)
+    until = time.monotonic() + 10
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not left, left
+    return raised[0]
+
+
+@pytest.mark.parametrize("stage", ["size", "measure", "read", "group", "compute", "write", "release"])
+def test_a_mistake_in_any_stage_ends_the_run(stage: str) -> None:
+    """What is no failure of an item comes out of the results, and no thread is left waiting."""
+    error = run_to_its_end(Pipeline(Broken(stage, Fatal), map(Number, range(100)), readers=3, writers=3, budget=8.0))
+    assert isinstance(error, Fatal)
+
+
+@pytest.mark.parametrize("stage", ["size", "measure", "read", "group", "compute", "write"])
+def test_an_exception_in_any_stage_fails_its_item_alone(stage: str) -> None:
+    """All others are done, and no thread is left waiting."""
+    seen: list[Number] = []
+    stages = Broken(stage, ValueError)
+    assert run_to_its_end(Pipeline(stages, map(Number, range(100)), readers=3, writers=3, budget=8.0), seen.append) is None
+    assert len(seen) == 100
+    assert len(stages.written) + sum(item.error is not None for item in seen) == 100
+    assert sum(item.error is not None for item in seen) <= (0 if stage == "compute" else 1)  # A batch is tried again, each item alone.
+
+
+def test_a_mistake_outside_the_stages_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the items, in what sorts them into batches, in a failed item's release, in a thread that cannot be started: likewise."""
+    assert str(run_to_its_end(Pipeline(Recorder(), broken_items(), readers=3, writers=3))) == "mistake"
+    assert isinstance(run_to_its_end(Pipeline(Unhashable(), map(Number, range(10)), readers=3, writers=3)), TypeError)
+    assert str(run_to_its_end(Pipeline(Broken("release", RuntimeError), map(Number, range(10)), readers=3, writers=3))) == "mistake"
+    start, started = threading.Thread.start, []
+
+    def fail_at_the_fourth(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) == 4:  # The first is the test's own.
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_at_the_fourth)
+    assert "new thread" in str(run_to_its_end(Pipeline(Recorder(), map(Number, range(10)), readers=3, writers=3)))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Fatal])
+def test_a_mistake_of_who_takes_the_results_ends_the_run(error: type[BaseException]) -> None:
+    """Whatever is raised where the results are used, the threads end, also where a budget is waited for."""
+
+    def consume(item: Number) -> None:
+        raise error
+
+    assert isinstance(run_to_its_end(Pipeline(Recorder(), map(Number, range(10_000)), readers=3, writers=3, budget=2.0), consume), error)
+
+
+def test_results_that_nobody_takes_any_more_can_be_ended() -> None:
+    """Who holds on to the results and leaves them half-way ends the threads by closing the pipeline."""
+    before = set(threading.enumerate())
+    pipeline = Pipeline(Recorder(), map(Number, range(10_000)), readers=3, writers=3, budget=2.0)
+    results = pipeline.results()
+    next(results)
+    pipeline.close()
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_closed_budget_lets_nobody_wait() -> None:
@@ -127,6 +233,32 @@ def test_a_closed_budget_lets_nobody_wait() -> None:
     threading.Timer(0.05, budget.close).start()
     with pytest.raises(Stopped):
         budget.acquire(0.5)
+
+
+def test_who_waits_for_more_is_let_in_before_others_and_never_for_ever() -> None:
+    """Two that hold most of a budget and both need more get it one after the other, before one that holds nothing."""
+    budget, order = Budget(10.0), []
+    budget.acquire(4.0)
+    budget.acquire(5.0)
+
+    def grow(held: float, amount: float) -> None:
+        budget.grow(held, amount)
+        order.append(held)
+        time.sleep(0.05)
+        budget.give_back(held + amount)
+
+    threads = [threading.Thread(target=grow, args=pair, daemon=True) for pair in ((4.0, 30.0), (5.0, 2.0))]
+    threads[0].start()
+    time.sleep(0.05)
+    assert not order  # The other still works with what it holds.
+    late = threading.Thread(target=lambda: (budget.acquire(0.5), order.append(0.5)), daemon=True)
+    late.start()
+    time.sleep(0.05)
+    assert not order  # There would be room, but not for who came before.
+    threads[1].start()
+    for thread in (*threads, late):
+        thread.join(10)
+    assert sorted(order[:2]) == [4.0, 5.0] and order[2:] == [0.5]
 
 
 def status(path: Path) -> os.stat_result:
@@ -224,6 +356,31 @@ def test_beside_a_gpu_copies_take_one_thread(
         assert [result.status for result in work.results()] == ["done"]
     assert seen == [3 if device == "cpu" else 1]
     assert torch.get_num_threads() == 3
+
+
+def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the budget holds one file, one file is in memory at a time, from its first byte on, however many threads read."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for index in range(8):
+        Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / f"{index}.bmp")
+    monkeypatch.setattr(folder, "_BYTES_A_MEGAPIXEL", (source / "0.bmp").stat().st_size)  # Each takes one megapixel.
+    monkeypatch.setattr(folder, "fit_budget", lambda *arguments: 1.5)
+    held: set[str] = set()
+    most: list[int] = []
+
+    def read(place: Folder, name: str) -> bytes:
+        held.add(name)
+        most.append(len(held))
+        time.sleep(0.02)
+        return (place.root / name).read_bytes()
+
+    release = folder.Work.release
+    monkeypatch.setattr(Folder, "read", read)
+    monkeypatch.setattr(folder.Work, "release", lambda work, item: (held.discard(item.job.source), release(work, item))[1])
+    with folder.opened(source, tmp_path / "out", Networks(str(small_weights), device="cpu")) as work:
+        assert [result.status for result in work.results()] == ["done"] * 8
+    assert most == [1] * 8
 
 
 def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path, small_weights: Path) -> None:

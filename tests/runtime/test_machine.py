@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from comdefend_cli.batch import pipeline
+from comdefend_cli.batch.budget import BUDGET, fit_budget
 from comdefend_cli.runtime import machine
 
 GB = 2**30
@@ -82,15 +82,15 @@ def test_threads_that_somebody_set_stay(tmp_path: Path, many_cores: None, monkey
 def test_what_is_in_work_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small container holds fewer megapixels at a time, a large machine no more than the most."""
     monkeypatch.setattr(machine, "memory", lambda: GB)
-    assert 5 < pipeline.budget() < 20
-    assert pipeline.budget(0.5) == pipeline.budget() / 2
-    assert pipeline.budget(most=1000.0) == pipeline.budget()
+    assert 5 < fit_budget() < 20
+    assert fit_budget(0.5) == fit_budget() / 2
+    assert fit_budget(most=1000.0) == fit_budget()
     monkeypatch.setattr(machine, "memory", lambda: 512 * GB)
-    assert pipeline.budget() == pipeline.BUDGET
-    assert pipeline.budget(most=100.0) == 100.0
+    assert fit_budget() == BUDGET
+    assert fit_budget(most=100.0) == 100.0
     monkeypatch.setattr(machine, "memory", lambda: None)
-    assert pipeline.budget() == pipeline.BUDGET
-    assert pipeline.budget(most=1000.0) == pipeline.BUDGET
+    assert fit_budget() == BUDGET
+    assert fit_budget(most=1000.0) == BUDGET
 
 
 def test_one_thread_holds_in_threads_that_begin_within(request: pytest.FixtureRequest) -> None:
