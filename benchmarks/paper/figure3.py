@@ -32,7 +32,7 @@ from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.runtime.device import resolve_device
 from comdefend_cli.runtime.files import write_atomically
-from comdefend_cli.training.trainer import TrainConfig
+from comdefend_cli.training.config import TrainConfig
 
 NOISE = 20.0
 #: How many times each pixel is repeated; pixels between cells, between panels, and of a line of text.

@@ -24,7 +24,7 @@ from comdefend_cli.cli.train import resolve_training_precision
 from comdefend_cli.data import datasets
 from comdefend_cli.runtime.device import describe_device, resolve_device
 from comdefend_cli.runtime.files import write_atomically
-from comdefend_cli.training.trainer import TrainConfig
+from comdefend_cli.training.config import TrainConfig
 
 
 def markdown(rows: dict[int, dict[str, Any]], about: str) -> str:

@@ -30,7 +30,7 @@ from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.evaluate.stats import percentages
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.runtime.device import resolve_device
-from comdefend_cli.training.trainer import TrainConfig
+from comdefend_cli.training.config import TrainConfig
 
 QUICK_LAMBDAS, QUICK_PHIS = (0.01, 0.0001), (1.0, 20.0, 50.0)
 

@@ -10,7 +10,8 @@ from comdefend_cli.data.datasets import Dataset
 from comdefend_cli.network.registry import load_weights
 from comdefend_cli.network.weight_file import Weights, save_weights
 from comdefend_cli.runtime.device import resolve_device
-from comdefend_cli.training.trainer import TrainConfig, Trainer
+from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.trainer import Trainer
 
 
 def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, images: int = 200) -> Weights:

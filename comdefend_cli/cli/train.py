@@ -91,8 +91,9 @@ def train(
     from comdefend_cli.network.registry import load_weights
     from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.training.config import TrainConfig
     from comdefend_cli.training.distributed import process_group, together
-    from comdefend_cli.training.trainer import TrainConfig, Trainer, load_checkpoint
+    from comdefend_cli.training.trainer import Trainer, load_checkpoint
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
@@ -224,7 +225,7 @@ def resolve_training_precision(name: str, device: torch.device) -> str:
 
 
 def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
-    from comdefend_cli.training.trainer import TrainConfig
+    from comdefend_cli.training.config import TrainConfig
 
     if epochs is None:
         return TrainConfig.steps if steps is None else steps

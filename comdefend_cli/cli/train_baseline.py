@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from comdefend_cli.data.datasets import Dataset
-    from comdefend_cli.training.baseline import BaselineConfig, BaselineTrainer
+    from comdefend_cli.training.baseline import BaselineTrainer
+    from comdefend_cli.training.config import BaselineConfig
 
 KINDS = ("pixelcnn", "hgd")
 #: Steps and images a step where nothing is said: about 7 minutes each on one core of an AMD EPYC (Zen 4), in bfloat16.
@@ -59,7 +60,7 @@ def train_baseline(
     from comdefend_cli.data import datasets
     from comdefend_cli.runtime import files, machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
-    from comdefend_cli.training.baseline import BaselineConfig
+    from comdefend_cli.training.config import BaselineConfig
 
     if kind not in KINDS:
         raise UsageError(f"unknown network {kind!r}: use {' or '.join(KINDS)}")
@@ -120,6 +121,8 @@ def _loop(trainer: BaselineTrainer, quiet: bool) -> None:
 
 def _finish(trainer: BaselineTrainer, out: Path, *, overwrite: bool, quiet: bool) -> None:
     """Measure the network and write its file."""
+    from comdefend_cli.evaluate.defences.network_files import save_network
+
     record: dict[str, Any] = trainer.record()
-    trainer.save(out, record, overwrite=overwrite)
+    save_network(out, trainer.kind, trainer.model, record, overwrite=overwrite)
     notice(f"wrote {out}: {record['measured']:.3f} {trainer.unit}, on {record['test_images']} test images", quiet=quiet)

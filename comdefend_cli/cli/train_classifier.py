@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from comdefend_cli.data.datasets import Dataset
-    from comdefend_cli.training.classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
+    from comdefend_cli.training.classifier import ClassifierReport, ClassifierTrainer
+    from comdefend_cli.training.config import ClassifierConfig
 
 
 @console.command
@@ -82,7 +83,8 @@ def train_classifier(
     from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
     from comdefend_cli.training.checkpoint import load_checkpoint
-    from comdefend_cli.training.classifier import ClassifierConfig, ClassifierReport, ClassifierTrainer
+    from comdefend_cli.training.classifier import ClassifierReport, ClassifierTrainer
+    from comdefend_cli.training.config import ClassifierConfig
 
     if data not in CLASSES:
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")

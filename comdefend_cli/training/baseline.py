@@ -7,61 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from comdefend_cli.data.datasets import Dataset
-from comdefend_cli.errors import TrainingError, UsageError
+from comdefend_cli.errors import TrainingError
 from comdefend_cli.runtime.device import flushed_subnormals
-from comdefend_cli.training import stored
+from comdefend_cli.training.config import BaselineConfig
 from comdefend_cli.training.optim import Muon
 
 #: Adam's peak rate for what Muon does not take, as a share of Muon's.
 ADAM_SHARE = 0.1
-WARMUP = 0.05
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """What decides the outcome of a run, beside the network's architecture.
-
-    Attributes:
-        data: name of the data set.
-        steps: optimizer steps.
-        batch_size: images a step.
-        seed: of the initial weights, the batches and the attacks.
-        lr: peak learning rate of Muon on the inner kernels; Adam takes the rest at `ADAM_SHARE` of it.
-        precision: "float32", or "bfloat16" for mixed precision.
-
-    Raises:
-        UsageError: a value out of range.
-    """
-
-    data: str = "cifar10"
-    steps: int = 1000
-    batch_size: int = 16
-    seed: int = 0
-    lr: float = 0.02
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"lr must be above 0, not {self.lr}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise UsageError(f"training knows float32 and bfloat16, not {self.precision!r}")
-
-    def lr_factor(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a share of the peak: linearly up over `WARMUP`, then linearly down."""
-        way = (step + 1) / self.steps
-        return min(way / WARMUP, (1 - way) / (1 - WARMUP) + 1 / self.steps, 1.0)
 
 
 @dataclass(frozen=True)
@@ -182,15 +140,6 @@ class BaselineTrainer:
             "unit": self.unit,
             "test_images": count,
         }
-
-    def save(self, path: Path, record: dict[str, Any], *, overwrite: bool = False) -> str:
-        """Write the network to a weight file with what `record` returned, and return its SHA-256.
-
-        Raises:
-            UsageError: the file is there and `overwrite` is false.
-            ComdefendError: it cannot be written.
-        """
-        return stored.save(path, self.kind, self.model, record, overwrite=overwrite)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that networks compute in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
@@ -14,86 +14,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from comdefend_cli.classifiers.loading import Classifier, ClassifierHeader, Normalized, build
-from comdefend_cli.classifiers.networks import ARCHITECTURES, Whitening
+from comdefend_cli.classifiers.networks import Whitening
+from comdefend_cli.classifiers.signed_gradient import signed_gradient
 from comdefend_cli.data.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.training.augmentation import augment
 from comdefend_cli.training.checkpoint import gather, scatter
+from comdefend_cli.training.config import ClassifierConfig
 from comdefend_cli.training.optim import Muon
 
 Adversarial = Literal["", "fgsm", "bim"]
 #: Nesterov SGD's peak rate for what Muon does not take: norms, biases, the last layer.
 SGD_BESIDE_MUON = 0.1
-WARMUP = 0.15
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Everything that decides the outcome of a run.
-
-    Attributes:
-        data: name of the data set.
-        arch: one of `comdefend_cli.classifiers.networks.ARCHITECTURES`.
-        epochs: passes over the training images.
-        batch_size: images a step.
-        seed: of weights, batches and augmentation.
-        lr: peak learning rate of Muon on the kernels.
-        weight_decay: of the kernels, see `Muon`. Norms follow them, so it does not make the network's function smaller: it keeps the
-            kernels from growing, and their steps from shrinking beside them.
-        purify: SHA-256 of the ComDefend weights that purify the training images (4.4.2), or "".
-        input_noise: beside each training image stands a second one with Gaussian noise, of a standard deviation drawn up to this, in
-            8-bit levels, before it is purified; 0 for none.
-        cutout: side of a square that is hidden in each image, in pixels; 0 for none.
-        adversarial: "fgsm" or "bim": half of each batch is adversarial (Kurakin et al., 2017); "" for none.
-        adversarial_epsilon: most L-infinity distance of those, in 8-bit levels; each image draws its own up to it.
-        adversarial_steps: of BIM.
-        label_smoothing: the share of a label's weight that goes to all classes alike.
-        precision: "float32", or "bfloat16" for mixed precision.
-        init: SHA-256 of the classifier file that the run started from, or "" for new weights.
-
-    Raises:
-        UsageError: a value out of range.
-    """
-
-    data: str = "cifar10"
-    arch: str = "small"
-    epochs: float = 8.0
-    batch_size: int = 256
-    seed: int = 0
-    lr: float = 0.02
-    weight_decay: float = 0.1
-    purify: str = ""
-    input_noise: float = 0.0
-    cutout: int = 0
-    adversarial: str = ""
-    adversarial_epsilon: float = 8.0
-    adversarial_steps: int = 4
-    label_smoothing: float = 0.0
-    precision: str = "float32"
-    init: str = ""
-
-    def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise UsageError(f"unknown architecture {self.arch!r}: use one of {', '.join(ARCHITECTURES)}")
-        if self.adversarial not in ("", "fgsm", "bim"):
-            raise UsageError(f"unknown attack {self.adversarial!r} to train on: use fgsm or bim")
-        for name in ("epochs", "batch_size", "lr", "adversarial_epsilon", "adversarial_steps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
-        if not 0 <= self.weight_decay * self.lr < 1:
-            raise UsageError(f"weight-decay must be from 0 to below 1 / lr, not {self.weight_decay}")
-        if not 0 <= self.input_noise <= 255:
-            raise UsageError(f"input-noise must be from 0 to 255 levels, not {self.input_noise}")
-        if not 0 <= self.cutout <= 1024:
-            raise UsageError(f"cutout must be from 0 to 1024 pixels, not {self.cutout}")
-        if self.batch_size < 2:
-            raise UsageError("batch-size must be at least 2, since the norms need more than one image")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"label-smoothing must be from 0 to below 1, not {self.label_smoothing}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise UsageError(f"training knows float32 and bfloat16, not {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +73,7 @@ class ClassifierTrainer:
         if not isinstance(train, ImageArray) or not len(train.labels):
             raise UsageError(f"{config.data}: its images have no labels, which a classifier needs")
         self.config, self.dataset, self.device, self._train = config, dataset, device, train
-        self.steps = math.ceil(config.epochs * len(train) / config.batch_size)
+        self.steps = config.steps(len(train))
         self.step_done = 0
         values = train.pixels[:: max(1, len(train) // 5000)].float().div(255)
         mean, std = (tuple(round(v, 4) for v in part.tolist()) for part in (values.mean((0, 2, 3)), values.std((0, 2, 3))))
@@ -183,7 +115,7 @@ class ClassifierTrainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(f"collapsed at step {self.step_done + 1}: the loss is not finite; train again with a lower --lr")
-        factor = self._lr_factor()
+        factor = self.config.lr_factor(self.step_done, self.steps)
         for optimizer, peak in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
@@ -193,11 +125,6 @@ class ClassifierTrainer:
             optimizer.step()
         self.step_done += 1
         return value
-
-    def _lr_factor(self) -> float:
-        """Linearly up over the first part, then linearly down to zero."""
-        way = (self.step_done + 1) / self.steps
-        return min(way / WARMUP, (1 - way) / (1 - WARMUP) + 1 / self.steps)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """The step's images, shifted and mirrored, float32 in [0, 1], and labels; every image once an epoch."""
@@ -279,31 +206,3 @@ def _optimizers(model: nn.Module, config: ClassifierConfig) -> list[tuple[torch.
     beside = SGD_BESIDE_MUON * config.lr / ClassifierConfig.lr
     sgd = torch.optim.SGD(rest, beside, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return [(Muon(kernels, config.lr, weight_decay=config.weight_decay), config.lr), (sgd, beside)]
-
-
-def signed_gradient(
-    model: nn.Module, x: Tensor, y: Tensor, epsilon: Tensor, steps: int, autocast: Callable[[], Any] = nullcontext
-) -> Tensor:
-    """FGSM (Goodfellow et al., 2015) for one step, BIM (Kurakin et al., 2017) for more, to train on.
-
-    Args:
-        model: from (N, C, H, W) in [0, 1] to logits.
-        x: the images.
-        y: their labels, (N,).
-        epsilon: most L-infinity distance, (N, 1, 1, 1), in units of the images.
-        steps: each of epsilon / steps, or 1.25 times that where there are several.
-        autocast: makes the context that the model computes in.
-
-    Returns:
-        The shape of x, in [0, 1], without gradient.
-    """
-    size = epsilon * ((1.25 if steps > 1 else 1.0) / steps)
-    attacked = x.detach()
-    for _ in range(steps):
-        attacked.requires_grad_(True)
-        with torch.enable_grad(), autocast():
-            loss = cross_entropy(model(attacked), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, attacked)
-        moved = attacked.detach() + size * gradient.sign()
-        attacked = torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
-    return attacked.detach()

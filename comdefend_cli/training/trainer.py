@@ -26,13 +26,11 @@ from comdefend_cli.network.metrics import mean_psnr, ssim
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.runtime.device import flushed_subnormals
 from comdefend_cli.training import checkpoint
+from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
 from comdefend_cli.training.distributed import peer_error
 from comdefend_cli.training.objective import START_RMS, FeatureDistance, Objective, hold_logits, initialize, top_rms
 from comdefend_cli.training.optim import Muon
 
-OPTIMIZERS = ("muon", "adam")
-#: A learning rate each optimizer works with: measured for Muon, the paper's for Adam (3.6).
-DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
 #: Adam's rate for what Muon does not take: biases, first and last layers.
 ADAM_BESIDE_MUON = 3e-3
 #: Healthy logits stay under 1.2 times `TOP_RMS`, Adam at 0.01 passes 24 times (and rebuilds one constant image).
@@ -42,99 +40,6 @@ RUNAWAY = 20.0
 COLLAPSED = 0.05
 #: What writes checkpoints, for messages about them.
 COMMAND = "comdefend train"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides the outcome of a run.
-
-    Attributes:
-        data: name of the data set.
-        steps: optimizer steps.
-        batch_size: images a step, over all processes.
-        seed: of the initial weights, the batches and the noise, from 0 to 2**32 - 1.
-        bits: code bits a pixel.
-        channels: of the images, 1 or 3.
-        penalty: lambda of eq. 1, on the mean square of the code.
-        noise_std: phi of section 3.5, standard deviation of the noise on the logits.
-        input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
-            each image draws its own up to this. The target stays clean. 0 is the paper's objective.
-        input_noise_least: least standard deviation likewise. Above 0 the networks cannot take a clean image for one
-            without noise, and so smooth an attack away that they would otherwise pass on.
-        inference_noise: noise that images get before the trained networks unless told otherwise, in 8-bit levels; the weight
-            file says it, and what is measured is measured with it. It changes nothing in training.
-        features: SHA-256 of the classifier in whose features the reconstruction is to be near the clean image, or "".
-        feature_weight: of the mean relative square distance of these features in the loss.
-        optimizer: "muon", or "adam" as in the paper.
-        lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
-        lr_end: the last rate as a share of the peak; in between it falls exponentially.
-        warmup: steps in which the rate rises linearly.
-        precision: "float32", or "bfloat16" for mixed precision.
-        init: SHA-256 of the weight file that the run started from, or "" for new weights.
-
-    Raises:
-        UsageError: a value out of range.
-    """
-
-    data: str = "cifar10"
-    steps: int = 3200
-    batch_size: int = 8
-    seed: int = 0
-    bits: int = 12
-    channels: int = 3
-    penalty: float = 1e-4
-    noise_std: float = 20.0
-    input_noise: float = 0.0
-    input_noise_least: float = 0.0
-    inference_noise: float = 0.0
-    features: str = ""
-    feature_weight: float = 0.01
-    optimizer: str = "muon"
-    lr: float | None = None
-    lr_end: float = 0.02
-    warmup: int = 50
-    precision: str = "float32"
-    init: str = ""
-
-    def __post_init__(self) -> None:
-        try:
-            Architecture(self.channels, self.bits)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise UsageError(f"seed must be below 2**32, not {self.seed}")
-        for name in ("seed", "penalty", "noise_std", "input_noise", "input_noise_least", "inference_noise", "feature_weight", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.input_noise_least > self.input_noise:
-            raise UsageError(f"input_noise_least must be at most input_noise, {self.input_noise}, not {self.input_noise_least}")
-        if self.inference_noise > 255:
-            raise UsageError(f"inference_noise must be at most 255 levels, not {self.inference_noise}")
-        if self.optimizer not in OPTIMIZERS:
-            raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise UsageError(f"lr must be above 0, not {self.lr}")
-        if not 0 < self.lr_end <= 1:
-            raise UsageError(f"lr_end must be above 0 and at most 1, not {self.lr_end}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise UsageError(f"training knows float32 and bfloat16, not {self.precision!r}")
-
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate after the warm-up."""
-        return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
-
-    def lr_factor(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a share of the peak.
-
-        It rises linearly over `warmup` steps, then falls exponentially to `lr_end` at the last step (3.6).
-        """
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        way = max(0, step - self.warmup) / max(1, self.steps - 1 - self.warmup)
-        return float(rise * self.lr_end ** min(1.0, way))
 
 
 @dataclass(frozen=True)

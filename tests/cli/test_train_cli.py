@@ -30,7 +30,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import Architecture
 from comdefend_cli.network.registry import load_weights
 from comdefend_cli.training import trainer as train
-from comdefend_cli.training.trainer import TrainConfig
+from comdefend_cli.training.config import TrainConfig
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 #: The command with networks of few channels, so that a step takes milliseconds; CUT_OFF kills it while it writes its results.

@@ -15,10 +15,10 @@ from comdefend_cli.data.datasets import Dataset, ImageArray
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences import hgd, make
 from comdefend_cli.evaluate.defences.hgd import EPSILON, HGD, HGDArchitecture, HGDTrainer
+from comdefend_cli.evaluate.defences.network_files import save_network
 from comdefend_cli.evaluate.defences.pixelcnn import PixelCNN, PixelCNNArchitecture
 from comdefend_cli.integrations import Defended
-from comdefend_cli.training import stored
-from comdefend_cli.training.baseline import BaselineConfig
+from comdefend_cli.training.config import BaselineConfig
 
 CPU = torch.device("cpu")
 NARROW = (8, 12)
@@ -62,7 +62,7 @@ def trained() -> HGDTrainer:
 def weight_file(trained: HGDTrainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of that network."""
     path = tmp_path_factory.mktemp("weights") / "h.safetensors"
-    trained.save(path, trained.record())
+    save_network(path, trained.kind, trained.model, trained.record())
     return path
 
 
@@ -206,7 +206,7 @@ def test_architectures_out_of_range_are_refused(widths: Any, tmp_path: Path) -> 
     """A header that asks for something else than a network of a sensible size is an error on one line."""
     model = HGD(HGDArchitecture(3, (4,)))
     object.__setattr__(model.architecture, "widths", widths)
-    stored.save(tmp_path / "h.safetensors", "hgd", model, {})
+    save_network(tmp_path / "h.safetensors", "hgd", model, {})
     with pytest.raises(WeightsError, match="not a weight file for hgd") as caught:
         hgd.load(tmp_path / "h.safetensors")
     assert "\n" not in str(caught.value)
@@ -214,6 +214,6 @@ def test_architectures_out_of_range_are_refused(widths: Any, tmp_path: Path) -> 
 
 def test_a_pixelcnn_is_no_hgd(tmp_path: Path) -> None:
     """Files of the other kind are told apart."""
-    stored.save(tmp_path / "p.safetensors", "pixelcnn", PixelCNN(PixelCNNArchitecture(3, 4, 1, 1)), {})
+    save_network(tmp_path / "p.safetensors", "pixelcnn", PixelCNN(PixelCNNArchitecture(3, 4, 1, 1)), {})
     with pytest.raises(WeightsError, match="holds the weights of 'pixelcnn'"):
         make(f"hgd:weights={tmp_path / 'p.safetensors'}")

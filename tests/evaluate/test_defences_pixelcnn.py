@@ -19,10 +19,10 @@ from comdefend_cli.data.datasets import Dataset, ImageArray
 from comdefend_cli.errors import ComdefendError, TrainingError, UsageError, WeightsError
 from comdefend_cli.evaluate.defences import make, pixelcnn
 from comdefend_cli.evaluate.defences.mixture import Mixture, bin_log_probability, parameters_a_component, to_unit
+from comdefend_cli.evaluate.defences.network_files import KEY, save_network
 from comdefend_cli.evaluate.defences.pixelcnn import CausalConv, PixelCNN, PixelCNNArchitecture, PixelCNNTrainer, bits_per_dimension
 from comdefend_cli.evaluate.defences.pixeldefend import decode, likeliest
-from comdefend_cli.training import stored
-from comdefend_cli.training.baseline import BaselineConfig
+from comdefend_cli.training.config import BaselineConfig
 
 CPU = torch.device("cpu")
 
@@ -337,7 +337,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 def weight_file(trained: PixelCNNTrainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of that network."""
     path = tmp_path_factory.mktemp("weights") / "p.safetensors"
-    trained.save(path, trained.record())
+    save_network(path, trained.kind, trained.model, trained.record())
     return path
 
 
@@ -391,8 +391,8 @@ def _rewritten(path: Path, out: Path, *, drop: str = "", add: dict[str, Tensor] 
     """The file with other tensors or another header."""
     tensors = {name: tensor for name, tensor in load_file(path).items() if name != drop} | (add or {})
     data = path.read_bytes()
-    meta = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][stored.KEY]) | header
-    save_file(tensors, out, {stored.KEY: json.dumps(meta)})
+    meta = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][KEY]) | header
+    save_file(tensors, out, {KEY: json.dumps(meta)})
     return out
 
 
@@ -446,7 +446,7 @@ def test_a_weight_file_is_not_replaced_unasked(weight_file: Path, trained: Pixel
     """Writing over a file needs `overwrite`."""
     before = weight_file.read_bytes()
     with pytest.raises(UsageError, match="already exists"):
-        trained.save(weight_file, {})
+        save_network(weight_file, trained.kind, trained.model, {})
     assert weight_file.read_bytes() == before
 
 
@@ -456,6 +456,6 @@ def test_grey_images_train_and_decode(tmp_path: Path) -> None:
     trainer = PixelCNNTrainer(config, dataset(8, 1), CPU)
     assert trainer.network.architecture.channels == 1
     assert np.isfinite([report.loss for report in trainer.run()]).all()
-    trainer.save(tmp_path / "grey.safetensors", trainer.record())
+    save_network(tmp_path / "grey.safetensors", trainer.kind, trainer.model, trainer.record())
     x = crops(8, 1)[:2].float() / 255
     assert make(f"pixeldefend:weights={tmp_path / 'grey.safetensors'}", device="cpu")(x).shape == x.shape

@@ -19,8 +19,9 @@ from comdefend_cli.network import metrics
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.training import objective
 from comdefend_cli.training import trainer as train
+from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.objective import Objective, noisy_code
-from comdefend_cli.training.trainer import TrainConfig, Trainer, load_checkpoint, save_checkpoint
+from comdefend_cli.training.trainer import Trainer, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -173,7 +174,7 @@ def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
     stds = [float(((b - a) * 255)[keep].std()) for a, b, keep in zip(clean, x, inside, strict=True) if keep.sum() > 500]
     assert len(stds) >= 4 and all(7.5 < std < 12.5 for std in stds) and max(stds) - min(stds) > 0.3
     assert torch.equal((clean * 255).round() / 255, clean)
-    with pytest.raises(UsageError, match="input_noise_least must be at most input_noise"):
+    with pytest.raises(UsageError, match="input-noise-least must be at most input-noise"):
         config(input_noise_least=1.0)
 
 
@@ -184,7 +185,7 @@ def test_noise_at_inference_is_measured_with_and_changes_no_step(dataset: Datase
     losses = [[report.loss for report in run.run()] for run in (plain, noisy)]
     assert losses[0] == losses[1] and noisy.model.input_noise == 60.0
     assert plain.measure(4)["psnr_db"] != noisy.measure(4)["psnr_db"]
-    with pytest.raises(UsageError, match="inference_noise must be at most 255"):
+    with pytest.raises(UsageError, match="inference-noise must be from 0 to 255"):
         config(inference_noise=256.0)
 
 

@@ -16,7 +16,8 @@ from comdefend_cli.classifiers.networks import ARCHITECTURES, Whitening
 from comdefend_cli.data.datasets import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.training.augmentation import augment, noisy, purify_images
-from comdefend_cli.training.classifier import ClassifierConfig, ClassifierTrainer, signed_gradient
+from comdefend_cli.training.classifier import ClassifierTrainer
+from comdefend_cli.training.config import ClassifierConfig
 
 CPU = torch.device("cpu")
 
@@ -150,32 +151,6 @@ def test_digits_are_not_mirrored() -> None:
     ramp = torch.arange(32.0).expand(4, 1, 32, 32)
     moved = augment(ramp, torch.Generator().manual_seed(0), mirror=False)
     assert bool((moved[..., 5:-4].diff(dim=3) > 0).all())
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_attacks_in_training(steps: int) -> None:
-    """The signed gradient raises the loss, and stays within epsilon and the range of images."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
-    x, y = gratings(8, 2).pixels.float() / 255, gratings(8, 2).labels
-    epsilon = torch.linspace(0.01, 0.1, 8).view(-1, 1, 1, 1)
-    attacked = signed_gradient(model, x, y, epsilon, steps)
-    distance = (attacked - x).abs().amax((1, 2, 3))
-    assert bool((distance <= epsilon.flatten() + 1e-6).all()) and bool((distance > 0.5 * epsilon.flatten()).all())
-    assert float(attacked.min()) >= 0 and float(attacked.max()) <= 1 and not attacked.requires_grad
-    losses = [nn.functional.cross_entropy(model(part), y, reduction="none") for part in (x, attacked)]
-    assert bool((losses[1] > losses[0]).all())
-
-
-def test_one_step_is_fgsm() -> None:
-    """On a linear model FGSM is epsilon times the sign of the weights' difference, in closed form."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 0.5, 3.0]]))
-    x = torch.full((1, 1, 2, 2), 0.5)
-    found = signed_gradient(model, x, torch.tensor([0]), torch.full((1, 1, 1, 1), 0.1), 1)
-    # The loss of class 0 rises along w1 - w0 = (-1, 3, 0, 3).
-    assert torch.allclose(found.flatten(), torch.tensor([0.4, 0.6, 0.5, 0.6]))
 
 
 def test_purified_before_training() -> None:

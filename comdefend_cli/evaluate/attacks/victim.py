@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from comdefend_cli.classifiers.signed_gradient import input_gradient
+
 
 class Expectation(nn.Module):
     """A stochastic model seen through many of its answers: expectation over transformation (EOT, Athalye et al., ICML 2018).
@@ -230,15 +232,7 @@ def gradient_is_zero(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 128
             clean = images.detach().to(device, torch.float32).clone()
             true, gradient = labels.to(device).clone(), torch.zeros_like(clean)
             for _ in range(samples):
-                gradient += _gradient(draws, clean, true)
+                gradient += input_gradient(draws, clean, true)
             flat = gradient.flatten(1)
             missing += int(((flat == 0).all(1) | ~flat.isfinite().all(1)).sum())
     return missing / len(x)
-
-
-def _gradient(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Of the cross-entropy to the input; zeros where the answer does not depend on it."""
-    x = x.clone().requires_grad_()
-    loss = F.cross_entropy(model(x).float(), labels, reduction="sum")
-    found = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
-    return torch.zeros_like(x) if found is None else found

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, l1_loss
 
+from comdefend_cli.classifiers.signed_gradient import signed_gradient
 from comdefend_cli.data.datasets import Dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.defences.base import Defence
-from comdefend_cli.training import stored
-from comdefend_cli.training.baseline import BaselineConfig, BaselineTrainer, seeded
-from comdefend_cli.training.classifier import signed_gradient
+from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network
+from comdefend_cli.training.baseline import BaselineTrainer, seeded
+from comdefend_cli.training.config import BaselineConfig
 
 KIND = "hgd"
 #: Most L-infinity distance of the attacks it is trained on, in 8-bit levels, and steps of the iterative one.
@@ -210,6 +211,6 @@ class HGDTrainer(BaselineTrainer):
         return {**super().record(), "classifier": self._classifier_record, "attacks": attacks}
 
 
-def load(path: Path) -> stored.Stored[HGD]:
-    """Read a weight file; raises as :func:`.stored.load`."""
-    return stored.load(path, KIND, lambda fields: HGD(HGDArchitecture(**{**fields, "widths": tuple(fields["widths"])})))
+def load(path: Path) -> StoredNetwork[HGD]:
+    """Read a weight file; raises as :func:`.network_files.load_network`."""
+    return load_network(path, KIND, lambda fields: HGD(HGDArchitecture(**{**fields, "widths": tuple(fields["widths"])})))

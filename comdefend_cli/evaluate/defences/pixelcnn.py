@@ -27,8 +27,9 @@ from torch.nn.functional import conv2d, elu, linear, pad
 
 from comdefend_cli.data.datasets import Dataset
 from comdefend_cli.evaluate.defences.mixture import Mixture, parameters_a_component, to_unit
-from comdefend_cli.training import stored
-from comdefend_cli.training.baseline import BaselineConfig, BaselineTrainer, seeded
+from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network
+from comdefend_cli.training.baseline import BaselineTrainer, seeded
+from comdefend_cli.training.config import BaselineConfig
 
 KIND = "pixelcnn"
 #: Reach of the first convolution, and of those in the blocks, in pixels.
@@ -233,6 +234,6 @@ class PixelCNNTrainer(BaselineTrainer):
         return float(bits_per_dimension(torch.cat(parts), self.network.architecture.channels))
 
 
-def load(path: Path) -> stored.Stored[PixelCNN]:
-    """Read a weight file; raises as :func:`.stored.load`."""
-    return stored.load(path, KIND, lambda fields: PixelCNN(PixelCNNArchitecture(**fields)))
+def load(path: Path) -> StoredNetwork[PixelCNN]:
+    """Read a weight file; raises as :func:`.network_files.load_network`."""
+    return load_network(path, KIND, lambda fields: PixelCNN(PixelCNNArchitecture(**fields)))

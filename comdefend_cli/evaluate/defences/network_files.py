@@ -31,7 +31,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Stored(Generic[Network]):
+class StoredNetwork(Generic[Network]):
     """A loaded network.
 
     Attributes:
@@ -45,12 +45,12 @@ class Stored(Generic[Network]):
     sha256: str
 
 
-def save(path: Path, kind: str, model: nn.Module, training: dict[str, Any], *, overwrite: bool = False) -> str:
+def save_network(path: Path, kind: str, model: nn.Module, training: dict[str, Any], *, overwrite: bool = False) -> str:
     """Write a weight file atomically and return its SHA-256.
 
     Args:
         kind: "pixelcnn" or "hgd".
-        model: its attribute `architecture` is a dataclass of JSON values, from which `load` makes the network again.
+        model: its attribute `architecture` is a dataclass of JSON values, from which `load_network` makes the network again.
         training: how the weights came to be, as JSON values.
 
     Raises:
@@ -64,7 +64,7 @@ def save(path: Path, kind: str, model: nn.Module, training: dict[str, Any], *, o
     return hashlib.sha256(data).hexdigest()
 
 
-def load(path: Path, kind: str, build: Callable[[dict[str, Any]], Network]) -> Stored[Network]:
+def load_network(path: Path, kind: str, build: Callable[[dict[str, Any]], Network]) -> StoredNetwork[Network]:
     """Read a weight file.
 
     Args:
@@ -103,7 +103,7 @@ def load(path: Path, kind: str, build: Callable[[dict[str, Any]], Network]) -> S
         raise WeightsError(f"{path}: damaged weight file: {reason(error)[:200]}; {remedy}") from error
     model = build(dict(header["architecture"]))
     model.load_state_dict(tensors, strict=False)
-    return Stored(model.eval().requires_grad_(False), training, hashlib.sha256(data).hexdigest())
+    return StoredNetwork(model.eval().requires_grad_(False), training, hashlib.sha256(data).hexdigest())
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

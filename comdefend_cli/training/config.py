@@ -1,0 +1,223 @@
+"""The settings of training runs, a dataclass a command. Without torch, so that the command line reads the defaults cheaply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from comdefend_cli.errors import UsageError
+
+OPTIMIZERS = ("muon", "adam")
+#: A learning rate each optimizer works with: measured for Muon, the paper's for Adam (3.6).
+DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
+#: The share of the steps over which the rate of classifiers and of baselines rises.
+CLASSIFIER_WARMUP, BASELINE_WARMUP = 0.15, 0.05
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run.
+
+    Attributes:
+        data: name of the data set.
+        steps: optimizer steps.
+        batch_size: images a step, over all processes.
+        seed: of the initial weights, the batches and the noise, from 0 to 2**32 - 1.
+        bits: code bits a pixel.
+        channels: of the images, 1 or 3.
+        penalty: lambda of eq. 1, on the mean square of the code.
+        noise_std: phi of section 3.5, standard deviation of the noise on the logits.
+        input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
+            each image draws its own up to this. The target stays clean. 0 is the paper's objective.
+        input_noise_least: least standard deviation likewise. Above 0 the networks cannot take a clean image for one
+            without noise, and so smooth an attack away that they would otherwise pass on.
+        inference_noise: noise that images get before the trained networks unless told otherwise, in 8-bit levels; the weight
+            file says it, and what is measured is measured with it. It changes nothing in training.
+        features: SHA-256 of the classifier in whose features the reconstruction is to be near the clean image, or "".
+        feature_weight: of the mean relative square distance of these features in the loss.
+        optimizer: "muon", or "adam" as in the paper.
+        lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
+        lr_end: the last rate as a share of the peak; in between it falls exponentially.
+        warmup: steps in which the rate rises linearly.
+        precision: "float32", or "bfloat16" for mixed precision.
+        init: SHA-256 of the weight file that the run started from, or "" for new weights.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    data: str = "cifar10"
+    steps: int = 3200
+    batch_size: int = 8
+    seed: int = 0
+    bits: int = 12
+    channels: int = 3
+    penalty: float = 1e-4
+    noise_std: float = 20.0
+    input_noise: float = 0.0
+    input_noise_least: float = 0.0
+    inference_noise: float = 0.0
+    features: str = ""
+    feature_weight: float = 0.01
+    optimizer: str = "muon"
+    lr: float | None = None
+    lr_end: float = 0.02
+    warmup: int = 50
+    precision: str = "float32"
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        from comdefend_cli.network.model import Architecture
+
+        try:
+            Architecture(self.channels, self.bits)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        _check_common(self)
+        _check(self, "steps", lambda value: value >= 1, "at least 1")
+        from_zero = "penalty noise_std input_noise input_noise_least feature_weight warmup"
+        _check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
+        _check(self, "inference_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
+        _check(self, "input_noise_least", lambda value: value <= self.input_noise, f"at most input-noise, {self.input_noise}")
+        _check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, as a share of the peak.
+
+        It rises linearly over `warmup` steps, then falls exponentially to `lr_end` at the last step (3.6).
+        """
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        way = max(0, step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return float(rise * self.lr_end ** min(1.0, way))
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Everything that decides the outcome of a run.
+
+    Attributes:
+        data: name of the data set.
+        arch: one of `comdefend_cli.classifiers.networks.ARCHITECTURES`.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        seed: of weights, batches and augmentation.
+        lr: peak learning rate of Muon on the kernels.
+        weight_decay: of the kernels, see `Muon`. Norms follow them, so it does not make the network's function smaller: it keeps the
+            kernels from growing, and their steps from shrinking beside them.
+        purify: SHA-256 of the ComDefend weights that purify the training images (4.4.2), or "".
+        input_noise: beside each training image stands a second one with Gaussian noise, of a standard deviation drawn up to this, in
+            8-bit levels, before it is purified; 0 for none.
+        cutout: side of a square that is hidden in each image, in pixels; 0 for none.
+        adversarial: "fgsm" or "bim": half of each batch is adversarial (Kurakin et al., 2017); "" for none.
+        adversarial_epsilon: most L-infinity distance of those, in 8-bit levels; each image draws its own up to it.
+        adversarial_steps: of BIM.
+        label_smoothing: the share of a label's weight that goes to all classes alike.
+        precision: "float32", or "bfloat16" for mixed precision.
+        init: SHA-256 of the classifier file that the run started from, or "" for new weights.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    data: str = "cifar10"
+    arch: str = "small"
+    epochs: float = 8.0
+    batch_size: int = 256
+    seed: int = 0
+    lr: float = 0.02
+    weight_decay: float = 0.1
+    purify: str = ""
+    input_noise: float = 0.0
+    cutout: int = 0
+    adversarial: str = ""
+    adversarial_epsilon: float = 8.0
+    adversarial_steps: int = 4
+    label_smoothing: float = 0.0
+    precision: str = "float32"
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        from comdefend_cli.classifiers.networks import ARCHITECTURES
+
+        if self.arch not in ARCHITECTURES:
+            raise UsageError(f"unknown architecture {self.arch!r}: use one of {', '.join(ARCHITECTURES)}")
+        if self.adversarial not in ("", "fgsm", "bim"):
+            raise UsageError(f"unknown attack {self.adversarial!r} to train on: use fgsm or bim")
+        _check_common(self)
+        _check(self, "batch_size", lambda value: value >= 2, "at least 2, since the norms need more than one image")
+        _check(self, "epochs adversarial_epsilon adversarial_steps", lambda value: 0 < value < math.inf, "above 0")
+        _check(self, "weight_decay", lambda value: 0 <= value * self.lr < 1, "from 0 to below 1 / lr")
+        _check(self, "input_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
+        _check(self, "cutout", lambda value: 0 <= value <= 1024, "from 0 to 1024 pixels")
+        _check(self, "label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
+
+    def steps(self, images: int) -> int:
+        """Optimizer steps over so many training images."""
+        return math.ceil(self.epochs * images / self.batch_size)
+
+    def lr_factor(self, step: int, steps: int) -> float:
+        """The learning rate of a step of `steps`, counted from 0, as a share of the peak."""
+        return _up_and_down(step, steps, CLASSIFIER_WARMUP)
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """What decides the outcome of a run, beside the network's architecture.
+
+    Attributes:
+        data: name of the data set.
+        steps: optimizer steps.
+        batch_size: images a step.
+        seed: of the initial weights, the batches and the attacks.
+        lr: peak learning rate of Muon on the inner kernels; Adam takes the rest at `ADAM_SHARE` of it.
+        precision: "float32", or "bfloat16" for mixed precision.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    data: str = "cifar10"
+    steps: int = 1000
+    batch_size: int = 16
+    seed: int = 0
+    lr: float = 0.02
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check(self, "steps", lambda value: value >= 1, "at least 1")
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, as a share of the peak."""
+        return min(1.0, _up_and_down(step, self.steps, BASELINE_WARMUP))
+
+
+def _up_and_down(step: int, steps: int, rise: float) -> float:
+    """Linearly up to 1 over that share of the steps, then linearly down to nearly nothing at the last one."""
+    way = (step + 1) / steps
+    return min(way / rise, (1 - way) / (1 - rise) + 1 / steps)
+
+
+def _check_common(config: TrainConfig | ClassifierConfig | BaselineConfig) -> None:
+    """What every training has."""
+    _check(config, "batch_size", lambda value: value >= 1, "at least 1")
+    _check(config, "seed", lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1")
+    _check(config, "lr", lambda value: value is None or 0 < value < math.inf, "above 0")
+    if config.precision not in ("float32", "bfloat16"):
+        raise UsageError(f"training knows float32 and bfloat16, not {config.precision!r}")
+
+
+def _check(config: object, names: str, holds: Callable[[Any], bool], must: str) -> None:
+    """Refuse a value of which something does not hold, by the name of its option."""
+    for name in names.split():
+        if not holds(getattr(config, name)):
+            raise UsageError(f"{name.replace('_', '-')} must be {must}, not {getattr(config, name)}")
