@@ -198,13 +198,13 @@ class BaselineConfig:
 
     def lr_factor(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a share of the peak."""
-        return min(1.0, _up_and_down(step, self.steps, BASELINE_WARMUP))
+        return _up_and_down(step, self.steps, BASELINE_WARMUP)
 
 
 def _up_and_down(step: int, steps: int, rise: float) -> float:
     """Linearly up to 1 over that share of the steps, then linearly down to nearly nothing at the last one."""
     way = (step + 1) / steps
-    return min(way / rise, (1 - way) / (1 - rise) + 1 / steps)
+    return min(way / rise, (1 - way) / (1 - rise) + 1 / steps, 1.0)
 
 
 def _check_common(config: TrainConfig | ClassifierConfig | BaselineConfig) -> None:
