@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -52,23 +53,44 @@ def _conv_norm(inputs: int, outputs: int, side: int = 3, stride: int = 1, *tail:
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *tail)
 
 
-def _groups(inputs: int, *widths: int) -> list[nn.Module]:
+class Blocks(nn.Sequential):
+    """Layers one after another that say where their blocks end.
+
+    Args:
+        stem: layers whose outputs are still close to the pixels.
+        blocks: of layers each.
+        head: from the last block's output to logits.
+    """
+
+    def __init__(self, stem: Sequence[nn.Module], blocks: Sequence[Sequence[nn.Module]], head: Sequence[nn.Module]) -> None:
+        super().__init__(*stem, *chain(*blocks), *head)
+        self._ends = set(list(accumulate(map(len, blocks), initial=len(stem) - 1))[1:])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The output of each block, and the logits, of x (N, C, H, W)."""
+        found = []
+        for index, layer in enumerate(self):
+            x = layer(x)
+            found += [x] if index in self._ends else []
+        return [*found, x]
+
+
+def _groups(inputs: int, *widths: int) -> list[list[nn.Module]]:
     """Groups of two convolutions that pool early, between the two, as in airbench (Jordan, 2024, arXiv:2404.00498)."""
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.GELU()]
-        layers += [_conv_norm(width, width, 3, 1, nn.GELU())]
-        inputs = width
-    return layers
+    groups: list[list[nn.Module]] = []
+    for before, width in pairwise((inputs, *widths)):
+        first = [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.GELU()]
+        groups.append([*first, _conv_norm(width, width, 3, 1, nn.GELU())])
+    return groups
 
 
-class Small(nn.Sequential):
+class Small(Blocks):
     """Seven convolutions for a CPU: 86 million multiply-adds a 32x32 image, any size from 8x8 up."""
 
     def __init__(self, channels: int, classes: int) -> None:
-        layers: list[nn.Module] = [_conv_norm(channels, 32, 3, 1, nn.GELU())]
-        layers += _groups(32, 64, 128, 256)
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes))
+        stem = [_conv_norm(channels, 32, 3, 1, nn.GELU())]
+        groups = _groups(32, 64, 128, 256)
+        super().__init__(stem, groups, [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes)])
 
 
 class Whitening(nn.Module):
@@ -102,13 +124,13 @@ class Whitening(nn.Module):
         self.weight.copy_(torch.cat([kernels, -kernels]))
 
 
-class Medium(nn.Sequential):
+class Medium(Blocks):
     """Whitened patches and six convolutions, as airbench94 (Jordan, 2024): 118 million multiply-adds a 32x32 image, from 9x9 up."""
 
     def __init__(self, channels: int, classes: int) -> None:
-        layers: list[nn.Module] = [Whitening(channels), nn.GELU()]
-        layers += _groups(8 * channels, 64, 256, 256)
-        super().__init__(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, classes))
+        stem = [Whitening(channels), nn.GELU()]
+        groups = _groups(8 * channels, 64, 256, 256)
+        super().__init__(stem, groups, [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, classes)])
 
 
 class _Residual(nn.Module):
@@ -143,13 +165,13 @@ def _resnet(depths: tuple[int, ...], block: Callable[[int, int, int], _Residual]
     """ResNet (He et al., 2016) for images of 32x32: a 3x3 stem without pooling, as is usual on CIFAR-10."""
 
     def build(channels: int, classes: int) -> nn.Module:
-        layers: list[nn.Module] = [_conv_norm(channels, 64, 3, 1, nn.ReLU(inplace=True))]
-        inputs = 64
+        stem = [_conv_norm(channels, 64, 3, 1, nn.ReLU(inplace=True))]
+        blocks, inputs = [], 64
         for group, depth in enumerate(depths):
             for index in range(depth):
-                layers.append(block(inputs, 64 << group, 2 if group and not index else 1))
+                blocks.append([block(inputs, 64 << group, 2 if group and not index else 1)])
                 inputs = (64 << group) * expansion
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+        return Blocks(stem, blocks, [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)])
 
     return build
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.classifiers.loading import Normalized
+from comdefend_cli.classifiers.networks import Blocks
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend
 
@@ -60,20 +61,22 @@ def noisy_code(logits: Tensor, noise: Tensor, std: float) -> Tensor:
 class FeatureDistance(nn.Module):
     """How far a rebuilt image is from the clean one in a classifier's features (as in Liao et al., CVPR 2018).
 
-    Clean images and none of their labels are needed. The features are the outputs of the classifier's blocks and its logits.
+    Clean images and none of their labels are needed. The features are the outputs of the classifier's blocks and its logits;
+    not those of its stem, which are close to the pixels, which the square error has already.
 
     Args:
         classifier: of :mod:`comdefend_cli.classifiers`; its weights stay as they are.
 
     Raises:
-        UsageError: a network without a sequence of blocks, such as a user's own.
+        UsageError: a network that declares no blocks, such as a user's own.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
-        if not isinstance(classifier, Normalized) or not isinstance(classifier.body, nn.Sequential):
+        if not isinstance(classifier, Normalized) or not isinstance(classifier.body, Blocks):
             raise UsageError("features need a classifier of comdefend train-classifier")
-        self.classifier = classifier.eval().requires_grad_(False)
+        classifier.eval().requires_grad_(False)
+        self._normalize, self._blocks = classifier.normalize, classifier.body
 
     def forward(self, rebuilt: Tensor, clean: Tensor) -> Tensor:
         """The mean over the features of ||f(rebuilt) - f(clean)||^2 / ||f(clean)||^2, a float32 scalar; images (N, C, H, W) in [0, 1]."""
@@ -84,15 +87,7 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean()
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        found, after_stem = [], False
-        x = self.classifier.normalize(x)
-        for layer in cast(nn.Sequential, self.classifier.body):
-            x = layer(x)
-            if len(list(layer.children())) > 0:
-                # The stem's features are close to the pixels, which the square error has already.
-                found += [x.float()] if after_stem else []
-                after_stem = True
-        return [*found, x.float()]
+        return [found.float() for found in self._blocks.features(self._normalize(x))]
 
 
 class Objective(nn.Module):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from comdefend_cli.classifiers.loading import ClassifierHeader, build, load_classifier, save_classifier
-from comdefend_cli.classifiers.networks import ARCHITECTURES, Whitening
+from comdefend_cli.classifiers.networks import ARCHITECTURES, Blocks, Whitening
 from comdefend_cli.errors import UsageError, WeightsError
 
 HEADER = ClassifierHeader("small", 1, ("even", "odd"), (0.4,), (0.2,), {"data": "made"})
@@ -35,6 +35,21 @@ def test_all_architectures_take_any_size(arch: str) -> None:
         assert logits.shape == (2, 3) and bool(logits.isfinite().all())
         (gradient,) = torch.autograd.grad(logits.sum(), x)
         assert float(gradient.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(("arch", "blocks"), [("small", 3), ("medium", 3), ("resnet18", 8), ("resnet50", 16)])
+def test_architectures_declare_their_blocks(arch: str, blocks: int) -> None:
+    """Features are what comes after each group of convolutions or residual block, each smaller or deeper, and the logits."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES[arch](3, 10).eval()
+    assert isinstance(model, Blocks)
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        *features, logits = model.features(x)
+        assert torch.equal(logits, model(x))
+    assert len(features) == blocks and all(feature.ndim == 4 for feature in features)
+    sides = [feature.shape[2] for feature in features]
+    assert sides == sorted(sides, reverse=True) and 3 <= sides[-1] <= 4
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -189,16 +189,17 @@ def test_noise_at_inference_is_measured_with_and_changes_no_step(dataset: Datase
         config(inference_noise=256.0)
 
 
-def test_feature_distance_is_of_the_blocks_and_the_logits() -> None:
+@pytest.mark.parametrize("arch", ["small", "medium"])
+def test_feature_distance_is_of_the_blocks_and_the_logits(arch: str) -> None:
     """It is the mean relative square distance of the blocks' outputs and the logits, zero for equal images, and has a gradient."""
     torch.manual_seed(0)
-    model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3))
+    model = build(ClassifierHeader(arch, 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3))
     distance = objective.FeatureDistance(model)
     clean, rebuilt = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16, requires_grad=True)
     assert float(distance(clean, clean)) == 0
     value = distance(rebuilt, clean)
     outputs: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    blocks = [layer for layer in model.body if isinstance(layer, torch.nn.Sequential)][1:]
+    blocks = [layer for layer in model.body if isinstance(layer, torch.nn.Sequential)][-3:]
     for which, x in ((True, rebuilt), (False, clean)):
         hooks = [block.register_forward_hook(lambda module, inputs, out, to=outputs[which]: to.append(out.detach())) for block in blocks]
         outputs[which].append(model(x).detach())
