@@ -21,7 +21,7 @@ from json_out import emit
 from torch import Tensor
 
 from comdefend_cli import Purifier
-from comdefend_cli.data import datasets
+from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.network.metrics import TOP_PSNR, psnr
 
 KINDS = (("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"))
@@ -73,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sets: dict[str, list[Tensor]] = {}
     if arguments.data_dir:
-        test = datasets.load("cifar10", arguments.data_dir, download=False).test.pixels[: arguments.images]
+        test = load_dataset("cifar10", arguments.data_dir, download=False).test.pixels[: arguments.images]
         sets["CIFAR-10 test images"] = list(torch.split(test, 64))
     if arguments.images:
         crops = [middle(image, arguments.crop) for image in folder(arguments.images, 3)]

@@ -83,16 +83,17 @@ def rate(work: Callable[[], object], megapixels: float, seconds: float) -> float
 
 def measure_codec(megapixels: float, seconds: float) -> dict[str, Any]:
     """One core's rates and the bytes a pixel, by the settings that comdefend writes with."""
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.conversion import from_pillow
+    from comdefend_cli.imaging.writing import encode_image
 
     image = photograph(megapixels)
     exact = image.width * image.height / 1e6
-    held = images.from_pillow(image)
-    jpeg, png = images.encode(held, "JPEG"), images.encode(held, "PNG")
+    held = from_pillow(image)
+    jpeg, png = encode_image(held, "JPEG"), encode_image(held, "PNG")
     return {
         "decode_jpeg_megapixels_per_second": rate(lambda: np.array(Image.open(io.BytesIO(jpeg))), exact, seconds),
-        "encode_png_megapixels_per_second": rate(lambda: images.encode(held, "PNG"), exact, seconds),
-        "encode_jpeg_megapixels_per_second": rate(lambda: images.encode(held, "JPEG"), exact, seconds),
+        "encode_png_megapixels_per_second": rate(lambda: encode_image(held, "PNG"), exact, seconds),
+        "encode_jpeg_megapixels_per_second": rate(lambda: encode_image(held, "JPEG"), exact, seconds),
         "jpeg_bytes_a_pixel": round(len(jpeg) / exact / 1e6, 4),
         "png_bytes_a_pixel": round(len(png) / exact / 1e6, 4),
         "megapixels": round(exact, 3),

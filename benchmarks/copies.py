@@ -24,11 +24,12 @@ from json_out import emit
 from PIL import Image
 from torch import Tensor
 
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.conversion import from_pillow
+from comdefend_cli.imaging.writing import encode_image
 from comdefend_cli.inference.purifier import BATCH_PIXELS, DEFAULT_TILE
 from comdefend_cli.inference.tiles import exact_grid
 from comdefend_cli.inference.windows import batches, filled, joined
-from comdefend_cli.runtime import machine
+from comdefend_cli.runtime.machine import count_cores
 
 
 def copies(x: Tensor) -> Tensor:
@@ -43,11 +44,11 @@ def copies(x: Tensor) -> Tensor:
 def encoding(threads: int) -> Iterator[None]:
     """So many threads encode a photograph as JPEG, over and over, until this is left."""
     ended = threading.Event()
-    image = images.from_pillow(Image.effect_noise((1000, 1000), 60).convert("RGB"))
+    image = from_pillow(Image.effect_noise((1000, 1000), 60).convert("RGB"))
 
     def encode() -> None:
         while not ended.is_set():
-            images.encode(image, "JPEG")
+            encode_image(image, "JPEG")
 
     running = [threading.Thread(target=encode) for _ in range(threads)]
     for thread in running:
@@ -80,14 +81,14 @@ def main() -> None:
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     many = torch.get_num_threads()
     rows = []
-    for beside in (0, 2 * machine.cores()):
+    for beside in (0, 2 * count_cores()):
         with encoding(beside):
             measured = [(milliseconds(x, many), milliseconds(x, 1)) for _ in range(arguments.rounds + 1)][1:]
         all_threads, one = map(list, zip(*measured, strict=True))
         row = {"encoding threads": beside, f"by {many} threads": statistics.median(all_threads), "by one": statistics.median(one)}
         rows.append({name: round(value, 1) for name, value in row.items()})
     emit(
-        {"rows": rows, "rounds": arguments.rounds, "shape": list(x.shape), "cores": machine.cores(), "torch": torch.__version__},
+        {"rows": rows, "rounds": arguments.rounds, "shape": list(x.shape), "cores": count_cores(), "torch": torch.__version__},
         arguments.out,
     )
 

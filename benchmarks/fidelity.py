@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comdefend_cli.data import datasets
-from comdefend_cli.imaging import images
+from comdefend_cli.data.datasets import DATASETS, load_dataset
+from comdefend_cli.imaging.formats import list_suffixes
+from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.inference.purifier import LUMA, Purifier, Settings
 from comdefend_cli.network.metrics import TOP_PSNR, mean_psnr, psnr, ssim
 from comdefend_cli.network.registry import read_registry, read_weights_header
@@ -54,10 +55,10 @@ def precision(name: str, other: str, batch: Tensor, settings: Settings) -> dict[
 
 def folder(path: Path, channels: int) -> list[Tensor]:
     """The images of a folder, as they are or as grey, a batch each."""
-    known = images.suffixes(writable=False)
+    known = list_suffixes(writable=False)
     batches = []
     for file in sorted(item for item in path.iterdir() if item.suffix.lower() in known):
-        batch = torch.from_numpy(images.read(file).pixels).permute(2, 0, 1)[None]
+        batch = torch.from_numpy(read_image(file).pixels).permute(2, 0, 1)[None]
         if channels == 1 and batch.shape[1] == 3:
             batch = (batch.float() * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True).round().to(torch.uint8)
         batches.append(batch)
@@ -81,9 +82,9 @@ def main() -> None:
         channels = header.architecture.channels
         purifier = Purifier.from_pretrained(name, device="cpu", precision="float32", settings=settings)
         data = header.training.get("data")
-        if data not in datasets.DATASETS:  # Imported, or trained on a folder of images.
+        if data not in DATASETS:  # Imported, or trained on a folder of images.
             data = "cifar10" if channels == 3 else "fashion-mnist"
-        test = datasets.load(data, arguments.data_dir, download=False).test.pixels[: arguments.images]
+        test = load_dataset(data, arguments.data_dir, download=False).test.pixels[: arguments.images]
         results[name] = {data: measure(purifier, list(torch.split(test, 256)))}
         if arguments.images:
             results[name][arguments.images.name] = measure(purifier, folder(arguments.images, channels))

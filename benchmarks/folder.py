@@ -31,7 +31,7 @@ from PIL import Image
 from comdefend_cli.batch import local as folder
 from comdefend_cli.batch.local import Networks, Options
 from comdefend_cli.inference.purifier import BATCH_PIXELS
-from comdefend_cli.runtime import machine
+from comdefend_cli.runtime.machine import count_cores
 
 #: Longest sides of the photographs in turn: from what a web page shows to a small camera's.
 SIDES = (200, 320, 448, 640, 800)
@@ -160,7 +160,7 @@ def main() -> None:
         "device": networks.where,
         "precision": networks.how,
         "threads": torch.get_num_threads(),
-        "cores": machine.cores(),
+        "cores": count_cores(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -32,7 +32,7 @@ from comdefend_cli.batch.ray_worker import Order
 from comdefend_cli.batch.storage import Folder
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.network.weight_file import save_weights
-from comdefend_cli.runtime import machine
+from comdefend_cli.runtime.machine import count_cores
 
 
 def local(source: Path, out: Path, path: Path) -> float:
@@ -47,7 +47,7 @@ def on_cluster(source: Path, out: Path, path: Path, workers: int) -> tuple[float
     """Seconds of the Ray engine, planning and the cluster's start and end included; and of this process's CPU."""
     began, cpu = time.perf_counter(), time.process_time()
     order = Order(str(path), "cpu", "float32")
-    cluster = Cluster("local", workers, cpus=machine.cores() / workers if machine.cores() < workers else 1.0)
+    cluster = Cluster("local", workers, cpus=count_cores() / workers if count_cores() < workers else 1.0)
     with (
         with_ray.connected(cluster) as ray,
         with_ray.opened(ray, Folder(source), Folder(out), order, Options(), cluster) as (work, _),
@@ -99,7 +99,7 @@ def main() -> None:
         "ray_above_local_ms_a_image": round(result["ray_ms_a_image"] - result["local_ms_a_image"], 4),
         "images": arguments.images,
         "workers": arguments.workers,
-        "cores": machine.cores(),
+        "cores": count_cores(),
         "ray": __import__("ray").__version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import bands
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import HIDDEN
 from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
@@ -56,7 +56,7 @@ def image(path: Path | None, size: int) -> np.ndarray:
         import skimage
 
         path = Path(skimage.__file__).parent / "data" / "astronaut.png"
-    pixels = np.broadcast_to(images.read(path).pixels, (*images.read(path).pixels.shape[:2], 3))
+    pixels = np.broadcast_to(read_image(path).pixels, (*read_image(path).pixels.shape[:2], 3))
     missing = [(0, max(0, size - side)) for side in pixels.shape[:2]]
     return np.ascontiguousarray(np.pad(pixels, (*missing, (0, 0)), "symmetric")[:size, :size])
 
@@ -309,7 +309,7 @@ def cpu_name() -> str:
 
 def decibels(one: Path, other: Path) -> float | None:
     """PSNR of two images' files; None where they are the same."""
-    a, b = (torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None] for path in (one, other))
+    a, b = (torch.from_numpy(read_image(path).pixels).permute(2, 0, 1)[None] for path in (one, other))
     value = float(psnr(a, b))
     return value if value < float("inf") else None
 

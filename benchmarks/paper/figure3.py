@@ -25,7 +25,7 @@ from torch import Tensor
 from training import trained
 
 from comdefend_cli.cli.train import resolve_training_precision
-from comdefend_cli.data import datasets
+from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.compare import code_image
 from comdefend_cli.network.metrics import mean_psnr
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 1 <= arguments.images <= arguments.images:
         raise UsageError("--pictures must be at least 1 and at most --images")
     make_folder(arguments.out / "figure3")
-    dataset = datasets.load("cifar10", arguments.data_dir, download=False)
+    dataset = load_dataset("cifar10", arguments.data_dir, download=False)
     device = resolve_device(arguments.device)
     precision = resolve_training_precision(arguments.precision, device)
     models = {}

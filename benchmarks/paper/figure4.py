@@ -19,7 +19,7 @@ from options import add_classifiers, add_evaluation, add_weights, parser, run
 from published import CLEAN, FIGURE4_CAPTION, TABLE5, TRAINING, Column
 from systems import NONE, Line, lines_of_small_images
 
-from comdefend_cli.data.labelled import load
+from comdefend_cli.data.labelled import load_labelled
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.stats import percentages
 from comdefend_cli.runtime.extras import require
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = chosen(lines_of_small_images(TABLE5, DATA, arguments), arguments.arch)
     if not any(line.system and line.system.defence.name == NONE for line in lines.values()):
         raise UsageError(f"{arguments.classifiers}: holds no {arguments.arch}-{DATA}.safetensors; make it with comdefend train-classifier")
-    data = load(DATA, arguments.data_dir, limit=arguments.limit, seed=arguments.seed)
+    data = load_labelled(DATA, arguments.data_dir, limit=arguments.limit, seed=arguments.seed)
     columns = tuple(Column(column.title, column.attack, epsilons) for column in TABLE5.columns)
     rows = list(lines.values())
     measured = measure(columns, rows, data, arguments)

@@ -19,7 +19,7 @@ from published import CLEAN, Column, Table
 from side_by_side import Reasons, beside, grid, interval
 from systems import Line, lines_of_imagenet
 
-from comdefend_cli.data.labelled import Labelled, load
+from comdefend_cli.data.labelled import Labelled, load_labelled
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.evaluate.attacks import canonical
 from comdefend_cli.evaluate.cache import Cache
@@ -159,7 +159,7 @@ def publish_imagenet(table: Table, doc: str | None, argv: Sequence[str] | None) 
     add_evaluation(made, limit=100, batch_size=25)
     arguments = made.parse_args(argv)
     lines = lines_of_imagenet(table, arguments)
-    data = load(arguments.data, Path(arguments.data), limit=arguments.limit, seed=arguments.seed, size=arguments.size)
+    data = load_labelled(arguments.data, Path(arguments.data), limit=arguments.limit, seed=arguments.seed, size=arguments.size)
     publish(table, lines, data, arguments)
 
 

@@ -21,7 +21,7 @@ from published import TABLE3
 from training import trained
 
 from comdefend_cli.cli.train import resolve_training_precision
-from comdefend_cli.data import datasets
+from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.runtime.device import describe_device, resolve_device
 from comdefend_cli.runtime.files import write_atomically
 from comdefend_cli.training.config import TrainConfig
@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.precision = resolve_training_precision(arguments.precision, resolve_device(arguments.device))
     (arguments.out / "table3").mkdir(parents=True, exist_ok=True)
-    dataset = datasets.load("cifar10", arguments.data_dir, download=False)
+    dataset = load_dataset("cifar10", arguments.data_dir, download=False)
     rows = {}
     for bits in TABLE3:
         config = TrainConfig(dataset.name, arguments.steps, arguments.batch_size, bits=bits, precision=arguments.precision)

@@ -25,7 +25,8 @@ from training import trained
 
 from comdefend_cli.classifiers.loading import Classifier, load_classifier
 from comdefend_cli.cli.train import resolve_training_precision
-from comdefend_cli.data import datasets
+from comdefend_cli.data.datasets import load_dataset
+from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.evaluate.stats import percentages
 from comdefend_cli.inference.purifier import Purifier
@@ -44,15 +45,15 @@ def count_right(classifier: Classifier, pixels: Tensor, labels: Tensor, device: 
     return right
 
 
-def sample(dataset: datasets.Dataset, split: str, limit: int, seed: int) -> tuple[Tensor, Tensor]:
+def sample(dataset: Dataset, split: str, limit: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random images of a split with their labels."""
     part = dataset.train if split == "train" else dataset.test
-    assert isinstance(part, datasets.ImageArray)  # CIFAR-10 is.
+    assert isinstance(part, ImageArray)  # CIFAR-10 is.
     chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:limit]
     return part.pixels[chosen], part.labels[chosen]
 
 
-def measure(penalty: float, phi: float, dataset: datasets.Dataset, classifier: Classifier, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(penalty: float, phi: float, dataset: Dataset, classifier: Classifier, arguments: argparse.Namespace) -> dict[str, Any]:
     """One cell: accuracy on purified images and PSNR, or how the training ended."""
     device = resolve_device(arguments.device)
     precision = resolve_training_precision(arguments.precision, device)
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.limit < 1:
         raise UsageError(f"the limit must be at least 1 image, not {arguments.limit}")
     make_folder(arguments.out / "table4")
-    dataset = datasets.load("cifar10", arguments.data_dir, download=False)
+    dataset = load_dataset("cifar10", arguments.data_dir, download=False)
     classifier = load_classifier(arguments.classifier, resolve_device(arguments.device), data="cifar10")
     cells = {pair: measure(*pair, dataset, classifier, arguments) for pair in product(lambdas, phis)}
     pixels, labels = sample(dataset, arguments.split, arguments.limit, arguments.seed)

@@ -15,7 +15,7 @@ from options import add_classifiers, add_evaluation, add_weights, parser, run
 from published import TABLE5
 from systems import absent_networks, lines_of_small_images
 
-from comdefend_cli.data.labelled import load
+from comdefend_cli.data.labelled import load_labelled
 
 DATA = "cifar10"
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_evaluation(made, limit=500, batch_size=100)
     arguments = made.parse_args(argv)
     lines = lines_of_small_images(TABLE5, DATA, arguments)
-    data = load(DATA, arguments.data_dir, limit=arguments.limit, seed=arguments.seed)
+    data = load_labelled(DATA, arguments.data_dir, limit=arguments.limit, seed=arguments.seed)
     publish(TABLE5, lines, data, arguments, absent_networks(DATA, arguments))
 
 

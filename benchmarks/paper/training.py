@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from comdefend_cli.data.datasets import Dataset
+from comdefend_cli.data.sources import Dataset
 from comdefend_cli.network.registry import load_weights
 from comdefend_cli.network.weight_file import Weights, save_weights
 from comdefend_cli.runtime.device import resolve_device

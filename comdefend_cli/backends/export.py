@@ -18,8 +18,8 @@ from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import Weights
-from comdefend_cli.runtime import files
 from comdefend_cli.runtime.extras import require
+from comdefend_cli.runtime.files import open_atomically, refuse_existing
 
 #: Endings by format.
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
@@ -66,7 +66,7 @@ def export(
     contents = _contents(loaded, format, path, int8)
     targets = [path.with_suffix(ending) for ending in contents]
     for target in targets:
-        files.refuse_existing(target, overwrite=overwrite)
+        refuse_existing(target, overwrite=overwrite)
     compared = list(images) or made_images(loaded.model.architecture.channels)
     worst = _compared(_runner(format, list(contents.values())), loaded.model, compared)
     least = LEAST["int8" if int8 else "float32"]
@@ -74,7 +74,7 @@ def export(
         raise ComdefendError(f"{path}: its output is {worst:.1f} dB from PyTorch's, less than {least:g}; nothing was written")
     with ExitStack() as stack:  # None takes its place before all are written; the one that is named comes last.
         for target, content in zip(targets, contents.values(), strict=True):
-            stack.enter_context(files.atomic(target, overwrite=overwrite)).write(content)
+            stack.enter_context(open_atomically(target, overwrite=overwrite)).write(content)
     return Exported(tuple(targets), worst, len(compared))
 
 

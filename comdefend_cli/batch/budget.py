@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from comdefend_cli.runtime import machine
+from comdefend_cli.runtime.machine import find_memory_limit
 
 #: Megapixels in work at a time unless told otherwise; about 20 bytes a pixel, so 1.3 GB.
 BUDGET = 64.0
@@ -20,7 +20,7 @@ _CRUMB = LEAST_COST / 2
 
 def fit_budget(share: float = 1.0, most: float = BUDGET) -> float:
     """Megapixels in work at a time: `most`, or less where this process may use little memory, of which it has that share."""
-    limit = machine.memory()
+    limit = find_memory_limit()
     return min(BUDGET, most) if limit is None else min(most, share * limit * _SHARE / _BYTES_A_PIXEL / 1e6)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from comdefend_cli.batch.storage import Folder, Place, Stamp, Url
 from comdefend_cli.errors import UsageError
-from comdefend_cli.runtime.files import unwritable
+from comdefend_cli.runtime.files import make_write_error
 
 STATE = ".comdefend-state.jsonl"
 VERSION = 1
@@ -101,7 +101,7 @@ class Journal:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise unwritable(str(self._folder / STATE), error) from error
+            raise make_write_error(str(self._folder / STATE), error) from error
         if self._store is not None and os.fstat(self._descriptor).st_size:
             self._store.write(STATE, (self._folder / STATE).read_bytes(), overwrite=True)
 
@@ -147,7 +147,7 @@ class Journal:
             if durable:
                 os.fsync(self._descriptor)
         except OSError as error:
-            raise unwritable(str(self._folder / STATE), error) from error
+            raise make_write_error(str(self._folder / STATE), error) from error
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def _make(folder: Path) -> list[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{folder}: is not a folder; name another with --out") from error
     except OSError as error:
-        raise unwritable(str(folder), error, "cannot make this folder") from error
+        raise make_write_error(str(folder), error, "cannot make this folder") from error
     return missing
 
 
@@ -213,7 +213,7 @@ def _open_locked(folder: Path) -> int:
                 return descriptor
             os.close(descriptor)
     except OSError as error:
-        raise unwritable(str(path), error) from error
+        raise make_write_error(str(path), error) from error
 
 
 def _lock(descriptor: int) -> bool:

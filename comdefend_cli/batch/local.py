@@ -33,12 +33,15 @@ from comdefend_cli.batch.pipeline import Item, Pipeline
 from comdefend_cli.batch.plan import Job, Options, Plan, default_output, plan, scan
 from comdefend_cli.batch.storage import Place, Stamp
 from comdefend_cli.errors import ImageError, reason
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.formats import find_format, find_readable_formats, refuse_misfit
+from comdefend_cli.imaging.raster import Raster
+from comdefend_cli.imaging.reading import read_image
+from comdefend_cli.imaging.writing import encode_image
 from comdefend_cli.inference.purifier import BATCH_PIXELS, Purifier, Settings
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights, read_registry
 from comdefend_cli.network.weight_file import Weights
-from comdefend_cli.runtime import machine
 from comdefend_cli.runtime.device import describe_device, dtype_name
+from comdefend_cli.runtime.machine import count_cores, use_one_thread
 
 __all__ = ["Job", "Networks", "Options", "Plan", "Result", "Work", "default_output", "opened"]
 
@@ -237,13 +240,13 @@ class _File(Item):
     job: Job
     before: Stamp | None = field(default=None, init=False)
     data: bytes | None = field(default=None, init=False)
-    image: images.Raster | None = field(default=None, init=False)
+    image: Raster | None = field(default=None, init=False)
     shape: tuple[int, ...] = field(default=(), init=False)
     notices: tuple[str, ...] = field(default=(), init=False)
     key: str = field(default="", init=False)
 
     @property
-    def read(self) -> images.Raster:
+    def read(self) -> Raster:
         """The image, of which it is known that it was read."""
         assert self.image is not None
         return self.image
@@ -294,7 +297,7 @@ class Work:
         """One result an image, first those that are kept, the rest as they come to their end; fewer after :meth:`stop`."""
         yield from known(self.plan, self._source, self._out)
         # Where a GPU computes, the cores decode and encode, and what is left to PyTorch on them are copies.
-        threads = nullcontext() if self._networks.device.type == "cpu" else machine.one_thread()
+        threads = nullcontext() if self._networks.device.type == "cpu" else use_one_thread()
         with threads, closing(self._pipeline.results()) as items:
             for item in items:
                 yield self._result(item)
@@ -314,7 +317,7 @@ class Work:
         try:
             with (
                 io.BytesIO(item.data) if item.data else self._source.open(name) as file,
-                Image.open(file, formats=images.readable()) as image,
+                Image.open(file, formats=find_readable_formats()) as image,
             ):
                 pixels = image.width * image.height
         except UnidentifiedImageError as error:
@@ -330,10 +333,10 @@ class Work:
         """Decode."""
         name = item.job.source
         data, item.data = self._source.read(name) if item.data is None else item.data, None
-        item.image = images.read(data, name=str(self._source.show(name)), max_megapixels=self._options.max_megapixels)
+        item.image = read_image(data, name=str(self._source.show(name)), max_megapixels=self._options.max_megapixels)
         del data
         item.shape, item.notices = item.image.pixels.shape, tuple(item.image.notices)
-        images.refuse_misfit(item.image, images.format_of(Path(item.job.output)))
+        refuse_misfit(item.image, find_format(Path(item.job.output)))
 
     def group(self, item: _File) -> tuple[Hashable, int]:
         """Images of one size and number of channels go together."""
@@ -354,8 +357,8 @@ class Work:
         """Encode, and put the file into its place whole."""
         output = item.job.output
         try:
-            format_name = images.format_of(Path(output))
-            data = images.encode(item.read, format_name, quality=self._options.quality, strip=self._options.strip)
+            format_name = find_format(Path(output))
+            data = encode_image(item.read, format_name, quality=self._options.quality, strip=self._options.strip)
             after = self._out.write(output, data, overwrite=item.job.replaces)
         except BaseException:
             if not item.job.replaces:
@@ -385,7 +388,7 @@ class Work:
             item.shape[0] if item.shape else None,
             item.seconds,
             item.notices,
-            "" if item.error else images.format_of(Path(item.job.output)),
+            "" if item.error else find_format(Path(item.job.output)),
         )
 
 
@@ -403,5 +406,5 @@ def _threads(device: torch.device) -> tuple[int, int]:
     """
     if device.type == "cpu":
         return 2, 4
-    count = max(2, min(16, machine.cores()))
+    count = max(2, min(16, count_cores()))
     return count, count

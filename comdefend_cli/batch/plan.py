@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from comdefend_cli.batch.journal import Journal
 from comdefend_cli.batch.storage import Folder, Place, Url, is_url
 from comdefend_cli.errors import ComdefendError, UsageError, reason
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.formats import list_suffixes
+from comdefend_cli.imaging.reading import MAX_MEGAPIXELS
 
 #: File systems that take "A.png" and "a.png" for one file.
 _FOLDS_CASE = sys.platform in ("darwin", "win32")
@@ -39,10 +40,10 @@ class Options:
     quality: int | None = None
     strip: bool = False
     overwrite: bool = False
-    max_megapixels: float = images.MAX_MEGAPIXELS
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        if self.ending is not None and self.ending not in images.suffixes(writable=True):
+        if self.ending is not None and self.ending not in list_suffixes(writable=True):
             raise UsageError(f"cannot write images of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
 
     @property
@@ -143,7 +144,7 @@ def _scan_url(source: Url, out: Place, options: Options) -> Found:
             continue
         if len(parts) > 1 and not options.recursive:
             folders.add(parts[0])
-        elif PurePosixPath(name).suffix.lower() in images.suffixes(writable=False):
+        elif PurePosixPath(name).suffix.lower() in list_suffixes(writable=False):
             found.images.append((name, _output(name, options.ending)))
         else:
             skipped += 1
@@ -205,7 +206,7 @@ def _listed(source: Path, below: str, found: Found) -> list[os.DirEntry[str]]:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """By its ending; a pipe or device is none. A link to nowhere is one, so that it is named as failed."""
-    if PurePosixPath(entry.name).suffix.lower() not in images.suffixes(writable=False):
+    if PurePosixPath(entry.name).suffix.lower() not in list_suffixes(writable=False):
         return False
     try:
         return entry.is_file() or (entry.is_symlink() and not Path(entry).exists())
@@ -226,7 +227,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _output(name: str, ending: str | None) -> str:
     """The output of an input: its own name, where its format can be written and is the one wanted."""
     own = PurePosixPath(name).suffix
-    able = images.suffixes(writable=True)
+    able = list_suffixes(writable=True)
     format_name = able.get(own.lower())
     keep = format_name is not None if ending is None else format_name == able[ending]
     return name if keep else name.removesuffix(own) + (ending or ".png")

@@ -16,11 +16,11 @@ from comdefend_cli.batch.local import BEGUN, Networks, Result, Work
 from comdefend_cli.batch.plan import Found, Job, Options, Plan
 from comdefend_cli.batch.storage import Folder, Stamp
 from comdefend_cli.errors import ComdefendError, reason
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.reading import lift_pillow_limit
 from comdefend_cli.inference.purifier import Settings
 from comdefend_cli.network.weight_file import Weights
-from comdefend_cli.runtime import machine
 from comdefend_cli.runtime.extras import require
+from comdefend_cli.runtime.machine import count_cores
 
 #: Attempts at a block whose worker dies each time: its images may be too large for the machine.
 ATTEMPTS = 4
@@ -57,7 +57,7 @@ class Worker:
     """Purifies blocks; one lives in each of Ray's actors."""
 
     def __init__(self, task: Task, loaded: Any) -> None:
-        images.trust_own_limit()
+        lift_pillow_limit()
         self._task = task
         self._source, self._out = places.of(task.source), places.of(task.out)
         there = loaded is None or isinstance(loaded, Weights)
@@ -81,7 +81,7 @@ class Worker:
                 raise ComdefendError(f"its worker died {ATTEMPTS} times, {advice}")
             ours = set(left)
             planned = Plan([replace(job, replaces=job.replaces or job.output in ours) for job in jobs], [], Found([], 0, 0, [], set()))
-            memory = min(1.0, self._task.cpus / machine.cores())  # Other workers are on this machine.
+            memory = min(1.0, self._task.cpus / count_cores())  # Other workers are on this machine.
             work = Work(self._source, self._out, self._networks, self._task.options, planned, notes, memory=memory)
             results = {str(result.input): result for result in work.results()}
         except Exception as error:  # One block must not end the run.

@@ -18,14 +18,14 @@ from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import unquote
 
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
-from comdefend_cli.runtime import files
 from comdefend_cli.runtime.extras import require
+from comdefend_cli.runtime.files import make_write_error, shorten_name, write_atomically
 
 #: Stores in which a file appears whole or not at all, so that it needs no other name before it is finished.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 #: What object stores call a file's time of change.
 _COARSE = ("LastModified", "last_modified", "updated")
-#: What `files.atomic` calls a file that is not whole yet.
+#: What `open_atomically` calls a file that is not whole yet.
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
@@ -78,10 +78,10 @@ class Folder:
             raise _unreadable(self.root / name, error) from error
 
     def write(self, name: str, data: bytes, *, overwrite: bool) -> os.stat_result:
-        """Put a file into its place whole, making folders; its stamp. Errors as of :func:`comdefend_cli.runtime.files.atomic`."""
+        """Put a file into its place whole, making folders; its stamp. Errors as of :func:`comdefend_cli.runtime.files.open_atomically`."""
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(target, data, overwrite=overwrite)
+        write_atomically(target, data, overwrite=overwrite)
         return target.stat()
 
     def remove(self, name: str) -> None:
@@ -97,7 +97,7 @@ class Folder:
         names: dict[str, set[str]] = {}
         for output in outputs:
             parent, _, name = output.rpartition("/")
-            names.setdefault(parent, set()).add(files.beginning(name))
+            names.setdefault(parent, set()).add(shorten_name(name))
         root = Path(os.path.realpath(self.root))
         for parent, begun in names.items():
             place = root / parent
@@ -234,7 +234,7 @@ class Url:
                 self._put(path, data)
                 return UrlStamp(self.fs.info(path))
         except OSError as error:
-            raise files.unwritable(self.show(name), error) from error
+            raise make_write_error(self.show(name), error) from error
 
     def remove(self, name: str) -> None:
         """Delete a file that may have gone already."""
@@ -244,7 +244,7 @@ class Url:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise files.unwritable(self.show(name), error, "cannot delete") from error
+            raise make_write_error(self.show(name), error, "cannot delete") from error
 
     def beginning_with(self, prefix: str) -> list[str]:
         """Files directly in the place whose names begin so."""
@@ -281,7 +281,7 @@ class Url:
             self.fs.pipe_file(path, data)
             return
         self.fs.makedirs(folder, exist_ok=True)
-        part = f"{folder}/.{files.beginning(name)}.{os.urandom(4).hex()}.part"
+        part = f"{folder}/.{shorten_name(name)}.{os.urandom(4).hex()}.part"
         try:
             self.fs.pipe_file(part, data)
             self.fs.mv(part, path)

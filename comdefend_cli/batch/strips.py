@@ -25,17 +25,19 @@ import torch
 from PIL import Image
 
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.formats import find_format
+from comdefend_cli.imaging.metadata import read_exif
+from comdefend_cli.imaging.reading import MAX_MEGAPIXELS, open_image
 from comdefend_cli.inference.purifier import DEFAULT_TILE, Purifier
 from comdefend_cli.inference.tiles import PATCH
 from comdefend_cli.network.model import RADIUS
 from comdefend_cli.runtime.extras import require
-from comdefend_cli.runtime.files import atomic, beginning, refuse_existing, unwritable
+from comdefend_cli.runtime.files import make_write_error, open_atomically, refuse_existing, shorten_name
 
 EXTRA = "large"
 #: What is read, by Pillow's names, and libvips's operations that do it.
 READERS = {"PNG": "pngload", "TIFF": "tiffload", "JPEG": "jpegload"}
-#: What is written, and how: the same fidelity as of `images.SAVE_OPTIONS`.
+#: What is written, and how: the same fidelity as of `imaging.writing.SAVE_OPTIONS`.
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     "PNG": ("pngsave", {"compression": 4, "filter": "all"}),
     "TIFF": ("tiffsave", {"compression": "deflate", "predictor": "horizontal"}),
@@ -112,7 +114,7 @@ class LargeImage:
 
 
 @contextmanager
-def opened(path: Path, *, max_megapixels: float = images.MAX_MEGAPIXELS) -> Iterator[LargeImage]:
+def opened(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[LargeImage]:
     """An image file, of which only the header is read yet.
 
     Raises:
@@ -120,10 +122,10 @@ def opened(path: Path, *, max_megapixels: float = images.MAX_MEGAPIXELS) -> Iter
         UsageError: libvips is not installed.
     """
     require("pyvips", extra=EXTRA)
-    with images.header(path, max_megapixels=max_megapixels) as image:
+    with open_image(path, max_megapixels=max_megapixels) as image:
         _refuse_other_kinds(path, image)
         notices: list[str] = []
-        exif, turned = images.exif(image, notices)
+        exif, turned = read_exif(image, notices)
         if getattr(image, "n_frames", 1) > 1:
             notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
         kind, icc = READERS[image.format or ""], image.info.get("icc_profile")
@@ -180,7 +182,7 @@ def purify(
         ImageError: `image` is damaged.
         ComdefendError: `target` cannot be written.
     """
-    format_name = images.format_of(target)
+    format_name = find_format(target)
     if format_name not in WRITERS:
         raise UsageError(f"{target}: an image in strips is written as .png or .tiff")
     refuse_existing(target, overwrite=overwrite)
@@ -194,7 +196,7 @@ def purify(
                 progress(after.shape[0] * after.shape[1])
             del before, after  # Else they stay while the next strip is computed.
         raw.flush()
-        with atomic(target, overwrite=overwrite) as file:
+        with open_atomically(target, overwrite=overwrite) as file:
             _save(image, raw.name, file.name, format_name, strip=strip)
     return error / (image.width * image.height * image.channels)
 
@@ -216,10 +218,10 @@ def _rows_file(target: Path, image: LargeImage) -> Iterator[Any]:
     try:
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with tempfile.NamedTemporaryFile(prefix=f".{beginning(target.name)}.", suffix=".part", dir=folder) as raw:
+        with tempfile.NamedTemporaryFile(prefix=f".{shorten_name(target.name)}.", suffix=".part", dir=folder) as raw:
             yield raw
     except OSError as error:
-        raise unwritable(str(target), error, f"cannot write {size / 1e9:.1f} GB of decoded rows beside it") from error
+        raise make_write_error(str(target), error, f"cannot write {size / 1e9:.1f} GB of decoded rows beside it") from error
 
 
 def strips(purifier: Purifier, image: LargeImage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -327,7 +329,7 @@ def _loader(path: Path, kind: str, *, turned: bool, notices: list[str]) -> Calla
 
 
 def _eight_bits(path: Path, image: Any) -> Any:
-    """As :func:`comdefend_cli.imaging.images.read` does it: grey rounded to the nearest level, colour cut."""
+    """As :func:`comdefend_cli.imaging.reading.read_image` does it: grey rounded to the nearest level, colour cut."""
     deep = image.format == "ushort"
     if image.format not in ("uchar", "ushort") or image.bands > 4:
         raise ImageError(f"{path}: images of {image.bands} bands of {image.format} are not read in strips; use --no-strips")

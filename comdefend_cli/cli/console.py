@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from comdefend_cli.errors import ComdefendError, reason
-from comdefend_cli.runtime.files import unwritable
+from comdefend_cli.runtime.files import make_write_error
 
 #: Results go to standard output; everything said to a person goes to standard error.
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -85,7 +85,7 @@ def write_out(data: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise unwritable("standard output", error) from error
+        raise make_write_error("standard output", error) from error
 
 
 def print_line(text: str) -> None:

@@ -69,9 +69,9 @@ def opened(engine: str, asked: Asked, cluster: RayOptions) -> Iterator[tuple[Wor
 @contextmanager
 def _here(asked: Asked) -> Iterator[tuple[Work, Networks]]:
     from comdefend_cli.batch import local as folder
-    from comdefend_cli.runtime import machine
+    from comdefend_cli.runtime.machine import limit_threads
 
-    machine.limit_threads()
+    limit_threads()
     networks = folder.Networks(
         asked.weights, device=asked.device, precision=asked.precision, backend=asked.backend, settings=asked.settings
     )

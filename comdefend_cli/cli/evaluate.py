@@ -104,16 +104,17 @@ def evaluate(
 
     Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted.
     """
-    from comdefend_cli.data import labelled as images
+    from comdefend_cli.data.labelled import load_labelled
     from comdefend_cli.evaluate.cells import THREATS
     from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, Protocol
-    from comdefend_cli.runtime import files, machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
     from comdefend_cli.runtime.extras import require
+    from comdefend_cli.runtime.files import refuse_existing
+    from comdefend_cli.runtime.machine import count_cores, limit_threads
 
     for module in ("foolbox", "art", "matplotlib"):
         require(module, extra="evaluate")
-    machine.limit_threads()
+    limit_threads()
     began = time.perf_counter()
     protocol = Protocol(
         attacks=tuple(_names(attacks, DEFAULT_ATTACKS)),
@@ -130,14 +131,14 @@ def evaluate(
         seed=seed,
         batch=batch_size,
     )
-    files.refuse_existing(out / "results.json", overwrite=overwrite)
+    refuse_existing(out / "results.json", overwrite=overwrite)
     _make_folder(out)
     if save_adversarial is not None:
         _refuse_filled(save_adversarial)
     where = resolve_device(device)
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
-    loaded = images.load(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download)
+    loaded = load_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download)
     if loaded.skipped:
         notice(f"{loaded.skipped} files could not be read as images", quiet=quiet)
     systems = _systems(classifier, defences, data, where, precision)
@@ -145,7 +146,7 @@ def evaluate(
     results = {
         **evaluation.results(),
         "device": describe_device(where),
-        "hardware": f"{platform.processor() or platform.machine()}, {machine.cores()} cores",
+        "hardware": f"{platform.processor() or platform.machine()}, {count_cores()} cores",
         "platform": platform.platform(),
         "precision": precision,
         "command": shlex.join(["comdefend", *sys.argv[1:]]),
@@ -174,13 +175,13 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 def _make_folder(out: Path) -> None:
     from comdefend_cli.errors import ComdefendError, reason
-    from comdefend_cli.runtime import files
+    from comdefend_cli.runtime.files import refuse_unwritable_folder
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ComdefendError(f"{out}: cannot make this folder: {reason(error)}") from error
-    files.refuse_unwritable_folder(out / "results.json")
+    refuse_unwritable_folder(out / "results.json")
 
 
 def _refuse_filled(folder: Path) -> None:

@@ -46,13 +46,14 @@ def export(
     """
     from comdefend_cli.backends import export as exports
     from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
-    from comdefend_cli.runtime import files, machine
+    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
+    from comdefend_cli.runtime.machine import limit_threads
 
     if precision not in exports.LEAST:
         raise UsageError(f"unknown precision {precision!r}: use {' or '.join(exports.LEAST)}")
-    files.refuse_existing(target, overwrite=overwrite)
-    files.refuse_unwritable_folder(target)
-    machine.limit_threads()
+    refuse_existing(target, overwrite=overwrite)
+    refuse_unwritable_folder(target)
+    limit_threads()
     loaded = load_weights(weights or DEFAULT_COLOR)
     images = [_read(path, loaded.header.architecture.channels) for path in check or ()]
     done = exports.export(loaded, format, target, images=images, int8=precision == "int8", overwrite=overwrite)
@@ -94,26 +95,27 @@ def quantize(
     """
     from comdefend_cli.backends import quantize as quantizing
     from comdefend_cli.cli.train import download_bar, tell_skipped
-    from comdefend_cli.data import datasets
-    from comdefend_cli.data.calibration import calibration
-    from comdefend_cli.imaging import images
+    from comdefend_cli.data.calibration import draw_calibration_images
+    from comdefend_cli.data.datasets import load_dataset
+    from comdefend_cli.imaging.reading import lift_pillow_limit
     from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
     from comdefend_cli.network.weight_file import save_weights
-    from comdefend_cli.runtime import files, machine
+    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
+    from comdefend_cli.runtime.machine import limit_threads
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
-    files.refuse_existing(out, overwrite=overwrite)
-    files.refuse_unwritable_folder(out)
+    refuse_existing(out, overwrite=overwrite)
+    refuse_unwritable_folder(out)
     for module in ("openvino", "nncf"):  # Before the data, which may have to be downloaded.
         require(module, extra="int8")
-    images.trust_own_limit()
-    machine.limit_threads()
+    lift_pillow_limit()
+    limit_threads()
     loaded = load_weights(weights or DEFAULT_COLOR)
     with download_bar(quiet) as progress:
-        dataset = datasets.load(data, data_dir, download=not no_download, progress=progress)
+        dataset = load_dataset(data, data_dir, download=not no_download, progress=progress)
     tell_skipped(dataset, data, quiet)
-    chosen = calibration(dataset, count, seed)
+    chosen = draw_calibration_images(dataset, count, seed)
     notice("quantizing, which takes a minute or so", quiet=quiet)
     made = quantizing.quantize(loaded.model, chosen)
     about: dict[str, Any] = {
@@ -132,9 +134,9 @@ def _read(path: Path, channels: int) -> Tensor:
     """The middle of an image, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
     import torch
 
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.reading import read_image
 
-    pixels = torch.from_numpy(images.read(path).pixels).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(read_image(path).pixels).permute(2, 0, 1)[None]
     if pixels.shape[1] > channels:
         raise UsageError(f"{path}: is in colour, and the weights are for grey images: check on another")
     top, left = (max(0, (side - SIDE) // 2) for side in pixels.shape[2:])

@@ -16,7 +16,7 @@ from comdefend_cli.cli.work import purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.imaging.images import Raster
+    from comdefend_cli.imaging.raster import Raster
     from comdefend_cli.inference.purifier import Purifier, Settings
     from comdefend_cli.network.weight_file import Weights
 
@@ -67,10 +67,12 @@ def purify(
 
     Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey images stay grey.
     """
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.formats import LOSSY, find_format, refuse_misfit, refuse_size
+    from comdefend_cli.imaging.reading import lift_pillow_limit, read_image
+    from comdefend_cli.imaging.writing import encode_image, write_image
 
     console.show_warnings(quiet)
-    images.trust_own_limit()
+    lift_pillow_limit()
     if target == STANDARD and as_json:
         raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
     _refuse_outputs(source, target, compare, overwrite=overwrite)
@@ -91,23 +93,23 @@ def purify(
             quiet=quiet,
         )
         return
-    image = images.read(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
-    images.refuse_misfit(image, format_name)
+    image = read_image(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
+    refuse_misfit(image, format_name)
     for text in image.notices:
         notice(text, quiet=quiet)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
     from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
-    from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device
+    from comdefend_cli.runtime.machine import limit_threads
 
-    machine.limit_threads()
+    limit_threads()
     if compare is not None:
         from comdefend_cli.inference.compare import comparison_width
 
         height, width = image.pixels.shape[:2]
-        images.refuse_size(images.format_of(compare), height, comparison_width(width))
+        refuse_size(find_format(compare), height, comparison_width(width))
     settings = _settings(tiling, tile, noise_std, seed, input_noise, samples)
     name = weights or (DEFAULT_GRAY if image.gray else DEFAULT_COLOR)
     loaded = load_weights(name)
@@ -118,13 +120,13 @@ def purify(
     began = time.perf_counter()
     cleaned = _run(purifier, image, quiet)
     seconds = time.perf_counter() - began
-    if format_name in images.LOSSY:
-        notice(f"{images.LOSSY[format_name]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
-    _write(target, images.encode(cleaned, format_name, quality=quality, strip=strip), overwrite)
+    if format_name in LOSSY:
+        notice(f"{LOSSY[format_name]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
+    _write(target, encode_image(cleaned, format_name, quality=quality, strip=strip), overwrite)
     if compare is not None:
         from comdefend_cli.inference.compare import comparison
 
-        images.write(compare, comparison(purifier, image.pixels, cleaned.pixels), overwrite=overwrite)
+        write_image(compare, comparison(purifier, image.pixels, cleaned.pixels), overwrite=overwrite)
     if as_json:
         where = {"input": str(source), "output": str(target)}
         console.print_json({**where, **_record(image, cleaned, purifier, loaded, seconds)})
@@ -154,8 +156,8 @@ def _record(image: Raster, cleaned: Raster, purifier: Purifier, loaded: Weights,
 
 def _refuse_outputs(source: Path, target: Path, compare: Path | None, *, overwrite: bool) -> None:
     """Find out before the work what would fail after it."""
-    from comdefend_cli.imaging import images
-    from comdefend_cli.runtime import files
+    from comdefend_cli.imaging.formats import find_format
+    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
     if compare is not None:
         for path, name in ((source, "IN"), (target, "OUT")):
@@ -163,19 +165,19 @@ def _refuse_outputs(source: Path, target: Path, compare: Path | None, *, overwri
                 raise UsageError(f"{compare}: is {name} too; give --compare another file")
     for output in (target, compare):
         if output is not None and output != STANDARD:
-            files.refuse_existing(output, overwrite=overwrite)
-            images.format_of(output)
-            files.refuse_unwritable_folder(output)
+            refuse_existing(output, overwrite=overwrite)
+            find_format(output)
+            refuse_unwritable_folder(output)
 
 
 def _format(target: Path, wanted: str | None) -> str:
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.formats import find_format
 
     if target != STANDARD:
         if wanted is not None:
             raise UsageError("--format is for standard output; a file's format is its ending's")
-        return images.format_of(target)
-    return images.format_of(Path(f"standard-output.{(wanted or 'png').lstrip('.')}"))
+        return find_format(target)
+    return find_format(Path(f"standard-output.{(wanted or 'png').lstrip('.')}"))
 
 
 def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
@@ -189,12 +191,12 @@ def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
 
 
 def _write(target: Path, data: bytes, overwrite: bool) -> None:
-    from comdefend_cli.runtime import files
+    from comdefend_cli.runtime.files import write_atomically
 
     if target == STANDARD:
         console.write_out(data)
     else:
-        files.write_atomically(target, data, overwrite=overwrite)
+        write_atomically(target, data, overwrite=overwrite)
 
 
 def _fidelity(image: Raster, cleaned: Raster) -> dict[str, float | None]:

@@ -83,10 +83,10 @@ def purify_dir(
     """
     from comdefend_cli.batch import plan
     from comdefend_cli.batch import storage as places
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.reading import lift_pillow_limit
 
     console.show_warnings(quiet)
-    images.trust_own_limit()
+    lift_pillow_limit()
     target = str(plan.default_output(source)) if out is None else out
     chosen = plan.Options(recursive, format, quality, strip, overwrite, max_megapixels)
     cluster = engines.RayOptions(ray_address, workers, cpus_per_worker, gpus_per_worker)
@@ -164,7 +164,7 @@ class Summary:
 
     def add(self, result: Result) -> None:
         """Count one result."""
-        from comdefend_cli.imaging.images import LOSSY
+        from comdefend_cli.imaging.formats import LOSSY
 
         self.counts[result.status] += 1
         self.notices.update(result.notices)
@@ -285,17 +285,17 @@ def _report(path: Path | None, out: Path, *, overwrite: bool) -> Iterator[Callab
     import shutil
     import tempfile
 
-    from comdefend_cli.runtime import files
+    from comdefend_cli.runtime.files import open_atomically, refuse_unwritable_folder
 
     _refuse_report(path, overwrite=overwrite)
     if path.parent.exists() or path.parent.resolve() != out.resolve():  # The output folder will be made.
-        files.refuse_unwritable_folder(path)
+        refuse_unwritable_folder(path)
     with tempfile.SpooledTemporaryFile(_SPOOL) as lines:
         yield lambda result: _put(lines, result)
         lines.seek(0)
         with suppress(OSError):  # Writing will say it.
             path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic(path, overwrite=True) as file:
+        with open_atomically(path, overwrite=True) as file:
             shutil.copyfileobj(lines, file)
 
 
@@ -319,11 +319,11 @@ def _put(lines: IO[bytes], result: Result) -> None:
 def _refuse_report(path: Path, *, overwrite: bool) -> None:
     """A report replaces a report, or nothing; never an image."""
     from comdefend_cli.batch import journal
-    from comdefend_cli.imaging import images
-    from comdefend_cli.runtime import files
+    from comdefend_cli.imaging.formats import list_suffixes
+    from comdefend_cli.runtime.files import refuse_existing
 
-    files.refuse_existing(path, overwrite=True)
-    if path.suffix.lower() in images.suffixes(writable=False) or path.name == journal.STATE:
+    refuse_existing(path, overwrite=True)
+    if path.suffix.lower() in list_suffixes(writable=False) or path.name == journal.STATE:
         raise UsageError(f"{path}: a report is lines of JSON; give --report a name like results.jsonl")
     if path.exists() and not overwrite and not _is_report(path):
         raise UsageError(f"{path}: already exists and is not a report of comdefend; use --overwrite to replace it")

@@ -52,10 +52,10 @@ def _is_large(source: Path) -> bool:
     """By its header; whatever is wrong with the file, reading it as any other image will say it."""
     from PIL import Image
 
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.formats import find_readable_formats
 
     try:
-        with Image.open(source, formats=images.readable()) as image:
+        with Image.open(source, formats=find_readable_formats()) as image:
             return image.width * image.height > LARGE * 1e6
     except Exception:
         return False
@@ -80,10 +80,10 @@ def run(
     from comdefend_cli.batch import strips as large
     from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
-    from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device
+    from comdefend_cli.runtime.machine import limit_threads
 
-    machine.limit_threads()
+    limit_threads()
     with large.opened(source, max_megapixels=max_megapixels) as image:
         if image.exif and not strip and target.suffix.lower() != ".png":
             image.notices.append("its EXIF block is left out: in strips, only PNG is written with one")

@@ -21,7 +21,8 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.data.datasets import Dataset, DownloadProgress
+    from comdefend_cli.data.download import DownloadProgress
+    from comdefend_cli.data.sources import Dataset
     from comdefend_cli.training.trainer import Report, Trainer
 
 #: Test images that PSNR is measured on for the weight file's header.
@@ -87,18 +88,18 @@ def train(
     Under torchrun, the processes share each batch.
     """
     from comdefend_cli.classifiers.loading import load_classifier
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.reading import lift_pillow_limit
     from comdefend_cli.network.registry import load_weights
-    from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.config import TrainConfig
     from comdefend_cli.training.distributed import process_group, together
     from comdefend_cli.training.trainer import Trainer, load_checkpoint
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
-    machine.limit_threads()
-    images.trust_own_limit()  # Of a folder of images, each has the limit that it has in `purify`.
+    limit_threads()
+    lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
     checkpoint = out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
         quiet = quiet or rank > 0
@@ -173,7 +174,7 @@ def _outputs(out: Path) -> dict[str, Path]:
 
 def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> bool:
     """Find out before hours of training what would fail after them; returns whether outputs may be replaced."""
-    from comdefend_cli.runtime import files
+    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
     from comdefend_cli.training.trainer import checkpoint_is_final
 
     if out.suffix != ".safetensors":
@@ -183,23 +184,23 @@ def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: boo
     # Outputs beside a final checkpoint are this run's own: it was cut off while it wrote them.
     overwrite = overwrite or (resume and checkpoint_is_final(checkpoint))
     for path in _outputs(out).values():
-        files.refuse_existing(path, overwrite=overwrite)
+        refuse_existing(path, overwrite=overwrite)
     if not resume and not overwrite and checkpoint.exists():
         raise UsageError(f"{checkpoint}: is the checkpoint of an unfinished run; go on with --resume, or replace it with --overwrite")
-    files.refuse_unwritable_folder(out, room=ROOM)
+    refuse_unwritable_folder(out, room=ROOM)
     return overwrite
 
 
 def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: bool) -> Dataset:
     """The data set; the first process goes ahead, so that only it downloads."""
-    from comdefend_cli.data import datasets
+    from comdefend_cli.data.datasets import load_dataset
     from comdefend_cli.training.distributed import together
 
     loaded: Dataset | None = None
     for mine in (rank == 0, rank > 0):
         with together(), download_bar(quiet) as progress:
             if mine:
-                loaded = datasets.load(data, data_dir, download=download, progress=progress)
+                loaded = load_dataset(data, data_dir, download=download, progress=progress)
     assert loaded is not None  # One of the two turns was this process's.
     tell_skipped(loaded, data, quiet)
     return loaded
@@ -303,7 +304,8 @@ def download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
 
 def _finish(trainer: Trainer, dataset: Dataset, history: list[Report], out: Path, *, overwrite: bool, quiet: bool) -> None:
     """Measure the trained networks and write all that a run leaves."""
-    from comdefend_cli.imaging import images
+    from comdefend_cli.imaging.conversion import from_pillow
+    from comdefend_cli.imaging.writing import write_image
     from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime.files import write_atomically
     from comdefend_cli.training.plots import curves, reconstructions
@@ -314,8 +316,8 @@ def _finish(trainer: Trainer, dataset: Dataset, history: list[Report], out: Path
     sha256 = save_weights(paths["weights"], trainer.model, training, overwrite=overwrite)
     log = {"training": training, "sha256": sha256, "machine": _machine(trainer), "history": [asdict(report) for report in history]}
     write_atomically(paths["log"], (json.dumps(log, indent=1) + "\n").encode(), overwrite=overwrite)
-    images.write(paths["curves"], images.from_pillow(curves(history)), overwrite=overwrite)
-    images.write(paths["pictures"], reconstructions(trainer.model, dataset.test.pixels[:12]), overwrite=overwrite)
+    write_image(paths["curves"], from_pillow(curves(history)), overwrite=overwrite)
+    write_image(paths["pictures"], reconstructions(trainer.model, dataset.test.pixels[:12]), overwrite=overwrite)
     said = f"{training['psnr_db']:.2f} dB, SSIM {training['ssim']:.4f} on {training['test_images']} test images"
     notice(f"wrote {out}: {said}", quiet=quiet)
 
@@ -337,8 +339,8 @@ def _training(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
 
 
 def _machine(trainer: Trainer) -> dict[str, Any]:
-    from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device
+    from comdefend_cli.runtime.machine import count_cores
 
     device = describe_device(trainer.device)
-    return {"platform": platform.platform(), "cpus": machine.cores(), "device": device, "processes": trainer.processes}
+    return {"platform": platform.platform(), "cpus": count_cores(), "device": device, "processes": trainer.processes}

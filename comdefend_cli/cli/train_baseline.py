@@ -14,7 +14,7 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.data.datasets import Dataset
+    from comdefend_cli.data.sources import Dataset
     from comdefend_cli.training.baseline import BaselineTrainer
     from comdefend_cli.training.config import BaselineConfig
 
@@ -57,26 +57,28 @@ def train_baseline(
     pixelcnn learns clean images; hgd learns to undo attacks on --classifier.
     """
     from comdefend_cli.cli.train import download_bar, resolve_training_precision
-    from comdefend_cli.data import datasets
-    from comdefend_cli.runtime import files, machine
+    from comdefend_cli.data.datasets import DATASETS, load_dataset
+    from comdefend_cli.data.sources import CROP
     from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
+    from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.config import BaselineConfig
 
     if kind not in KINDS:
         raise UsageError(f"unknown network {kind!r}: use {' or '.join(KINDS)}")
     if (kind == "hgd") != (classifier is not None):
         raise UsageError("hgd needs --classifier" if kind == "hgd" else "--classifier is for hgd only")
-    if crop and data in datasets.DATASETS:
+    if crop and data in DATASETS:
         raise UsageError(f"--crop is for folders of images; those of {data} are whole")
     out = out or Path(f"{kind}.safetensors")
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a weight file ends in .safetensors")
-    files.refuse_existing(out, overwrite=overwrite)
-    files.refuse_unwritable_folder(out)
+    refuse_existing(out, overwrite=overwrite)
+    refuse_unwritable_folder(out)
     where = resolve_device(device)
-    machine.limit_threads()
+    limit_threads()
     with download_bar(quiet) as progress:
-        dataset = datasets.load(data, data_dir, download=not no_download, progress=progress, crop=crop or datasets.CROP)
+        dataset = load_dataset(data, data_dir, download=not no_download, progress=progress, crop=crop or CROP)
     config = BaselineConfig(
         data=dataset.name,
         steps=steps or STEPS[kind],

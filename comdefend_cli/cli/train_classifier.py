@@ -17,7 +17,7 @@ from comdefend_cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.data.datasets import Dataset
+    from comdefend_cli.data.sources import Dataset
     from comdefend_cli.training.classifier import ClassifierReport, ClassifierTrainer
     from comdefend_cli.training.config import ClassifierConfig
 
@@ -80,8 +80,8 @@ def train_classifier(
     from comdefend_cli.cli.train import resolve_training_precision
     from comdefend_cli.data.labelled import CLASSES
     from comdefend_cli.network.registry import load_weights
-    from comdefend_cli.runtime import machine
     from comdefend_cli.runtime.device import describe_device, resolve_device
+    from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.checkpoint import load_checkpoint
     from comdefend_cli.training.classifier import ClassifierReport, ClassifierTrainer
     from comdefend_cli.training.config import ClassifierConfig
@@ -89,7 +89,7 @@ def train_classifier(
     if data not in CLASSES:
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
     where = resolve_device(device)
-    machine.limit_threads()
+    limit_threads()
     purifying = load_weights(purify) if purify else None
     start = load_classifier_file(init) if init else None
     config = ClassifierConfig(
@@ -128,18 +128,18 @@ def train_classifier(
 
 def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: bool) -> None:
     from comdefend_cli.errors import ComdefendError, reason
-    from comdefend_cli.runtime import files
+    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a classifier file ends in .safetensors")
-    files.refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite)
     if not resume and not overwrite and checkpoint.exists():
         raise UsageError(f"{checkpoint}: is the checkpoint of an unfinished run; go on with --resume, or replace it with --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ComdefendError(f"{out.parent}: cannot make this folder: {reason(error)}") from error
-    files.refuse_unwritable_folder(out)
+    refuse_unwritable_folder(out)
 
 
 def _dataset(config: ClassifierConfig, data_dir: Path, purifying: object, where: torch.device, *, download: bool, quiet: bool) -> Dataset:
@@ -147,18 +147,19 @@ def _dataset(config: ClassifierConfig, data_dir: Path, purifying: object, where:
     import torch
 
     from comdefend_cli.cli.train import download_bar
-    from comdefend_cli.data import datasets
+    from comdefend_cli.data.datasets import load_dataset
+    from comdefend_cli.data.sources import ImageArray
     from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.network.weight_file import Weights
     from comdefend_cli.training.augmentation import noisy, purify_images
 
     with download_bar(quiet) as progress:
-        dataset = datasets.load(config.data, data_dir, download=download, progress=progress)
+        dataset = load_dataset(config.data, data_dir, download=download, progress=progress)
     train, test = dataset.train, dataset.test
-    assert isinstance(train, datasets.ImageArray)  # Of the named data sets all are.
+    assert isinstance(train, ImageArray)  # Of the named data sets all are.
     if config.input_noise:
         pixels = torch.cat([train.pixels, noisy(train.pixels, config.input_noise, config.seed)])
-        train = datasets.ImageArray(pixels, torch.cat([train.labels, train.labels]))
+        train = ImageArray(pixels, torch.cat([train.labels, train.labels]))
     if isinstance(purifying, Weights):
         purifier = Purifier.from_weights([purifying], device=where)
         with _counting("purifying the images", len(train) + len(test), quiet) as advance:

@@ -109,11 +109,11 @@ def import_(
     from comdefend_cli import __version__
     from comdefend_cli.network.authors import convert
     from comdefend_cli.network.weight_file import save_weights
-    from comdefend_cli.runtime import files
+    from comdefend_cli.runtime.files import refuse_existing
 
     if target.suffix != ".safetensors":
         raise UsageError(f"{target}: a weight file ends in .safetensors")
-    files.refuse_existing(target, overwrite=overwrite)
+    refuse_existing(target, overwrite=overwrite)
     model = convert(encoder, decoder)
     training = {"imported_from": [encoder.name, decoder.name], "comdefend_version": __version__}
     sha256 = save_weights(target, model, training, overwrite=overwrite)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from comdefend_cli.data.datasets import Crops, Dataset
+from comdefend_cli.data.sources import Crops, Dataset
 
 #: Side of the crops of larger images: a layer's ranges near a border differ from those inside.
 SIDE = 128
 
 
-def calibration(dataset: Dataset, count: int, seed: int = 0) -> Tensor:
+def draw_calibration_images(dataset: Dataset, count: int, seed: int = 0) -> Tensor:
     """`count` images of a data set, uint8 (count, C, side, side); of images larger than 32x32, crops of up to `SIDE`."""
     images = dataset.train
     if isinstance(images, Crops):

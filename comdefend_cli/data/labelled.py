@@ -13,9 +13,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from comdefend_cli.data import datasets
+from comdefend_cli.data.datasets import DATASETS, load_dataset
+from comdefend_cli.data.download import DownloadProgress
 from comdefend_cli.errors import DatasetError, ImageError, UsageError, reason
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.formats import list_suffixes
+from comdefend_cli.imaging.reading import read_image
 
 CLASSES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -65,7 +67,7 @@ class Labelled:
         return Labelled(self.name, self.pixels[:n], self.labels[:n], self.classes, self.skipped)
 
 
-def load(
+def load_labelled(
     name: str,
     data_dir: Path,
     *,
@@ -73,7 +75,7 @@ def load(
     seed: int = 0,
     size: int | None = None,
     download: bool = True,
-    progress: datasets.DownloadProgress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Labelled:
     """Images to evaluate on, drawn by `seed`.
 
@@ -95,13 +97,13 @@ def load(
         raise UsageError(f"the limit must be at least 1 image, not {limit}")
     if size is not None and size < 8:
         raise UsageError(f"the size must be at least 8 pixels, not {size}")
-    if name in datasets.DATASETS:
-        test = datasets.load(name, data_dir, download=download, progress=progress).test
+    if name in DATASETS:
+        test = load_dataset(name, data_dir, download=download, progress=progress).test
         chosen = _sample(len(test), limit, seed)
         return Labelled(name, test.pixels[chosen], test.labels[chosen], CLASSES[name])
     folder = Path(name)
     if not folder.is_dir():
-        raise DatasetError(f"{name}: no such data set or folder; use {', '.join(datasets.DATASETS)}, or a folder of images with labels")
+        raise DatasetError(f"{name}: no such data set or folder; use {', '.join(DATASETS)}, or a folder of images with labels")
     entries, classes = _listed(folder / LABELS) if (folder / LABELS).exists() else _by_folder(folder)
     entries = [entries[i] for i in _sample(len(entries), limit, seed).tolist()]
     return _decoded(folder, entries, classes, size)
@@ -142,7 +144,7 @@ def _listed(table: Path) -> tuple[_Entries, tuple[str, ...]]:
 
 
 def _by_folder(folder: Path) -> tuple[_Entries, tuple[str, ...]]:
-    known = images.suffixes(writable=False)
+    known = list_suffixes(writable=False)
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     entries = [
         (path, label)
@@ -161,7 +163,7 @@ def _decoded(folder: Path, entries: _Entries, classes: tuple[str, ...], size: in
     total = 0
     for path, label in entries:
         try:
-            array = images.read(path).pixels
+            array = read_image(path).pixels
         except ImageError:
             continue
         array = array if size is None else _cropped(array, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from comdefend_cli.imaging.images import Raster
+from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.inference.purifier import Purifier
 
 #: How many times differences are amplified, around middle grey.

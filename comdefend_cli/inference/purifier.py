@@ -231,9 +231,9 @@ class Purifier(nn.Module):
             return self.purify(image)
         if isinstance(image, np.ndarray):
             return _through_tensor(image, self.purify)
-        from comdefend_cli.imaging import images
+        from comdefend_cli.imaging.conversion import from_pillow
 
-        raster = images.from_pillow(image)
+        raster = from_pillow(image)
         return replace(raster, pixels=self(raster.pixels)).to_pillow()
 
     def purify(self, x: Tensor, progress: Progress | None = None, top: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from comdefend_cli.errors import UsageError, WeightsError, reason
 from comdefend_cli.network.model import HIDDEN, Architecture, ComDefend
-from comdefend_cli.runtime.unpickle import loads
+from comdefend_cli.runtime.unpickle import read_pickle
 
 #: The array's name in the archive, and more bytes than any checkpoint of nine small layers takes.
 MEMBER = "w.npy"
@@ -32,7 +32,7 @@ def read_checkpoint(path: Path) -> list[np.ndarray]:
         WeightsError: it cannot be read, is not of that format, or its pickle names anything but arrays.
     """
     try:
-        array = loads(_pickle_of_npy(_member(path)))
+        array = read_pickle(_pickle_of_npy(_member(path)))
         if not isinstance(array, np.ndarray) or not array.dtype.hasobject:
             raise ValueError("its array does not hold arrays")
         arrays = list(array.ravel())

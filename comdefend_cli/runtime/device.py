@@ -75,7 +75,7 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 @contextmanager
-def flushed_subnormals() -> Iterator[None]:
+def flush_subnormals() -> Iterator[None]:
     """Within, this thread takes numbers below float32's normal range as zero; afterwards it does what it did before.
 
     Saturated activations make such numbers in training, and CPUs compute them many times slower. Also a decorator.

@@ -18,7 +18,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def open_atomically(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
 
     The bytes go to a hidden file beside it, which is renamed at the end; a reader never
@@ -30,7 +30,7 @@ def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """
     refuse_existing(path, overwrite=overwrite)
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{beginning(target.name)}.{os.urandom(4).hex()}.part")
+    part = target.with_name(f".{shorten_name(target.name)}.{os.urandom(4).hex()}.part")
     try:
         try:
             with part.open("xb") as file:
@@ -44,15 +44,15 @@ def atomic(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     except FileExistsError as error:
         raise UsageError(f"{path}: already exists; use --overwrite to replace it") from error
     except OSError as error:
-        raise unwritable(str(path), error) from error
+        raise make_write_error(str(path), error) from error
 
 
-def beginning(name: str) -> str:
+def shorten_name(name: str) -> str:
     """The first 100 bytes of a file's name, so that what is added to it stays within a file system's 255."""
     return os.fsencode(name)[:100].decode(errors="ignore")
 
 
-def unwritable(what: str, error: OSError, fault: str = "cannot write") -> ComdefendError:
+def make_write_error(what: str, error: OSError, fault: str = "cannot write") -> ComdefendError:
     """The error to raise where `what` could not be written: why, and what to do."""
     return ComdefendError(f"{what}: {fault}: {reason(error)}; {_REMEDIES.get(error.errno or 0, 'write elsewhere')}")
 
@@ -66,7 +66,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def refuse_unwritable_folder(path: Path, *, room: int = 0) -> None:
-    """Raise :class:`ComdefendError` when :func:`atomic` could make no file of `room` bytes for `path`: before long work, not after it."""
+    """Raise :class:`ComdefendError` when :func:`open_atomically` could make no file of `room` bytes for `path`: before long work."""
     import tempfile
 
     folder = Path(os.path.realpath(path)).parent
@@ -74,7 +74,7 @@ def refuse_unwritable_folder(path: Path, *, room: int = 0) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(room))
     except OSError as error:
-        raise unwritable(str(folder if path.is_symlink() else path.parent), error, "cannot write into this folder") from error
+        raise make_write_error(str(folder if path.is_symlink() else path.parent), error, "cannot write into this folder") from error
 
 
 def _publish(part: Path, target: Path, overwrite: bool) -> None:
@@ -96,6 +96,6 @@ def _publish(part: Path, target: Path, overwrite: bool) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Write bytes to `path` by :func:`atomic`."""
-    with atomic(path, overwrite=overwrite) as file:
+    """Write bytes to `path` by :func:`open_atomically`."""
+    with open_atomically(path, overwrite=overwrite) as file:
         file.write(data)

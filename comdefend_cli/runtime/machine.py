@@ -13,13 +13,13 @@ from pathlib import Path
 ROOT = Path("/")
 
 
-def cores(root: Path = ROOT) -> int:
+def count_cores(root: Path = ROOT) -> int:
     """Cores that this process may use, at least 1: by its affinity, and by the CPU quota of its cgroups (v1 or v2), rounded up."""
     quotas = [quota for folder in _cgroups(root, "cpu") if (quota := _quota(folder)) is not None]
     return max(1, min([_allowed(), *map(math.ceil, quotas)]))
 
 
-def memory(root: Path = ROOT) -> int | None:
+def find_memory_limit(root: Path = ROOT) -> int | None:
     """Bytes of memory that this process may use with all others of its container, or None where that is not known."""
     found = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     limits = [int(found[1]) * 1024] if found else []
@@ -30,20 +30,20 @@ def memory(root: Path = ROOT) -> int | None:
     return min(limits, default=None)
 
 
-def threads(root: Path = ROOT) -> int | None:
+def choose_thread_count(root: Path = ROOT) -> int | None:
     """Threads for the network where PyTorch would take more than the cores that may be used, else None.
 
     PyTorch counts the machine's cores, and knows nothing of a container's quota: with more threads than that allows, each waits for all.
     """
     if "OMP_NUM_THREADS" in os.environ:  # A person, or Ray, has said how many.
         return None
-    count = cores(root)
+    count = count_cores(root)
     return count if count < _allowed() else None
 
 
 def limit_threads() -> None:
-    """Let PyTorch take no more :func:`threads` than that, in this whole process: for programs, not libraries."""
-    count = threads()
+    """Let PyTorch take no more :func:`choose_thread_count` than that, in this whole process: for programs, not libraries."""
+    count = choose_thread_count()
     if count is not None:
         import torch
 
@@ -51,7 +51,7 @@ def limit_threads() -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """PyTorch's operations on the CPU by one thread each, in this whole process, until this is left.
 
     Beside threads that keep all cores busy, an operation that is split waits until the last of its parts has been given a core: copying

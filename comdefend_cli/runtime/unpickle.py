@@ -34,7 +34,7 @@ _MAX_DIMENSIONS = 8
 _MARK = object()
 
 
-def loads(data: bytes) -> Any:
+def read_pickle(data: bytes) -> Any:
     """The object in a pickle of any protocol, built of None, bool, int, float, bytes, str, tuple, list, dict and `numpy.ndarray`.
 
     Arrays hold booleans, integers or floats, in native byte order, or are object arrays of such arrays. Python 2

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.data.datasets import Dataset
+from comdefend_cli.data.sources import Dataset
 from comdefend_cli.errors import TrainingError
-from comdefend_cli.runtime.device import flushed_subnormals
+from comdefend_cli.runtime.device import flush_subnormals
 from comdefend_cli.training.config import BaselineConfig
 from comdefend_cli.training.optim import Muon
 
@@ -90,7 +90,7 @@ class BaselineTrainer:
         """How good the network is on the first `count` test images, in `unit`."""
         raise NotImplementedError
 
-    @flushed_subnormals()
+    @flush_subnormals()
     def step(self) -> float:
         """One optimizer step; returns the loss.
 

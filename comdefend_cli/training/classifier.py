@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from comdefend_cli.classifiers.loading import Classifier, ClassifierHeader, Normalized, build
 from comdefend_cli.classifiers.networks import Whitening
 from comdefend_cli.classifiers.signed_gradient import signed_gradient
-from comdefend_cli.data.datasets import Dataset, ImageArray
+from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.training.augmentation import augment
 from comdefend_cli.training.checkpoint import gather, scatter

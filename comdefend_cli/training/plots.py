@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from comdefend_cli.imaging.images import Raster
+from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.inference.compare import code_image
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import psnr

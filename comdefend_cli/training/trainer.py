@@ -19,12 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from comdefend_cli.data.datasets import Dataset
+from comdefend_cli.data.sources import Dataset
 from comdefend_cli.errors import TrainingError, UsageError, reason
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import mean_psnr, ssim
 from comdefend_cli.network.model import Architecture, ComDefend
-from comdefend_cli.runtime.device import flushed_subnormals
+from comdefend_cli.runtime.device import flush_subnormals
 from comdefend_cli.training import checkpoint
 from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
 from comdefend_cli.training.distributed import peer_error
@@ -124,7 +124,7 @@ class Trainer:
         # The CPU's generator takes 32 bits; a large odd factor keeps the seeds' streams apart.
         return torch.Generator().manual_seed((self.config.seed * 2_654_435_761 + step + 2) % 2**32)
 
-    @flushed_subnormals()
+    @flush_subnormals()
     def step(self) -> tuple[float, float]:
         """One optimizer step; returns the loss and the root mean square of the logits, over all processes.
 

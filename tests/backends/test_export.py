@@ -22,7 +22,7 @@ from comdefend_cli.cli.export import _read as read_image
 from comdefend_cli.errors import ComdefendError, UsageError, WeightsError
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.weight_file import Header, Quantized, Weights, save_weights
-from comdefend_cli.runtime import files
+from comdefend_cli.runtime.files import open_atomically
 
 NEEDS = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}
 #: torch.export takes seconds.
@@ -117,7 +117,7 @@ def test_both_files_of_openvino_are_replaced_or_none(tmp_path: Path, monkeypatch
     export(loaded(), "openvino", tmp_path / "a.xml", overwrite=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"a.xml", "a.bin"}
-    atomic = files.atomic
+    atomic = open_atomically
 
     @contextmanager
     def full(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
@@ -126,7 +126,7 @@ def test_both_files_of_openvino_are_replaced_or_none(tmp_path: Path, monkeypatch
                 raise OSError(errno.ENOSPC, "full")
             yield file
 
-    monkeypatch.setattr(files, "atomic", full)
+    monkeypatch.setattr("comdefend_cli.backends.export.open_atomically", full)
     with pytest.raises(ComdefendError):
         export(Weights("other", "", loaded().header, small_model(seed=1)), "openvino", tmp_path / "a.xml", overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

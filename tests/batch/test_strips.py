@@ -19,7 +19,9 @@ from PIL import Image, ImageCms
 
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.raster import Raster
+from comdefend_cli.imaging.reading import read_image
+from comdefend_cli.imaging.writing import write_image
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.network.weight_file import save_weights
 
@@ -41,9 +43,9 @@ def in_strips(source: Path, target: Path, settings: Settings | None = None, **op
 
 def ordinary(source: Path, target: Path, settings: Settings | None = None) -> np.ndarray:
     """The same by the ordinary way."""
-    image = images.read(source)
+    image = read_image(source)
     purifier = Purifier(small_model(), small_model(1, 4), settings)
-    images.write(target, images.Raster(purifier(image.pixels), image.alpha, image.icc, image.exif))
+    write_image(target, Raster(purifier(image.pixels), image.alpha, image.icc, image.exif))
     return np.array(Image.open(target))
 
 

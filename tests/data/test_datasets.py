@@ -34,8 +34,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comdefend_cli.data import datasets
-from comdefend_cli.data.datasets import Crops, Dataset, ImageArray, load
+from comdefend_cli.data.datasets import load_dataset
+from comdefend_cli.data.sources import Crops, Dataset, ImageArray
 from comdefend_cli.errors import DatasetError
 
 COLOR = torch.from_numpy(cuts(18, 32)).permute(0, 3, 1, 2)
@@ -81,7 +81,7 @@ def test_cifar10_is_read(put: Callable[[Path], None], tmp_path: Path) -> None:
     """CIFAR-10's folder or archive, whatever the checksum of a user's own, gives the images and labels in order, nothing unpacked."""
     put(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    dataset = load("cifar10", tmp_path)
+    dataset = load_dataset("cifar10", tmp_path)
     train, test = arrays(dataset)
     assert torch.equal(torch.cat([train.pixels, test.pixels]), COLOR)
     assert train.labels.tolist() + test.labels.tolist() == [(i + j) % 10 for i in range(6) for j in range(3)]
@@ -115,7 +115,7 @@ def unpacked(files: dict[str, bytes]) -> dict[str, bytes]:
 def test_idx_files_are_read(name: str, subfolder: bool, files: dict[str, bytes], tmp_path: Path) -> None:
     """MNIST and Fashion-MNIST are read from a folder of their name or straight from --data-dir, compressed or not."""
     write(tmp_path / name if subfolder else tmp_path, files)
-    dataset = load(name, tmp_path)
+    dataset = load_dataset(name, tmp_path)
     train, test = arrays(dataset)
     assert torch.equal(torch.cat([train.pixels, test.pixels]), GRAY)
     assert train.labels.tolist() + test.labels.tolist() == list(range(6))
@@ -126,13 +126,13 @@ def test_the_folder_of_the_name_goes_first(tmp_path: Path) -> None:
     """Fashion-MNIST is not mixed up with MNIST's files of the same names that lie beside its folder."""
     write(tmp_path, mnist_files(1))
     write(tmp_path / "fashion-mnist", mnist_files(2))
-    assert (len(load("mnist", tmp_path).train), len(load("fashion-mnist", tmp_path).train)) == (1, 2)
+    assert (len(load_dataset("mnist", tmp_path).train), len(load_dataset("fashion-mnist", tmp_path).train)) == (1, 2)
 
 
 def refused(name: str, folder: Path, words: str) -> str:
     """The message that a data set is refused by: one line, with a remedy."""
     with pytest.raises(DatasetError, match=words) as caught:
-        load(name, folder, download=False)
+        load_dataset(name, folder, download=False)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 600
     return message
@@ -204,7 +204,7 @@ def test_incomplete_and_oversized_folders_are_refused(tmp_path: Path, monkeypatc
     write(tmp_path / CIFAR, cifar_files())
     (tmp_path / CIFAR / "data_batch_5").unlink()
     refused("cifar10", tmp_path, "data_batch_5: cannot read: no such file or directory; get the official files")
-    monkeypatch.setattr(datasets, "MAX_FILE", 5000)
+    monkeypatch.setattr("comdefend_cli.data.cifar.MAX_FILE", 5000)
     refused("cifar10", tmp_path, "data_batch_1: too large")
 
 
@@ -259,10 +259,10 @@ def test_archives_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatc
     """A batch that claims to be huge, and members that are huge together, end at the limits."""
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(cifar_archive())
-    monkeypatch.setattr(datasets, "MAX_FILE", 5000)
+    monkeypatch.setattr("comdefend_cli.data.cifar.MAX_FILE", 5000)
     refused("cifar10", tmp_path, "data_batch_1 is too large")
     monkeypatch.undo()
-    monkeypatch.setattr(datasets, "MAX_UNPACKED", 10**6)
+    monkeypatch.setattr("comdefend_cli.data.cifar.MAX_UNPACKED", 10**6)
     path.write_bytes(tar_gz({"zeros": bytes(5 * 10**6)}))
     refused("cifar10", tmp_path, "it unpacks to more than")
     sparse = tarfile.TarInfo(f"{CIFAR}/data_batch_1")
@@ -317,7 +317,7 @@ def test_damage_raises_dataset_errors_only(tmp_path: Path, name: str, data: st.D
     packed = bytes(damaged) if name == "mnist" or len(damaged) <= len(valid) else gzip.compress(damaged, 1)
     write(tmp_path, IDX | {"cifar-10-python.tar.gz" if name == "cifar10" else TRAIN: packed})
     try:
-        load(name, tmp_path, download=False)
+        load_dataset(name, tmp_path, download=False)
     except DatasetError as error:
         assert "\n" not in str(error)
 
@@ -335,11 +335,11 @@ def test_a_folder_of_images_gives_crops(tmp_path: Path, astronaut: np.ndarray, c
     save(tmp_path / "small.png", astronaut[:31, :100])
     (tmp_path / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     (tmp_path / "notes.txt").write_text("no image")
-    dataset = load(str(tmp_path), tmp_path / "unused")
+    dataset = load_dataset(str(tmp_path), tmp_path / "unused")
     assert isinstance(dataset.train, Crops)
     assert (dataset.name, len(dataset.train), dataset.train.channels, dataset.skipped) == (f"folder:{tmp_path.name}", 38, 3, 2)
     assert dataset.test.pixels.shape == (64, 3, 32, 32) and dataset.test.pixels.dtype == torch.uint8
-    assert torch.equal(dataset.test.pixels, load(str(tmp_path), tmp_path).test.pixels)
+    assert torch.equal(dataset.test.pixels, load_dataset(str(tmp_path), tmp_path).test.pixels)
     train, test = {id(image) for image in dataset.train.images}, dataset.test.pixels
     assert len(train) == 38 and not test.eq(test[:1]).all()
 
@@ -381,6 +381,6 @@ def test_folders_without_enough_images_are_refused(tmp_path: Path, astronaut: np
     save(tmp_path / "b.png", astronaut[:20, :32])
     refused(str(tmp_path), tmp_path, "needs at least 2 readable images of 32x32 pixels or more, found 1")
     save(tmp_path / "c.png", astronaut[:32, :32])
-    assert len(load(str(tmp_path), tmp_path).train) == 1
-    monkeypatch.setattr(datasets, "MAX_IMAGE_BYTES", 5000)
+    assert len(load_dataset(str(tmp_path), tmp_path).train) == 1
+    monkeypatch.setattr("comdefend_cli.data.folder.MAX_IMAGE_BYTES", 5000)
     refused(str(tmp_path), tmp_path, "take more than .* of memory; use fewer or smaller ones")

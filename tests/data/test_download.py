@@ -16,8 +16,8 @@ import torch
 from conftest import Run
 from formats import cifar_archive, cuts, mnist_files
 
-from comdefend_cli.data import datasets
-from comdefend_cli.data.datasets import ARCHIVES, Archive, download, load
+from comdefend_cli.data.datasets import DATASETS, load_dataset
+from comdefend_cli.data.download import ARCHIVES, Archive, download_archive
 from comdefend_cli.errors import ComdefendError, DatasetError
 
 CONTENT = bytes(range(256)) * 1000
@@ -143,7 +143,7 @@ def test_a_file_is_downloaded(server: Server, manner: str, total: int, tmp_path:
     """A file arrives whole with the published checksum; progress rises to its size, in all as the server says, or 0."""
     server.manner = manner
     seen: list[tuple[int, int]] = []
-    download(server.archive(), tmp_path / FILE, lambda done, all_: seen.append((done, all_)))
+    download_archive(server.archive(), tmp_path / FILE, lambda done, all_: seen.append((done, all_)))
     assert (tmp_path / FILE).read_bytes() == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1] == (len(CONTENT), total)
@@ -167,10 +167,10 @@ BROKEN = {
 @pytest.mark.parametrize("manner", BROKEN)
 def test_a_broken_download_leaves_nothing(server: Server, manner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transfer that is cut, reset, silent, endless, refused or of other content ends in one line with the address; no file is left."""
-    monkeypatch.setattr(datasets, "MAX_DOWNLOAD", 10**6)
+    monkeypatch.setattr("comdefend_cli.data.download.MAX_DOWNLOAD", 10**6)
     server.manner = manner
     with pytest.raises(DatasetError, match=BROKEN[manner]) as caught:
-        download(server.archive(), tmp_path / FILE, timeout=0.5)
+        download_archive(server.archive(), tmp_path / FILE, timeout=0.5)
     assert str(caught.value).startswith(f"{server.address}/{FILE}: ") and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -181,7 +181,7 @@ def test_no_server_is_an_error(tmp_path: Path, server: Server) -> None:
         free.bind(("127.0.0.1", 0))  # Bound but not listening: it refuses.
         for url in (f"http://127.0.0.1:{free.getsockname()[1]}/{FILE}", f"http://127.0.0.1:1:1/{FILE}", f"nonsense://x/{FILE}"):
             with pytest.raises(DatasetError, match=r"/file\.bin: "):
-                download(Archive(url, MD5), tmp_path / FILE, timeout=0.5)
+                download_archive(Archive(url, MD5), tmp_path / FILE, timeout=0.5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,21 +192,21 @@ def test_an_interrupted_download_leaves_nothing(server: Server, tmp_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        download(server.archive(), tmp_path / FILE, interrupt)
+        download_archive(server.archive(), tmp_path / FILE, interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
     """A place that cannot be written is an error about that place, not about the server."""
     with pytest.raises(ComdefendError, match="cannot write") as caught:
-        download(server.archive(), tmp_path / "absent" / FILE)
+        download_archive(server.archive(), tmp_path / "absent" / FILE)
     assert server.address not in str(caught.value)
 
 
 def test_two_processes_may_download_at_once(server: Server, tmp_path: Path) -> None:
     """A file that another process finished meanwhile does not end the download."""
     path = tmp_path / FILE
-    download(server.archive(), path, lambda done, total: path.write_bytes(CONTENT) and None)
+    download_archive(server.archive(), path, lambda done, total: path.write_bytes(CONTENT) and None)
     assert path.read_bytes() == CONTENT
 
 
@@ -216,7 +216,7 @@ def test_cifar10_is_downloaded_once(server: Server, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(ARCHIVES, "cifar10", (server.archive("cifar-10-python.tar.gz"),))
     folder = tmp_path / "new" / "data"
     for _ in range(2):
-        dataset = load("cifar10", folder)
+        dataset = load_dataset("cifar10", folder)
         assert torch.equal(dataset.test.pixels, torch.from_numpy(cuts(18, 32))[15:].permute(0, 3, 1, 2))
     assert server.asked == ["cifar-10-python.tar.gz"]
     assert [path.name for path in folder.iterdir()] == ["cifar-10-python.tar.gz"]
@@ -229,7 +229,7 @@ def test_only_absent_idx_files_are_downloaded(server: Server, tmp_path: Path, mo
     monkeypatch.setitem(ARCHIVES, "fashion-mnist", tuple(server.archive(name) for name in names))
     (tmp_path / "fashion-mnist").mkdir()
     (tmp_path / "fashion-mnist" / names[0]).write_bytes(server.files[names[0]])
-    assert len(load("fashion-mnist", tmp_path).train) == 3
+    assert len(load_dataset("fashion-mnist", tmp_path).train) == 3
     assert server.asked == names[1:]
     assert {path.name for path in (tmp_path / "fashion-mnist").iterdir()} == set(names)
 
@@ -242,7 +242,7 @@ def test_a_failed_download_says_what_to_put_where(server: Server, manner: str, t
     monkeypatch.setitem(ARCHIVES, "cifar10", (server.archive("cifar-10-python.tar.gz"),))
     folder = tmp_path / "data"
     with pytest.raises(DatasetError) as caught:
-        load("cifar10", folder)
+        load_dataset("cifar10", folder)
     message = str(caught.value)
     assert message.startswith(f"cifar10 is not in {folder}, and downloading it failed (") and "\n" not in message
     assert f"download {server.address}/cifar-10-python.tar.gz yourself and put it into {folder}, or point --data-dir at" in message
@@ -253,7 +253,7 @@ def test_downloads_that_are_not_wanted_do_not_happen(server: Server, tmp_path: P
     """With download=False no server is asked and no folder made."""
     monkeypatch.setitem(ARCHIVES, "cifar10", (server.archive(),))
     with pytest.raises(DatasetError, match="put it into"):
-        load("cifar10", tmp_path / "data", download=False)
+        load_dataset("cifar10", tmp_path / "data", download=False)
     assert server.asked == [] and list(tmp_path.iterdir()) == []
 
 
@@ -273,7 +273,7 @@ def test_the_real_command_fails_in_one_line(server: Server, tmp_path: Path, run:
 def test_official_addresses_and_checksums() -> None:
     """Every official file has an address that ends in its name, and an MD5 checksum of its own."""
     archives = [archive for group in ARCHIVES.values() for archive in group]
-    assert set(ARCHIVES) == set(datasets.DATASETS)
+    assert set(ARCHIVES) == set(DATASETS)
     assert len({archive.md5 for archive in archives}) == len(archives) == 9
     for archive in archives:
         assert len(bytes.fromhex(archive.md5)) == 16

@@ -11,7 +11,7 @@ import torch
 from conftest import photo
 from PIL import Image
 
-from comdefend_cli.data.labelled import load
+from comdefend_cli.data.labelled import load_labelled
 from comdefend_cli.errors import DatasetError, UsageError
 
 
@@ -33,7 +33,7 @@ def classes(tmp_path: Path) -> Path:
 def test_the_test_split_of_a_data_set(tmp_path: Path) -> None:
     """CIFAR-10's test images come with their labels, in an order that the seed decides."""
     formats.write(tmp_path / "cifar-10-batches-py", formats.cifar_files(8))
-    first, again, other = (load("cifar10", tmp_path, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (load_labelled("cifar10", tmp_path, seed=seed) for seed in (0, 0, 1))
     assert first.classes[3] == "cat" and len(first) == 8
     assert torch.equal(first.pixels, again.pixels) and not torch.equal(first.pixels, other.pixels)
     shown = formats.cuts(48, 32)[40:]
@@ -44,7 +44,7 @@ def test_the_test_split_of_a_data_set(tmp_path: Path) -> None:
 
 def test_a_folder_a_class(classes: Path) -> None:
     """Sub-folders are classes by their sorted names; what cannot be read is counted."""
-    data = load(str(classes), Path())
+    data = load_labelled(str(classes), Path())
     assert data.classes == ("astronaut", "cup") and len(data) == 6 and data.skipped == 1
     crops = formats.cuts(6, 32)
     for pixels, label in zip(data.pixels, data.labels, strict=True):
@@ -56,7 +56,7 @@ def test_labels_in_a_table(classes: Path) -> None:
     """labels.csv goes before sub-folders, with or without a line of heads."""
     for heads in ("", "file,class,name\n"):
         (classes / "labels.csv").write_text(heads + "cup/0.png,7,mug\nastronaut/1.png,2,person\n")
-        data = load(str(classes), Path())
+        data = load_labelled(str(classes), Path())
         assert sorted(data.labels.tolist()) == [2, 7] and data.classes[7] == "mug" and data.classes[0] == "0"
 
 
@@ -74,7 +74,7 @@ def test_tables_that_are_refused(classes: Path, table: str, message: str) -> Non
     """A table that is no table, or that names files elsewhere, is one line of an error."""
     (classes / "labels.csv").write_text(table)
     with pytest.raises(DatasetError, match=message):
-        load(str(classes), Path())
+        load_labelled(str(classes), Path())
 
 
 def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
     save(tmp_path / "a" / "wide.png", photo("coffee.png"))
     save(tmp_path / "b" / "square.png", photo("astronaut.png"))
     with pytest.raises(DatasetError, match="give one --size"):
-        load(str(tmp_path), Path())
-    data = load(str(tmp_path), Path(), size=64)
+        load_labelled(str(tmp_path), Path())
+    data = load_labelled(str(tmp_path), Path(), size=64)
     assert data.pixels.shape == (2, 3, 64, 64)
     # The mean colour of the centre square survives.
     centre = photo("coffee.png")[:, 100:500].mean((0, 1))
@@ -94,12 +94,12 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(tmp_path: Path, options: dict[str, int], message: str) -> None:
     """A limit or size out of range is said before anything is read."""
     with pytest.raises(UsageError, match=message):
-        load("cifar10", tmp_path, **options)  # type: ignore[arg-type]
+        load_labelled("cifar10", tmp_path, **options)  # type: ignore[arg-type]
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     """A name that is neither a data set nor a folder, and a folder without classes."""
     with pytest.raises(DatasetError, match="no such data set or folder"):
-        load("nonsense", tmp_path)
+        load_labelled("nonsense", tmp_path)
     with pytest.raises(DatasetError, match=r"neither labels\.csv nor"):
-        load(str(tmp_path), tmp_path)
+        load_labelled(str(tmp_path), tmp_path)

@@ -11,7 +11,7 @@ import torch
 from conftest import photo
 from torch import Tensor, nn
 
-from comdefend_cli.data.datasets import Dataset, ImageArray
+from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences import hgd, make
 from comdefend_cli.evaluate.defences.hgd import EPSILON, HGD, HGDArchitecture, HGDTrainer

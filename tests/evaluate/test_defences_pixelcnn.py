@@ -15,7 +15,7 @@ from conftest import photo
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from comdefend_cli.data.datasets import Dataset, ImageArray
+from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import ComdefendError, TrainingError, UsageError, WeightsError
 from comdefend_cli.evaluate.defences import make, pixelcnn
 from comdefend_cli.evaluate.defences.mixture import Mixture, bin_log_probability, parameters_a_component, to_unit

@@ -324,9 +324,9 @@ def test_images_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
     items = gallery(done)
     assert items and all(item.clean_label == item.true_label != item.adversarial_label for item in items)
     assert save_adversarial(done, tmp_path / "saved") == 32
-    from comdefend_cli.data.labelled import load
+    from comdefend_cli.data.labelled import load_labelled
 
-    back = load(str(tmp_path / "saved" / "stripes-net-bim-16"), Path())
+    back = load_labelled(str(tmp_path / "saved" / "stripes-net-bim-16"), Path())
     met = (done.gray_images(classifier, "bim", 16) * 255).round().byte()
     assert len(back) == 32 and back.classes == ("lying", "standing")
     assert {tuple(p.flatten().tolist()) for p in back.pixels} == {tuple(p.flatten().tolist()) for p in met}

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError
-from comdefend_cli.imaging import images
-from comdefend_cli.imaging.images import Raster
+from comdefend_cli.imaging.conversion import from_pillow
+from comdefend_cli.imaging.formats import ALPHA, LOSSY, MAX_SIDE, WRITABLE, find_format, list_suffixes, refuse_misfit
+from comdefend_cli.imaging.raster import Raster
+from comdefend_cli.imaging.reading import read_image
+from comdefend_cli.imaging.writing import encode_image, write_image
 
 ORIENTATION = 0x0112
 
@@ -38,9 +41,9 @@ def test_exif_orientation_is_applied_and_dropped(astronaut: np.ndarray, orientat
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     exif[0x010F] = "maker"
-    image = images.read(encoded(stored, "PNG", exif=exif.tobytes()))
+    image = read_image(encoded(stored, "PNG", exif=exif.tobytes()))
     assert np.array_equal(image.pixels, astronaut[:30, :50])
-    kept = Image.open(io.BytesIO(images.encode(image, "PNG"))).getexif()
+    kept = Image.open(io.BytesIO(encode_image(image, "PNG"))).getexif()
     assert kept.get(0x010F) == "maker"
     assert ORIENTATION not in kept
 
@@ -50,12 +53,12 @@ def test_profile_and_exif_are_carried_and_stripped(astronaut: np.ndarray) -> Non
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x010F] = "maker"
-    image = images.read(encoded(Image.fromarray(astronaut[:20, :20]), "PNG", icc_profile=profile, exif=exif.tobytes()))
+    image = read_image(encoded(Image.fromarray(astronaut[:20, :20]), "PNG", icc_profile=profile, exif=exif.tobytes()))
     for format_name in ("PNG", "JPEG", "WEBP", "TIFF"):
-        kept = Image.open(io.BytesIO(images.encode(image, format_name)))
+        kept = Image.open(io.BytesIO(encode_image(image, format_name)))
         assert kept.info["icc_profile"] == profile
         assert kept.getexif().get(0x010F) == "maker"
-        stripped = Image.open(io.BytesIO(images.encode(image, format_name, strip=True)))
+        stripped = Image.open(io.BytesIO(encode_image(image, format_name, strip=True)))
         assert "icc_profile" not in stripped.info
         assert 0x010F not in stripped.getexif()
 
@@ -67,12 +70,12 @@ def test_lossless_formats_bring_back_every_value(astronaut: np.ndarray, mode: st
     image = Image.fromarray(astronaut[:21, :33]).convert(mode)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(astronaut[100:121, 100:133, 0]))
-    raster = images.from_pillow(image)
-    if mode == "RGBA" and format_name not in images.ALPHA:
+    raster = from_pillow(image)
+    if mode == "RGBA" and format_name not in ALPHA:
         with pytest.raises(ImageError, match="transparency"):
-            images.encode(raster, format_name)
+            encode_image(raster, format_name)
         return
-    again = images.read(images.encode(raster, format_name))
+    again = read_image(encode_image(raster, format_name))
     if format_name == "WEBP" and mode == "L":  # WebP has no grey.
         assert np.array_equal(again.pixels[..., :1], raster.pixels)
         return
@@ -86,8 +89,8 @@ def test_lossy_formats_are_those_that_change_pixels(astronaut: np.ndarray) -> No
     """Each format listed as lossy does change a photograph."""
     image = Raster(astronaut[:64, :64])
     for format_name in ("JPEG", "GIF"):
-        assert format_name in images.LOSSY
-        assert not np.array_equal(images.read(images.encode(image, format_name)).pixels, image.pixels)
+        assert format_name in LOSSY
+        assert not np.array_equal(read_image(encode_image(image, format_name)).pixels, image.pixels)
 
 
 def test_modes_become_grey_or_rgb(astronaut: np.ndarray) -> None:
@@ -100,17 +103,17 @@ def test_modes_become_grey_or_rgb(astronaut: np.ndarray) -> None:
             image = ImageCms.applyTransform(color, to_lab)
         else:
             image = color.convert(mode)
-        raster = images.from_pillow(image)
+        raster = from_pillow(image)
         assert raster.pixels.shape == (16, 16, channels), mode
         assert (raster.alpha is not None) == (mode in ("LA", "RGBA")), mode
-    assert images.from_pillow(color.convert("L").convert("P")).gray
-    assert "CMYK is converted to RGB" in images.from_pillow(color.convert("CMYK")).notices
+    assert from_pillow(color.convert("L").convert("P")).gray
+    assert "CMYK is converted to RGB" in from_pillow(color.convert("CMYK")).notices
 
 
 def test_transparent_palette_keeps_its_transparency(astronaut: np.ndarray) -> None:
     """A palette image with a transparent entry comes back with that alpha."""
     image = Image.fromarray(astronaut[:16, :16]).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
-    raster = images.read(encoded(image, "PNG", transparency=3))
+    raster = read_image(encoded(image, "PNG", transparency=3))
     assert raster.alpha is not None
     assert np.array_equal(raster.alpha == 0, np.array(image) == 3)
 
@@ -119,27 +122,27 @@ def test_sixteen_bits_are_rounded_and_said() -> None:
     """16-bit grey becomes the nearest of 256 levels, and a notice says so; 16-bit colour is noticed too."""
     values = np.linspace(0, 65535, 64 * 4).astype(np.uint16).reshape(4, 64)
     for format_name in ("PNG", "TIFF"):
-        image = images.read(encoded(Image.fromarray(values), format_name))
+        image = read_image(encoded(Image.fromarray(values), format_name))
         assert np.array_equal(image.pixels[..., 0], np.round(values / 257).astype(np.uint8))
         assert any("8 bits" in text for text in image.notices)
-    image = images.read(png(1, 1, b"\0" + struct.pack(">3H", 65535, 257 * 100, 0), depth=16))
+    image = read_image(png(1, 1, b"\0" + struct.pack(">3H", 65535, 257 * 100, 0), depth=16))
     assert image.pixels.tolist() == [[[255, 100, 0]]]
     assert any("16-bit" in text for text in image.notices)
 
 
 def test_grey_with_transparency_stays_grey() -> None:
     """16-bit grey with alpha or a transparent level, 1-bit and grey palettes with one: one channel, and the alpha that the file has."""
-    both = images.read(png(2, 1, b"\0" + struct.pack(">4H", 65535, 257 * 7, 257 * 100, 257 * 9), depth=16, color=4))
+    both = read_image(png(2, 1, b"\0" + struct.pack(">4H", 65535, 257 * 7, 257 * 100, 257 * 9), depth=16, color=4))
     assert (both.pixels.tolist(), both.alpha is not None and both.alpha.tolist()) == ([[[255], [100]]], [[7, 9]])
-    level = images.read(png(2, 1, b"\0" + struct.pack(">2H", 1000, 1001), depth=16, color=0, key=struct.pack(">H", 1000)))
+    level = read_image(png(2, 1, b"\0" + struct.pack(">2H", 1000, 1001), depth=16, color=0, key=struct.pack(">H", 1000)))
     assert (level.pixels.tolist(), level.alpha is not None and level.alpha.tolist()) == ([[[4], [4]]], [[0, 255]])
-    bits = images.read(png(8, 1, b"\0\x0f", depth=1, color=0, key=struct.pack(">H", 1)))
+    bits = read_image(png(8, 1, b"\0\x0f", depth=1, color=0, key=struct.pack(">H", 1)))
     assert (bits.pixels.ravel().tolist(), bits.alpha is not None and bits.alpha.ravel().tolist()) == (
         [0] * 4 + [255] * 4,
         [255] * 4 + [0] * 4,
     )
     palette = Image.fromarray(np.arange(4, dtype=np.uint8)[None], "L").convert("P")
-    image = images.read(encoded(palette, "PNG", transparency=2))
+    image = read_image(encoded(palette, "PNG", transparency=2))
     assert (image.pixels.ravel().tolist(), image.alpha is not None and image.alpha.tolist()) == ([0, 1, 2, 3], [[255, 255, 0, 255]])
 
 
@@ -151,10 +154,10 @@ def test_what_describes_a_tiff_file_does_not_go_into_another(astronaut: np.ndarr
     image = Image.fromarray(deep[mode]) if mode in deep else color.convert(mode)
     exif = Image.Exif()
     exif[0x010E] = "a woman"
-    raster = images.read(encoded(image, "TIFF", compression="tiff_lzw", exif=exif))
+    raster = read_image(encoded(image, "TIFF", compression="tiff_lzw", exif=exif))
     for format_name in ("TIFF", "PNG", "JPEG"):
-        data = images.encode(raster, format_name)
-        again = images.read(data)
+        data = encode_image(raster, format_name)
+        again = read_image(data)
         assert again.pixels.shape == raster.pixels.shape
         assert np.abs(again.pixels.astype(int) - raster.pixels).mean() < (20 if format_name == "JPEG" else 0.001)
         kept = Image.open(io.BytesIO(data)).getexif()
@@ -165,7 +168,7 @@ def test_what_describes_a_tiff_file_does_not_go_into_another(astronaut: np.ndarr
 
 def test_damaged_exif_is_left_out_and_said(astronaut: np.ndarray) -> None:
     """An image whose EXIF block cannot be read is purified all the same."""
-    image = images.read(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=b"Exif\0\0garbage"))
+    image = read_image(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=b"Exif\0\0garbage"))
     assert (image.pixels.shape, image.exif) == ((9, 8, 3), None)
     assert "its EXIF block is damaged and was left out" in image.notices
 
@@ -176,7 +179,7 @@ def test_a_pillow_image_is_left_as_it_was(astronaut: np.ndarray) -> None:
     exif[ORIENTATION] = 6
     image = Image.open(io.BytesIO(encoded(Image.fromarray(astronaut[:9, :8]), "PNG", exif=exif.tobytes())))
     for _ in range(2):
-        assert images.from_pillow(image).pixels.shape == (8, 9, 3)
+        assert from_pillow(image).pixels.shape == (8, 9, 3)
     assert image.getexif()[ORIENTATION] == 6
 
 
@@ -184,30 +187,30 @@ def test_profiles_of_other_colours_are_left_out(astronaut: np.ndarray) -> None:
     """A grey image that comes with an RGB profile, as palettes do, comes out without it, and a notice says so."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     gray = Image.fromarray(astronaut[:8, :8, 0]).convert("P")
-    image = images.read(encoded(gray, "PNG", icc_profile=profile))
+    image = read_image(encoded(gray, "PNG", icc_profile=profile))
     assert (image.gray, image.icc) == (True, None)
     assert any("profile" in text for text in image.notices)
-    assert images.read(encoded(Image.fromarray(astronaut[:8, :8]), "PNG", icc_profile=profile)).icc == profile
+    assert read_image(encoded(Image.fromarray(astronaut[:8, :8]), "PNG", icc_profile=profile)).icc == profile
 
 
 def test_sides_that_a_format_cannot_hold_are_refused() -> None:
     """What the formats' own writers refuse is refused before the work, and what they take is not."""
-    for format_name, side in images.MAX_SIDE.items():
+    for format_name, side in MAX_SIDE.items():
         with pytest.raises(ImageError, match="a side"):
-            images.refuse_misfit(Raster(np.zeros((1, side + 1, 1), np.uint8)), format_name)
-        images.refuse_misfit(Raster(np.zeros((1, side, 1), np.uint8)), format_name)
+            refuse_misfit(Raster(np.zeros((1, side + 1, 1), np.uint8)), format_name)
+        refuse_misfit(Raster(np.zeros((1, side, 1), np.uint8)), format_name)
     for format_name in ("JPEG", "WEBP"):
         with pytest.raises((OSError, ValueError)):
-            encoded(Image.new("L", (images.MAX_SIDE[format_name] + 1, 1)), format_name)
-        assert encoded(Image.new("L", (images.MAX_SIDE[format_name], 1)), format_name)
+            encoded(Image.new("L", (MAX_SIDE[format_name] + 1, 1)), format_name)
+        assert encoded(Image.new("L", (MAX_SIDE[format_name], 1)), format_name)
 
 
 def test_images_without_a_known_range_are_refused() -> None:
     """32-bit integers and floats outside their ranges are an error, not a guess; floats in [0, 1] are read."""
     for values in (np.full((4, 4), 70000, np.int32), np.full((4, 4), 1.5, np.float32), np.full((4, 4), np.nan, np.float32)):
         with pytest.raises(ImageError, match="range"):
-            images.read(encoded(Image.fromarray(values), "TIFF"))
-    assert images.read(encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF")).pixels.max() == 128
+            read_image(encoded(Image.fromarray(values), "TIFF"))
+    assert read_image(encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF")).pixels.max() == 128
 
 
 def test_only_the_first_frame_is_taken_and_said(astronaut: np.ndarray) -> None:
@@ -215,7 +218,7 @@ def test_only_the_first_frame_is_taken_and_said(astronaut: np.ndarray) -> None:
     frames = [Image.fromarray(astronaut[top : top + 16, :16]) for top in (0, 100, 200)]
     for format_name in ("GIF", "WEBP", "TIFF", "PNG"):
         options = {"lossless": True} if format_name == "WEBP" else {}
-        image = images.read(encoded(frames[0], format_name, save_all=True, append_images=frames[1:], **options))
+        image = read_image(encoded(frames[0], format_name, save_all=True, append_images=frames[1:], **options))
         assert any("first of 3 frames" in text for text in image.notices)
         if format_name != "GIF":
             assert np.array_equal(image.pixels, astronaut[:16, :16])
@@ -228,13 +231,13 @@ def test_damaged_files_are_one_image_error(tmp_path: Path, astronaut: np.ndarray
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ImageError, match=name):
-            images.read(tmp_path / name)
+            read_image(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
     for name in ("folder.png", "missing.png"):
         with pytest.raises(ImageError, match=name):
-            images.read(tmp_path / name)
+            read_image(tmp_path / name)
     with pytest.raises(ImageError, match="--max-megapixels"):
-        images.read(encoded(Image.fromarray(astronaut), "PNG"), max_megapixels=0.2)
+        read_image(encoded(Image.fromarray(astronaut), "PNG"), max_megapixels=0.2)
 
 
 @settings(deadline=None, max_examples=150)
@@ -248,7 +251,7 @@ def test_mutated_files_never_raise_anything_else(format_name: str, seed: int, co
         data[place] = rng.integers(256)
     cut = bytes(data[: rng.integers(1, len(data) + 1)]) if seed % 3 == 0 else bytes(data)
     try:
-        image = images.read(cut, max_megapixels=1)
+        image = read_image(cut, max_megapixels=1)
     except ImageError:
         return
     assert image.pixels.dtype == np.uint8
@@ -258,30 +261,30 @@ def test_mutated_files_never_raise_anything_else(format_name: str, seed: int, co
 def test_alpha_is_never_dropped_unasked(astronaut: np.ndarray) -> None:
     """Writing an image with alpha to a format without it is an error that names formats with it."""
     image = Raster(astronaut[:8, :8], alpha=astronaut[:8, :8, 0])
-    for format_name in images.WRITABLE - images.ALPHA:
+    for format_name in WRITABLE - ALPHA:
         with pytest.raises(ImageError, match="transparency"):
-            images.encode(image, format_name)
-    for format_name in images.ALPHA & set(images.suffixes(writable=True).values()):
-        again = images.read(images.encode(image, format_name))
+            encode_image(image, format_name)
+    for format_name in ALPHA & set(list_suffixes(writable=True).values()):
+        again = read_image(encode_image(image, format_name))
         assert again.alpha is not None
 
 
 def test_endings_decide_the_format() -> None:
     """Known endings map to formats, in any case; unknown ones are an error of usage."""
-    assert images.format_of(Path("a.PNG")) == "PNG"
-    assert images.format_of(Path("a.jpeg")) == "JPEG"
+    assert find_format(Path("a.PNG")) == "PNG"
+    assert find_format(Path("a.jpeg")) == "JPEG"
     for name in ("a", "a.txt", "a.pdf", "a.xyz"):
         with pytest.raises(UsageError, match="ending"):
-            images.format_of(Path(name))
+            find_format(Path(name))
 
 
 def test_write_is_whole_or_not_at_all(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """An existing file is replaced only when asked, and a failure leaves the old file and no other."""
     path = tmp_path / "a.png"
-    images.write(path, Raster(astronaut[:8, :8]))
+    write_image(path, Raster(astronaut[:8, :8]))
     first = path.read_bytes()
     with pytest.raises(UsageError, match="--overwrite"):
-        images.write(path, Raster(astronaut[8:16, :8]))
+        write_image(path, Raster(astronaut[8:16, :8]))
     assert path.read_bytes() == first
 
     def full(number: int) -> None:
@@ -289,38 +292,38 @@ def test_write_is_whole_or_not_at_all(tmp_path: Path, astronaut: np.ndarray, mon
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ComdefendError, match="no space left"):
-        images.write(path, Raster(astronaut[8:16, :8]), overwrite=True)
+        write_image(path, Raster(astronaut[8:16, :8]), overwrite=True)
     monkeypatch.undo()
     assert path.read_bytes() == first
     assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
-    images.write(path, Raster(astronaut[8:16, :8]), overwrite=True)
-    assert np.array_equal(images.read(path).pixels, astronaut[8:16, :8])
+    write_image(path, Raster(astronaut[8:16, :8]), overwrite=True)
+    assert np.array_equal(read_image(path).pixels, astronaut[8:16, :8])
 
 
 def test_formats_that_start_other_programs_are_not_decoded() -> None:
     """PostScript, which Pillow gives to Ghostscript, is refused as an unknown format."""
     document = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(ImageError, match="unknown format"):
-        images.read(document)
-    assert ".eps" not in images.suffixes(writable=False)
+        read_image(document)
+    assert ".eps" not in list_suffixes(writable=False)
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF"])
 def test_a_file_in_memory_holds_the_same_bytes(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray, format_name: str) -> None:
     """Large images are encoded into one, small ones are not; what comes of it does not depend on that."""
-    image = images.from_pillow(Image.fromarray(astronaut))
-    in_file = images.encode(image, format_name)
-    monkeypatch.setattr(images, "_FILE_MEGAPIXELS", 1e9)
-    assert images.encode(image, format_name) == in_file
-    assert images.read(in_file).pixels.shape == astronaut.shape
+    image = from_pillow(Image.fromarray(astronaut))
+    in_file = encode_image(image, format_name)
+    monkeypatch.setattr("comdefend_cli.imaging.writing._FILE_MEGAPIXELS", 1e9)
+    assert encode_image(image, format_name) == in_file
+    assert read_image(in_file).pixels.shape == astronaut.shape
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="is about Linux")
 def test_encoding_leaves_no_file_open(astronaut: np.ndarray) -> None:
     """Also where it fails."""
-    image = images.from_pillow(Image.fromarray(astronaut))
+    image = from_pillow(Image.fromarray(astronaut))
     before = os.listdir("/proc/self/fd")
-    images.encode(image, "JPEG")
+    encode_image(image, "JPEG")
     with pytest.raises(ImageError, match="cannot write this image as JPEG"):
-        images.encode(replace(image, exif=b"Exif\0\0" + bytes(70_000)), "JPEG")
+        encode_image(replace(image, exif=b"Exif\0\0" + bytes(70_000)), "JPEG")
     assert os.listdir("/proc/self/fd") == before

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from comdefend_cli.batch.budget import BUDGET, fit_budget
-from comdefend_cli.runtime import machine
+from comdefend_cli.runtime.machine import choose_thread_count, count_cores, find_memory_limit, use_one_thread
 
 GB = 2**30
 
@@ -38,7 +38,7 @@ def test_limits_of_version_2_hold_from_the_outermost_to_the_own_cgroup(tmp_path:
     """The smallest of all limits on the way counts, and a quota of part of a core is rounded up."""
     files = {"a/cpu.max": "max 100000", "a/memory.max": str(4 * GB), "a/b/cpu.max": "250000 100000", "a/b/memory.max": "max"}
     root = machine_of(tmp_path, cgroup="0::/a/b\n", files=files)
-    assert (machine.cores(root), machine.memory(root), machine.threads(root)) == (3, 4 * GB, 3)
+    assert (count_cores(root), find_memory_limit(root), choose_thread_count(root)) == (3, 4 * GB, 3)
 
 
 def test_limits_of_version_1_are_in_a_folder_for_each_controller(tmp_path: Path, many_cores: None) -> None:
@@ -52,43 +52,43 @@ def test_limits_of_version_1_are_in_a_folder_for_each_controller(tmp_path: Path,
         "memory/memory.limit_in_bytes": str(2 * GB),
     }
     root = machine_of(tmp_path, cgroup=lines, files=files)
-    assert (machine.cores(root), machine.memory(root)) == (1, 2 * GB)
+    assert (count_cores(root), find_memory_limit(root)) == (1, 2 * GB)
 
 
 def test_a_container_sees_its_own_cgroup_as_the_outermost(tmp_path: Path, many_cores: None) -> None:
     """A path that is the host's and leads nowhere inside does not hide the limits that are mounted."""
     files = {"cpu.max": "400000 100000", "memory.max": str(GB)}
     root = machine_of(tmp_path, cgroup="0::/kubepods/pod1/x\n", files=files)
-    assert (machine.cores(root), machine.memory(root)) == (4, GB)
+    assert (count_cores(root), find_memory_limit(root)) == (4, GB)
 
 
 def test_without_limits_the_machine_counts(tmp_path: Path, many_cores: None) -> None:
     """No cgroups, broken files and no /proc at all: affinity and total memory, or None; PyTorch's own choice of threads stays."""
     root = machine_of(tmp_path / "a", cgroup="nonsense\n", files={"cpu.max": "?", "memory.max": "?"})
-    assert (machine.cores(root), machine.memory(root), machine.threads(root)) == (64, 16 * GB, None)
+    assert (count_cores(root), find_memory_limit(root), choose_thread_count(root)) == (64, 16 * GB, None)
     (root / "proc" / "self" / "cgroup").write_text("0::/../..\n")
-    assert machine.cores(root) == 64
-    assert (machine.cores(tmp_path / "no"), machine.memory(tmp_path / "no")) == (64, None)
+    assert count_cores(root) == 64
+    assert (count_cores(tmp_path / "no"), find_memory_limit(tmp_path / "no")) == (64, None)
 
 
 def test_threads_that_somebody_set_stay(tmp_path: Path, many_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """OMP_NUM_THREADS, a person's or Ray's, is not overruled by a quota."""
     root = machine_of(tmp_path, cgroup="0::/\n", files={"cpu.max": "200000 100000"})
-    assert machine.threads(root) == 2
+    assert choose_thread_count(root) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    assert machine.threads(root) is None
+    assert choose_thread_count(root) is None
 
 
 def test_what_is_in_work_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small container holds fewer megapixels at a time, a large machine no more than the most."""
-    monkeypatch.setattr(machine, "memory", lambda: GB)
+    monkeypatch.setattr("comdefend_cli.batch.budget.find_memory_limit", lambda: GB)
     assert 5 < fit_budget() < 20
     assert fit_budget(0.5) == fit_budget() / 2
     assert fit_budget(most=1000.0) == fit_budget()
-    monkeypatch.setattr(machine, "memory", lambda: 512 * GB)
+    monkeypatch.setattr("comdefend_cli.batch.budget.find_memory_limit", lambda: 512 * GB)
     assert fit_budget() == BUDGET
     assert fit_budget(most=100.0) == 100.0
-    monkeypatch.setattr(machine, "memory", lambda: None)
+    monkeypatch.setattr("comdefend_cli.batch.budget.find_memory_limit", lambda: None)
     assert fit_budget() == BUDGET
     assert fit_budget(most=1000.0) == BUDGET
 
@@ -99,7 +99,7 @@ def test_one_thread_holds_in_threads_that_begin_within(request: pytest.FixtureRe
     request.addfinalizer(lambda: torch.set_num_threads(before))
     torch.set_num_threads(3)
     seen: list[int] = []
-    with pytest.raises(KeyError), machine.one_thread():
+    with pytest.raises(KeyError), use_one_thread():
         thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         thread.start()
         thread.join()

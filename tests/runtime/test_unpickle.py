@@ -14,7 +14,7 @@ from formats import Raw, array_opcodes, dtype_opcodes, objects, python2_pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comdefend_cli.runtime.unpickle import loads
+from comdefend_cli.runtime.unpickle import read_pickle
 
 MARKER = "comdefend-marker"
 U1 = dtype_opcodes(b"u1", b"|")
@@ -82,18 +82,18 @@ HARMLESS: dict[str, bytes] = {
 }
 CHILD = """
 import pickle, resource, sys
-from comdefend_cli.runtime.unpickle import loads
+from comdefend_cli.runtime.unpickle import read_pickle
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 attacks, harmless = pickle.load(sys.stdin.buffer)
 for name, data in attacks.items():
     try:
-        loads(data)
+        read_pickle(data)
     except ValueError as error:
         assert len(str(error)) < 200 and str(error).isprintable(), (name, error)
     else:
         raise AssertionError(name)
 for data in harmless.values():
-    loads(data)
+    read_pickle(data)
 print(len(attacks), "refused")
 """
 
@@ -117,7 +117,7 @@ def test_every_protocol_is_read(protocol: int) -> None:
         b"list": [1, -(2**70), 2.5, None, True, False, "\xe9\u20ac", b"\xff", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [], {}],
         7: kernel,
     }
-    result = loads(pickle.dumps(value, protocol=protocol))
+    result = read_pickle(pickle.dumps(value, protocol=protocol))
     assert result[b"list"][2:] == value[b"list"][2:]  # type: ignore[index]
     assert result[b"list"][:2] == [1, -(2**70)]
     for given_, read in zip(value["arrays"], result["arrays"], strict=True):
@@ -129,7 +129,7 @@ def test_every_protocol_is_read(protocol: int) -> None:
 def test_python_2_pickles_are_read() -> None:
     """Arrays, strings and object arrays as Python 2 and NumPy 1 wrote them come back, strings as bytes."""
     arrays = [np.arange(4, dtype="<f4"), np.arange(4, dtype=">f8"), np.arange(300, dtype=np.uint8)]
-    result = loads(python2_pickle({b"w": objects(arrays), b"text": b"x" * 300, b"numbers": [1, -2]}))
+    result = read_pickle(python2_pickle({b"w": objects(arrays), b"text": b"x" * 300, b"numbers": [1, -2]}))
     assert [item.tolist() for item in result[b"w"]] == [item.tolist() for item in arrays]
     assert (result[b"text"], result[b"numbers"]) == (b"x" * 300, [1, -2])
 
@@ -137,7 +137,7 @@ def test_python_2_pickles_are_read() -> None:
 def test_fortran_order_is_kept() -> None:
     """An array stored column by column has its values at the right places."""
     matrix = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    assert np.array_equal(loads(python2_pickle(array_opcodes((2, 3), U1, matrix.T.tobytes(), fortran=1))), matrix)
+    assert np.array_equal(read_pickle(python2_pickle(array_opcodes((2, 3), U1, matrix.T.tobytes(), fortran=1))), matrix)
 
 
 @given(st.binary(max_size=200))
@@ -162,4 +162,4 @@ def test_damaged_pickles_raise_value_errors_only(valid: bytes, data: st.DataObje
 
 def _try(data: bytes) -> None:
     with suppress(ValueError):
-        loads(data)
+        read_pickle(data)

@@ -13,7 +13,7 @@ import torch
 from conftest import SMALL, photo, small_model
 
 from comdefend_cli.classifiers.loading import ClassifierHeader, build
-from comdefend_cli.data.datasets import Dataset, ImageArray
+from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.network import metrics
 from comdefend_cli.network.model import Architecture, ComDefend

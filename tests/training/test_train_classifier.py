@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from comdefend_cli.classifiers.loading import load_classifier_file, save_classifier
 from comdefend_cli.classifiers.networks import ARCHITECTURES, Whitening
-from comdefend_cli.data.datasets import Dataset, ImageArray
+from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.training.augmentation import augment, noisy, purify_images
 from comdefend_cli.training.classifier import ClassifierTrainer

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, l1_loss
 
 from comdefend_cli.classifiers.signed_gradient import signed_gradient
-from comdefend_cli.data.datasets import Dataset
+from comdefend_cli.data.sources import Dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network

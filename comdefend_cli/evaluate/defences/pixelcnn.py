@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu, linear, pad
 
-from comdefend_cli.data.datasets import Dataset
+from comdefend_cli.data.sources import Dataset
 from comdefend_cli.evaluate.defences.mixture import Mixture, parameters_a_component, to_unit
 from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network
 from comdefend_cli.training.baseline import BaselineTrainer, seeded

@@ -14,7 +14,8 @@ from comdefend_cli.errors import ComdefendError, reason
 from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
 from comdefend_cli.evaluate.protocol import Evaluation, System
 from comdefend_cli.evaluate.reporting.page import GalleryItem
-from comdefend_cli.imaging import images
+from comdefend_cli.imaging.raster import Raster
+from comdefend_cli.imaging.writing import write_image
 from comdefend_cli.runtime.files import write_atomically
 
 #: Images a defence, and defences, that the report shows.
@@ -131,7 +132,7 @@ def _save(evaluation: Evaluation, shown: Tensor, folder: Path) -> int:
         raise ComdefendError(f"{folder}: cannot make this folder: {reason(error)}") from error
     for index, (each, label) in enumerate(zip(shown, data.labels.tolist(), strict=True)):
         path = folder / f"{index:05}.png"
-        images.write(path, images.Raster(_array(each)), overwrite=False)
+        write_image(path, Raster(_array(each)), overwrite=False)
         rows.writerow((path.name, label, data.classes[label] if label < len(data.classes) else label))
     write_atomically(folder / "labels.csv", table.getvalue().encode())
     return len(shown)

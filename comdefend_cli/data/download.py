@@ -1,0 +1,130 @@
+"""The official files of data sets: their addresses and checksums, and fetching them."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from comdefend_cli.errors import ComdefendError, DatasetError, reason
+from comdefend_cli.runtime.files import open_atomically
+
+#: Called with bytes done and bytes in all (0 when the server does not say).
+DownloadProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file on an official server.
+
+    Attributes:
+        url: where it is.
+        md5: its checksum, as the data set's authors publish it.
+    """
+
+    url: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rsplit("/", 1)[1]
+
+
+#: Checksums: https://www.cs.toronto.edu/~kriz/cifar.html and https://github.com/zalandoresearch/fashion-mnist;
+#: MNIST's are those of the four files on its mirror, as torchvision lists them.
+ARCHIVES: dict[str, tuple[Archive, ...]] = {
+    "cifar10": (Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
+    "fashion-mnist": tuple(
+        Archive(f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}", md5)
+        for name, md5 in (
+            ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+            ("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+            ("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+            ("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
+        )
+    ),
+    "mnist": tuple(
+        Archive(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", md5)
+        for name, md5 in (
+            ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            ("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
+            ("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+            ("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+        )
+    ),
+}
+#: Guards against files that are more than a data set's can be: CIFAR-10's archive takes 178 MB, a batch in it 31 MB; MNIST's
+#: largest file 47 MB, unpacked.
+MAX_DOWNLOAD = 2**28
+MAX_FILE = 2**26
+#: Seconds a server may keep silent.
+TIMEOUT = 30.0
+
+
+def obtain_archive(
+    name: str, archive: Archive, paths: list[Path], folder: Path, what: str, download_absent: bool, progress: DownloadProgress | None
+) -> Path:
+    """The first of `paths` that exists, or the first of all after downloading the official file there."""
+    for path in paths:
+        if path.exists():
+            return path
+    target = paths[0]
+    remedy = f"download {archive.url} yourself and put it into {target.parent}, or point --data-dir at a folder that holds {what}"
+    if not download_absent:
+        raise DatasetError(f"{name} is not in {folder}: {remedy}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        download_archive(archive, target, progress)
+    except (ComdefendError, OSError) as error:
+        raise DatasetError(f"{name} is not in {folder}, and downloading it failed ({reason(error)}): {remedy}") from error
+    return target
+
+
+def download_archive(archive: Archive, path: Path, progress: DownloadProgress | None = None, *, timeout: float = TIMEOUT) -> None:
+    """Fetch a file to `path`, which appears only when whole and with the right checksum.
+
+    Args:
+        archive: what to fetch.
+        path: where to; replaced if it came to be meanwhile, as when several processes of one run download.
+        progress: called after each piece.
+        timeout: seconds the server may keep silent.
+
+    Raises:
+        DatasetError: the server cannot be reached, the transfer broke, or the checksum is another.
+        ComdefendError: `path` cannot be written.
+    """
+    digest, done, total = hashlib.md5(usedforsecurity=False), 0, 0
+    with open_atomically(path, overwrite=True) as file:
+        for chunk, total in _transfer(archive.url, timeout):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            if done > MAX_DOWNLOAD:
+                raise DatasetError(f"{archive.url}: sends more than {MAX_DOWNLOAD >> 20} MiB")
+            if progress:
+                progress(done, total)
+        if done < total:
+            raise DatasetError(f"{archive.url}: the transfer ended after {done} of {total} bytes")
+        if digest.hexdigest() != archive.md5:
+            raise DatasetError(f"{archive.url}: the file's checksum is not the published one")
+
+
+def _transfer(url: str, timeout: float) -> Iterator[tuple[bytes, int]]:
+    """The pieces of a file on a server, each with the bytes that the server promised in all, or 0."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310  # Addresses are ours, above.
+            total = int(response.headers.get("Content-Length") or 0)
+            while chunk := response.read(1 << 16):
+                yield chunk, total
+    except urllib.error.HTTPError as error:
+        raise DatasetError(f"{url}: the server says {error.code} {reason(Exception(error.reason))}") from error
+    except urllib.error.URLError as error:
+        cause = error.reason if isinstance(error.reason, OSError) else error
+        raise DatasetError(f"{url}: {reason(cause)}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DatasetError(f"{url}: the transfer broke: {reason(error)}") from error

@@ -1,0 +1,105 @@
+"""Image files to 8-bit arrays: what is decoded, up to which size, and one error for whatever is wrong with a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from comdefend_cli.errors import ImageError, reason
+from comdefend_cli.imaging.conversion import from_pillow
+from comdefend_cli.imaging.formats import find_readable_formats
+from comdefend_cli.imaging.raster import Raster
+
+#: Largest image that is decoded unless asked otherwise; a small file can claim any size.
+MAX_MEGAPIXELS = 512
+
+
+def read_image(source: Path | bytes, *, name: str = "standard input", max_megapixels: float = MAX_MEGAPIXELS) -> Raster:
+    """Decode a file, or the bytes of one, which errors call `name`.
+
+    Raises:
+        ImageError: missing, empty, truncated, not an image, too large, or of a kind that cannot be purified.
+    """
+    name = name if isinstance(source, bytes) else str(source)
+    try:
+        if isinstance(source, Path) and source.is_dir():
+            raise ImageError(f"{name}: is a folder; name an image in it, or use comdefend purify-dir")
+        if isinstance(source, Path) and (source.is_char_device() or source.is_block_device()):
+            raise ImageError(f"{name}: is a device, which may have no end; name a file, or - for standard input")
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
+    if not data:
+        raise ImageError(f"{name}: is empty; nothing to purify")
+    with _decoding(name), Image.open(io.BytesIO(data), formats=find_readable_formats()) as image:
+        _refuse_size(name, image, max_megapixels)
+        image.load()
+        deep = _bits_a_sample(image, data)
+        # Pillow hands 16-bit grey with alpha over as colour.
+        gray = image.format == "PNG" and data[25:26] == b"\x04"
+        del data
+        return from_pillow(image, deep=deep, gray=gray)
+
+
+@contextmanager
+def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
+    """An image file that is open and not decoded yet; errors as of :func:`read_image`."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ImageError(f"{path}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
+    with file, _decoding(str(path)), Image.open(file, formats=find_readable_formats()) as image:
+        _refuse_size(str(path), image, max_megapixels)
+        yield image
+
+
+def lift_pillow_limit() -> None:
+    """Let only `max_megapixels` decide what is too large: Pillow's own limit warns at 89 megapixels and ends at 179.
+
+    For programs, not libraries: the setting is Pillow's and holds for the whole process.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def _refuse_size(name: str, image: Image.Image, max_megapixels: float) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: has no pixels ({width}x{height}); nothing to purify")
+    if width * height > max_megapixels * 1e6:
+        raise ImageError(
+            f"{name}: {width}x{height} is {width * height / 1e6:.0f} megapixels, over the limit of {max_megapixels:g}; "
+            "raise it with --max-megapixels if you trust the file"
+        )
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a bad file into one `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: over Pillow's limit: {reason(error)}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image, or of an unknown format; use PNG, JPEG, WebP, TIFF, BMP, GIF or PPM") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: too large for this machine's memory") from error
+    except Exception as error:  # Pillow's decoders raise whatever their parsing meets.
+        raise ImageError(f"{name}: damaged or truncated image: {reason(error)}; get a whole copy") from error
+
+
+def _bits_a_sample(image: Image.Image, data: bytes) -> int:
+    """Bits a sample in the file; Pillow hands 16-bit colour over as 8 bits without a word."""
+    if image.format == "PNG" and len(data) > 24:
+        return data[24]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(max(image.tag_v2.get(258, (8,))))
+    if image.format == "PPM":
+        fields = data[:64].split()
+        return 16 if len(fields) > 3 and fields[3].isdigit() and int(fields[3]) > 255 else 8
+    return 8
