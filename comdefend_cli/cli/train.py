@@ -16,12 +16,12 @@ import typer
 
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from comdefend_cli.data.download import DownloadProgress
     from comdefend_cli.data.sources import Dataset
     from comdefend_cli.training.trainer import Report, Trainer
 
@@ -193,23 +193,15 @@ def _refuse_outputs(out: Path, checkpoint: Path, *, overwrite: bool, resume: boo
 
 def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: bool) -> Dataset:
     """The data set; the first process goes ahead, so that only it downloads."""
-    from comdefend_cli.data.datasets import load_dataset
     from comdefend_cli.training.distributed import together
 
     loaded: Dataset | None = None
     for mine in (rank == 0, rank > 0):
-        with together(), download_bar(quiet) as progress:
+        with together():
             if mine:
-                loaded = load_dataset(data, data_dir, download=download, progress=progress)
+                loaded = fetch_dataset(data, data_dir, download=download, quiet=quiet)
     assert loaded is not None  # One of the two turns was this process's.
-    tell_skipped(loaded, data, quiet)
     return loaded
-
-
-def tell_skipped(dataset: Dataset, data: str, quiet: bool) -> None:
-    """Say how many files of a folder are left out."""
-    if dataset.skipped:
-        notice(f"{dataset.skipped} files in {data} are no images of 32x32 pixels or more", quiet=quiet)
 
 
 def resolve_training_precision(name: str, device: torch.device) -> str:
@@ -287,19 +279,6 @@ def _live(trainer: Trainer, history: list[Report], quiet: bool) -> Iterator[Call
                 err.print(f"step {report.step}/{trainer.config.steps}  {text}  logits {report.logit_rms:.0f}{shown}")
 
         yield show
-
-
-@contextmanager
-def download_bar(quiet: bool) -> Iterator[DownloadProgress | None]:
-    """What to tell of a download's progress, or None where there is no terminal to show it on."""
-    if quiet or not err.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task("downloading")
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def _finish(trainer: Trainer, dataset: Dataset, history: list[Report], out: Path, *, overwrite: bool, quiet: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.preparation import fetch_dataset, refuse_tensor_file
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,11 +57,9 @@ def train_baseline(
 
     pixelcnn learns clean images; hgd learns to undo attacks on --classifier.
     """
-    from comdefend_cli.cli.train import download_bar, resolve_training_precision
-    from comdefend_cli.data.datasets import DATASETS, load_dataset
-    from comdefend_cli.data.sources import CROP
+    from comdefend_cli.cli.train import resolve_training_precision
+    from comdefend_cli.data.datasets import DATASETS
     from comdefend_cli.runtime.device import describe_device, resolve_device
-    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
     from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.config import BaselineConfig
 
@@ -71,14 +70,10 @@ def train_baseline(
     if crop and data in DATASETS:
         raise UsageError(f"--crop is for folders of images; those of {data} are whole")
     out = out or Path(f"{kind}.safetensors")
-    if out.suffix != ".safetensors":
-        raise UsageError(f"{out}: a weight file ends in .safetensors")
-    refuse_existing(out, overwrite=overwrite)
-    refuse_unwritable_folder(out)
+    refuse_tensor_file(out, overwrite=overwrite)
     where = resolve_device(device)
     limit_threads()
-    with download_bar(quiet) as progress:
-        dataset = load_dataset(data, data_dir, download=not no_download, progress=progress, crop=crop or CROP)
+    dataset = fetch_dataset(data, data_dir, download=not no_download, quiet=quiet, crop=crop)
     config = BaselineConfig(
         data=dataset.name,
         steps=steps or STEPS[kind],

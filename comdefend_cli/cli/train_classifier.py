@@ -12,6 +12,7 @@ import typer
 
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,15 +147,12 @@ def _dataset(config: ClassifierConfig, data_dir: Path, purifying: object, where:
     """The data set, its noisy copies, and all of it once through the purifier, where these are asked for."""
     import torch
 
-    from comdefend_cli.cli.train import download_bar
-    from comdefend_cli.data.datasets import load_dataset
     from comdefend_cli.data.sources import ImageArray
     from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.network.weight_file import Weights
     from comdefend_cli.training.augmentation import noisy, purify_images
 
-    with download_bar(quiet) as progress:
-        dataset = load_dataset(config.data, data_dir, download=download, progress=progress)
+    dataset = fetch_dataset(config.data, data_dir, download=download, quiet=quiet)
     train, test = dataset.train, dataset.test
     assert isinstance(train, ImageArray)  # Of the named data sets all are.
     if config.input_noise:

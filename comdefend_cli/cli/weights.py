@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from comdefend_cli.cli import console, options
-from comdefend_cli.errors import ComdefendError, UsageError, WeightsError, reason
+from comdefend_cli.cli.preparation import refuse_tensor_file
+from comdefend_cli.errors import ComdefendError, WeightsError, reason
 
 app = typer.Typer(help="The weight files that ship, and yours: list, show, verify, import.", no_args_is_help=True)
 Which = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A name that `comdefend weights list` prints, or a weight file.")]
@@ -18,7 +19,7 @@ Which = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A name that `co
 
 @app.command("list")
 @console.command
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, for scripts.")] = False) -> None:
+def list_(as_json: options.Json = False) -> None:
     """List the weights that ship."""
     rows = _rows()
     if as_json:
@@ -76,7 +77,9 @@ def show(which: Which) -> None:
 
 @app.command()
 @console.command
-def verify(which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", help="Default: all that ship.")] = None) -> None:
+def verify(
+    which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", help="Only this one, in place of all that ship.")] = None,
+) -> None:
     """Load weights completely: hash (of those that ship), header, shapes, finite values, int8 networks where OpenVINO is installed."""
     from comdefend_cli.backends.openvino import openvino_is_installed, read_int8
     from comdefend_cli.network.registry import load_weights, read_registry
@@ -109,11 +112,8 @@ def import_(
     from comdefend_cli import __version__
     from comdefend_cli.network.authors import convert
     from comdefend_cli.network.weight_file import save_weights
-    from comdefend_cli.runtime.files import refuse_existing
 
-    if target.suffix != ".safetensors":
-        raise UsageError(f"{target}: a weight file ends in .safetensors")
-    refuse_existing(target, overwrite=overwrite)
+    refuse_tensor_file(target, overwrite=overwrite)
     model = convert(encoder, decoder)
     training = {"imported_from": [encoder.name, decoder.name], "comdefend_version": __version__}
     sha256 = save_weights(target, model, training, overwrite=overwrite)

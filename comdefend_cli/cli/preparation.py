@@ -1,0 +1,46 @@
+"""What commands do before their work: find out what would fail after it, and get the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comdefend_cli.cli import progress
+from comdefend_cli.cli.console import notice
+from comdefend_cli.errors import UsageError
+from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
+
+if TYPE_CHECKING:
+    from comdefend_cli.data.sources import Dataset
+
+
+def refuse_tensor_file(path: Path, *, overwrite: bool, what: str = "a weight file", room: int = 0) -> None:
+    """Refuse an output that will not be writable as a safetensors file, with `room` bytes free where it goes.
+
+    Raises:
+        UsageError: another ending, or a file that is there.
+        ComdefendError: a folder that is not there, not writable or full.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: {what} ends in .safetensors")
+    refuse_existing(path, overwrite=overwrite)
+    refuse_unwritable_folder(path, room=room)
+
+
+def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop: int | None = None) -> Dataset:
+    """A data set by name or folder, with a bar while it downloads and a notice of files that are left out.
+
+    Args:
+        data, folder, download: as of :func:`comdefend_cli.data.datasets.load_dataset`, which also says what is raised.
+        quiet: show and say nothing.
+        crop: side of the crops of a folder, in pixels; None for the default.
+    """
+    from comdefend_cli.data.datasets import load_dataset
+    from comdefend_cli.data.sources import CROP
+
+    side = crop or CROP
+    with progress.download(quiet=quiet) as show:
+        dataset = load_dataset(data, folder, download=download, progress=show, crop=side)
+    if dataset.skipped:
+        notice(f"{dataset.skipped} files in {data} are no images of {side}x{side} pixels or more", quiet=quiet)
+    return dataset
