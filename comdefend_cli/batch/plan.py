@@ -13,7 +13,7 @@ from comdefend_cli.batch.journal import Journal
 from comdefend_cli.batch.storage import Folder, Place, Url, is_url
 from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.imaging.formats import list_suffixes
-from comdefend_cli.imaging.reading import MAX_MEGAPIXELS
+from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 
 #: File systems that take "A.png" and "a.png" for one file.
 _FOLDS_CASE = sys.platform in ("darwin", "win32")

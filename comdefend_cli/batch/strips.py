@@ -26,8 +26,9 @@ from PIL import Image
 
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
 from comdefend_cli.imaging.formats import find_format
+from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 from comdefend_cli.imaging.metadata import read_exif
-from comdefend_cli.imaging.reading import MAX_MEGAPIXELS, open_image
+from comdefend_cli.imaging.reading import open_image
 from comdefend_cli.inference.purifier import DEFAULT_TILE, Purifier
 from comdefend_cli.inference.tiles import PATCH
 from comdefend_cli.network.model import RADIUS

@@ -67,7 +67,8 @@ def purify(
 
     Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey images stay grey.
     """
-    from comdefend_cli.imaging.formats import LOSSY, find_format, refuse_misfit, refuse_size
+    from comdefend_cli.imaging.formats import LOSSY, find_format, refuse_misfit
+    from comdefend_cli.imaging.limits import refuse_sides
     from comdefend_cli.imaging.reading import lift_pillow_limit, read_image
     from comdefend_cli.imaging.writing import encode_image, write_image
 
@@ -109,7 +110,7 @@ def purify(
         from comdefend_cli.inference.compare import comparison_width
 
         height, width = image.pixels.shape[:2]
-        refuse_size(find_format(compare), height, comparison_width(width))
+        refuse_sides(find_format(compare), comparison_width(width), height)
     settings = _settings(tiling, tile, noise_std, seed, input_noise, samples)
     name = weights or (DEFAULT_GRAY if image.gray else DEFAULT_COLOR)
     loaded = load_weights(name)

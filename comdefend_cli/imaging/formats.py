@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from comdefend_cli.errors import ImageError, UsageError
+from comdefend_cli.imaging.limits import refuse_sides
 from comdefend_cli.imaging.raster import Raster
 
 #: Formats whose writer changes pixels, and how.
@@ -21,8 +22,6 @@ WRITABLE = {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000
 #: What is decoded; not what Pillow hands to other programs (EPS to Ghostscript) or to plug-ins.
 READABLE = WRITABLE | {"DDS", "DIB", "ICNS", "ICO", "MSP", "PSD", "QOI", "SUN", "XBM", "XPM"}
 ALPHA = {"PNG", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF"}
-#: Longest side in pixels of formats that hold less than 2**31.
-MAX_SIDE = {"WEBP": 16383, "JPEG": 65500, **dict.fromkeys(("GIF", "TGA", "PCX", "SGI", "AVIF"), 65535)}
 
 
 @cache
@@ -56,10 +55,5 @@ def refuse_misfit(image: Raster, format_name: str) -> None:
     """Raise :class:`ImageError` when a format has no place for an image's alpha or size."""
     if image.alpha is not None and format_name not in ALPHA:
         raise ImageError(f"{format_name} has no transparency, which this image has; write .png, .webp or .tiff")
-    refuse_size(format_name, *image.pixels.shape[:2])
-
-
-def refuse_size(format_name: str, height: int, width: int) -> None:
-    """Raise :class:`ImageError` when a format has no place for so many pixels a side."""
-    if max(height, width) > MAX_SIDE.get(format_name, 2**31 - 1):
-        raise ImageError(f"{format_name} holds at most {MAX_SIDE[format_name]} pixels a side, not {width}x{height}; write .png or .tiff")
+    height, width = image.pixels.shape[:2]
+    refuse_sides(format_name, width, height)

@@ -12,10 +12,8 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from comdefend_cli.errors import ImageError, reason
 from comdefend_cli.imaging.conversion import from_pillow
 from comdefend_cli.imaging.formats import find_readable_formats
+from comdefend_cli.imaging.limits import MAX_MEGAPIXELS, refuse_megapixels
 from comdefend_cli.imaging.raster import Raster
-
-#: Largest image that is decoded unless asked otherwise; a small file can claim any size.
-MAX_MEGAPIXELS = 512
 
 
 def read_image(source: Path | bytes, *, name: str = "standard input", max_megapixels: float = MAX_MEGAPIXELS) -> Raster:
@@ -36,7 +34,7 @@ def read_image(source: Path | bytes, *, name: str = "standard input", max_megapi
     if not data:
         raise ImageError(f"{name}: is empty; nothing to purify")
     with _decoding(name), Image.open(io.BytesIO(data), formats=find_readable_formats()) as image:
-        _refuse_size(name, image, max_megapixels)
+        refuse_megapixels(name, *image.size, max_megapixels)
         image.load()
         deep = _bits_a_sample(image, data)
         # Pillow hands 16-bit grey with alpha over as colour.
@@ -53,7 +51,7 @@ def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterato
     except OSError as error:
         raise ImageError(f"{path}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
     with file, _decoding(str(path)), Image.open(file, formats=find_readable_formats()) as image:
-        _refuse_size(str(path), image, max_megapixels)
+        refuse_megapixels(str(path), *image.size, max_megapixels)
         yield image
 
 
@@ -63,17 +61,6 @@ def lift_pillow_limit() -> None:
     For programs, not libraries: the setting is Pillow's and holds for the whole process.
     """
     Image.MAX_IMAGE_PIXELS = None
-
-
-def _refuse_size(name: str, image: Image.Image, max_megapixels: float) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(f"{name}: has no pixels ({width}x{height}); nothing to purify")
-    if width * height > max_megapixels * 1e6:
-        raise ImageError(
-            f"{name}: {width}x{height} is {width * height / 1e6:.0f} megapixels, over the limit of {max_megapixels:g}; "
-            "raise it with --max-megapixels if you trust the file"
-        )
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from PIL import Image, ImageCms
 
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError
 from comdefend_cli.imaging.conversion import from_pillow
-from comdefend_cli.imaging.formats import ALPHA, LOSSY, MAX_SIDE, WRITABLE, find_format, list_suffixes, refuse_misfit
+from comdefend_cli.imaging.formats import ALPHA, LOSSY, WRITABLE, find_format, list_suffixes, refuse_misfit
+from comdefend_cli.imaging.limits import MAX_SIDE
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.imaging.writing import encode_image, write_image
