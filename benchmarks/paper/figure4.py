@@ -21,7 +21,7 @@ from systems import NONE, Line, lines_of_small_images
 
 from comdefend_cli.data.labelled import load_labelled
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.stats import percentages
+from comdefend_cli.evaluate.stats import compute_percentages
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.files import write_atomically
 
@@ -79,7 +79,7 @@ def _panel(axes: Any, column: Column, lines: dict[str, Line], measured: Measured
     for name, line in lines.items():
         color, dashes = LOOKS[name]
         cells = [measured.cell(line, CLEAN, None), *(measured.cell(line, column.attack, epsilon) for epsilon in column.epsilons)]
-        points = [(cell.epsilon or 0.0, percentages(cell.correct, cell.n)) for cell in cells if cell]
+        points = [(cell.epsilon or 0.0, compute_percentages(cell.correct, cell.n)) for cell in cells if cell]
         x, accuracies = [at for at, _ in points], [found["accuracy"] for _, found in points]
         axes.fill_between(x, [f["low"] for _, f in points], [f["high"] for _, f in points], color=color, alpha=0.12, linewidth=0)
         axes.plot(x, accuracies, color=color, linestyle=dashes, marker="o", markersize=4, linewidth=1.6, clip_on=False, label=name)

@@ -21,10 +21,12 @@ from systems import Line, lines_of_imagenet
 
 from comdefend_cli.data.labelled import Labelled, load_labelled
 from comdefend_cli.errors import ComdefendError, UsageError, reason
-from comdefend_cli.evaluate.attacks import canonical
+from comdefend_cli.evaluate.attacks.catalogue import name_attack
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
-from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System
+from comdefend_cli.evaluate.evaluation import Evaluation
+from comdefend_cli.evaluate.protocol import Protocol
+from comdefend_cli.evaluate.systems import System
 from comdefend_cli.runtime.device import describe_device, resolve_device
 from comdefend_cli.runtime.files import write_atomically
 
@@ -69,7 +71,7 @@ def chosen_attacks(columns: tuple[Column, ...], asked: str | None) -> tuple[str,
     there = tuple(dict.fromkeys(column.attack for column in columns if column.attack))
     if asked is None:
         return there
-    names = [canonical(name) for name in asked.replace(" ", "").split(",") if name]
+    names = [name_attack(name) for name in asked.replace(" ", "").split(",") if name]
     if unknown := [name for name in names if name not in ATTACKS]:
         raise UsageError(f"{unknown[0]}: in none of these tables; use some of {', '.join(ATTACKS)}")
     return tuple(name for name in there if name in names)

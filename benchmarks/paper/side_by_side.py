@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comdefend_cli.evaluate.stats import percentages
+from comdefend_cli.evaluate.stats import compute_percentages
 
 NOT_MEASURED = "not measured"
 
 
 def interval(correct: int, n: int) -> str:
     """An accuracy in percent with its 95 % interval: "9.6 (7.3-12.5)"."""
-    found = percentages(correct, n)
+    found = compute_percentages(correct, n)
     return f"{found['accuracy']:.1f} ({found['low']:.1f}-{found['high']:.1f})"
 
 

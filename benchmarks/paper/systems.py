@@ -14,8 +14,9 @@ from pathlib import Path
 from published import TEST, TRAINING, Row, Table
 
 from comdefend_cli.classifiers.loading import EFFICIENTNET, Classifier, load_classifier
-from comdefend_cli.evaluate.defences import Defence, make
-from comdefend_cli.evaluate.protocol import System
+from comdefend_cli.evaluate.defences.base import Defence
+from comdefend_cli.evaluate.defences.catalogue import make_defence
+from comdefend_cli.evaluate.systems import System
 from comdefend_cli.runtime.device import resolve_device
 
 NONE = "none"
@@ -78,9 +79,9 @@ class Shelf:
         return self._classifiers[spec]
 
     def defence(self, spec: str) -> Defence:
-        """As `comdefend_cli.evaluate.defences.make`."""
+        """As `comdefend_cli.evaluate.defences.catalogue.make_defence`."""
         if spec not in self._defences:
-            self._defences[spec] = make(spec, device=str(self.device), precision=self.arguments.precision)
+            self._defences[spec] = make_defence(spec, device=str(self.device), precision=self.arguments.precision)
         return self._defences[spec]
 
     def line(self, published: tuple[Row, ...], classifier: str, spec: str = NONE, note: str = "") -> Line:

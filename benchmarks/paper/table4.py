@@ -28,7 +28,7 @@ from comdefend_cli.cli.train import resolve_training_precision
 from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
-from comdefend_cli.evaluate.stats import percentages
+from comdefend_cli.evaluate.stats import compute_percentages
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.runtime.device import resolve_device
 from comdefend_cli.training.config import TrainConfig
@@ -68,7 +68,7 @@ def measure(penalty: float, phi: float, dataset: Dataset, classifier: Classifier
     pixels, labels = sample(dataset, arguments.split, arguments.limit, arguments.seed)
     purified = torch.cat([purifier.purify(part) for part in torch.split(pixels, 250)])
     correct, n = count_right(classifier, purified, labels, device), len(labels)
-    return {"correct": correct, "n": n, **percentages(correct, n), "psnr_db": found.header.training["psnr_db"]}
+    return {"correct": correct, "n": n, **compute_percentages(correct, n), "psnr_db": found.header.training["psnr_db"]}
 
 
 def markdown(lambdas: Sequence[float], phis: Sequence[float], cells: dict[tuple[float, float], dict[str, Any]], about: str) -> str:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from comdefend_cli.classifiers.loading import Classifier
     from comdefend_cli.data.labelled import Labelled
-    from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System
+    from comdefend_cli.evaluate.evaluation import Evaluation
+    from comdefend_cli.evaluate.protocol import Protocol
+    from comdefend_cli.evaluate.systems import System
 
 
 @console.command
@@ -192,8 +194,8 @@ def _refuse_filled(folder: Path) -> None:
 def _systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str) -> list[System]:
     """Each classifier behind each defence."""
     from comdefend_cli.classifiers.loading import load_classifier
-    from comdefend_cli.evaluate.defences import make
-    from comdefend_cli.evaluate.protocol import System
+    from comdefend_cli.evaluate.defences.catalogue import make_defence
+    from comdefend_cli.evaluate.systems import System
 
     classifiers: list[Classifier] = [load_classifier(spec, where, data=data) for spec in specs]
     names = [item.name for item in classifiers]
@@ -202,13 +204,13 @@ def _systems(specs: list[str], defences: str, data: str, where: torch.device, pr
     wanted = list(dict.fromkeys(defences.replace(";", " ").split()))
     if not wanted:
         raise UsageError("--defences names none; give at least 'none'")
-    made = [make(spec, device=str(where), precision=precision) for spec in wanted]
+    made = [make_defence(spec, device=str(where), precision=precision) for spec in wanted]
     return [System(item, defence) for item in classifiers for defence in made]
 
 
 def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Path, where: torch.device, quiet: bool) -> Evaluation:
     from comdefend_cli.evaluate.cache import Cache
-    from comdefend_cli.evaluate.protocol import Evaluation
+    from comdefend_cli.evaluate.evaluation import Evaluation
 
     evaluation = Evaluation(protocol, data, systems, Cache(out / "cache"), where)
     with _live(evaluation, quiet):

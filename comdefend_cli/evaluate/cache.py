@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -39,7 +40,7 @@ class Cache:
             return None
         try:
             record = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return record if isinstance(record, dict) else None
 
@@ -47,14 +48,16 @@ class Cache:
         """Keep a JSON object."""
         self._write(f"{key}.json", json.dumps(record).encode())
 
-    def images(self, key: str) -> Tensor | None:
-        """A batch of images, or None."""
+    def images(self, key: str, shape: torch.Size) -> Tensor | None:
+        """A batch of images of that shape, uint8, or float32 in [0, 1]; or None."""
         if self.folder is None:
             return None
         try:
-            return load((self.folder / f"{key}.safetensors").read_bytes())["pictures"]
+            found = load((self.folder / f"{key}.safetensors").read_bytes())["pictures"]
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
+        fits = found.dtype == torch.uint8 or (found.dtype == torch.float32 and bool(((found >= 0) & (found <= 1)).all()))
+        return found if fits and found.shape == shape else None
 
     def put_images(self, key: str, images: Tensor) -> None:
         """Keep a batch of images."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from comdefend_cli.evaluate.stats import percentages
+from comdefend_cli.evaluate.stats import compute_percentages
 
 CLEAN, GRAY_BOX, ADAPTIVE, BLACK_BOX = THREATS = ("clean", "grey-box", "adaptive", "black-box")
 
@@ -78,11 +78,16 @@ class Cell:
         return Cell(**own)
 
 
+def is_share(value: object) -> TypeGuard[float]:
+    """Whether a value from a file is a number from 0 to 1."""
+    return _is_number(value) and value <= 1
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
@@ -117,7 +122,7 @@ class GradientCheck:
 
 def count_right(outcomes: Sequence[bool]) -> dict[str, float]:
     """`n`, `correct`, and in percent `accuracy` with `low` and `high`."""
-    return {"n": len(outcomes), "correct": sum(outcomes), **percentages(sum(outcomes), len(outcomes))}
+    return {"n": len(outcomes), "correct": sum(outcomes), **compute_percentages(sum(outcomes), len(outcomes))}
 
 
 def held(cells: Sequence[Cell]) -> tuple[bool, ...]:

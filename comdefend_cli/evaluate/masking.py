@@ -36,7 +36,7 @@ class Alarm:
     message: str
 
 
-def alarms(cells: Iterable[Cell], checks: Iterable[GradientCheck]) -> list[Alarm]:
+def find_alarms(cells: Iterable[Cell], checks: Iterable[GradientCheck]) -> list[Alarm]:
     """All signs in the adaptive and black-box cells of an evaluation.
 
     Args:
@@ -50,9 +50,9 @@ def alarms(cells: Iterable[Cell], checks: Iterable[GradientCheck]) -> list[Alarm
     for (classifier, defence), own in by_system.items():
         adaptive = [cell for cell in own if cell.threat == "adaptive"]
         black = [cell for cell in own if cell.threat == "black-box"]
-        messages = [*_black_beats_white(adaptive, black), *_steps(adaptive), *_epsilons(adaptive)]
+        messages = [*_find_black_beats_white(adaptive, black), *_find_useless_steps(adaptive), *_find_useless_epsilons(adaptive)]
         found += [Alarm(classifier, defence, kind, message) for kind, message in messages]
-    return found + _zero_gradients(checks)
+    return found + _find_zero_gradients(checks)
 
 
 def _margin(n: int) -> int:
@@ -63,7 +63,7 @@ def _epsilons_of(cells: list[Cell]) -> list[float]:
     return sorted({cell.epsilon for cell in cells if cell.epsilon is not None})
 
 
-def _black_beats_white(adaptive: list[Cell], black: list[Cell]) -> list[tuple[str, str]]:
+def _find_black_beats_white(adaptive: list[Cell], black: list[Cell]) -> list[tuple[str, str]]:
     """Images that queries alone break while every attack with gradients fails on them."""
     found = []
     for cell in black:
@@ -78,17 +78,17 @@ def _black_beats_white(adaptive: list[Cell], black: list[Cell]) -> list[tuple[st
     return found
 
 
-def _right(cells: list[Cell], attack: str, epsilon: float) -> tuple[int, int] | None:
+def _fewest_right(cells: list[Cell], attack: str, epsilon: float) -> tuple[int, int] | None:
     """Fewest right answers under one attack over all gradients, and n."""
     chosen = [(cell.correct, cell.n) for cell in cells if cell.attack == attack and cell.epsilon == epsilon]
     return min(chosen) if chosen else None
 
 
-def _steps(adaptive: list[Cell]) -> list[tuple[str, str]]:
+def _find_useless_steps(adaptive: list[Cell]) -> list[tuple[str, str]]:
     """Many steps that do worse than one, or at the largest epsilon no better."""
     found, sizes = [], _epsilons_of(adaptive)
     for epsilon in sizes:
-        one, many = (_right(adaptive, attack, epsilon) for attack in ("fgsm", "pgd"))
+        one, many = (_fewest_right(adaptive, attack, epsilon) for attack in ("fgsm", "pgd"))
         if one is None or many is None or one[1] != many[1]:
             continue
         n = one[1]
@@ -99,11 +99,11 @@ def _steps(adaptive: list[Cell]) -> list[tuple[str, str]]:
     return found
 
 
-def _epsilons(adaptive: list[Cell]) -> list[tuple[str, str]]:
+def _find_useless_epsilons(adaptive: list[Cell]) -> list[tuple[str, str]]:
     """A larger epsilon that leaves more right than a smaller one, or as many where much is left."""
     found, sizes = [], _epsilons_of(adaptive)
     for small, large in itertools.pairwise(sizes):
-        before, after = (_right(adaptive, "pgd", epsilon) for epsilon in (small, large))
+        before, after = (_fewest_right(adaptive, "pgd", epsilon) for epsilon in (small, large))
         if before is None or after is None or before[1] != after[1]:
             continue
         n = before[1]
@@ -114,7 +114,7 @@ def _epsilons(adaptive: list[Cell]) -> list[tuple[str, str]]:
     return found
 
 
-def _zero_gradients(checks: Iterable[GradientCheck]) -> list[Alarm]:
+def _find_zero_gradients(checks: Iterable[GradientCheck]) -> list[Alarm]:
     """Systems whose best gradient is still missing for many images."""
     best: dict[tuple[str, str], GradientCheck] = {}
     for check in checks:

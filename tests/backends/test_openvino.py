@@ -21,7 +21,7 @@ from comdefend_cli.backends.graphs import serialized
 from comdefend_cli.backends.openvino import OpenVINONetworks
 from comdefend_cli.backends.select import resolve_backend
 from comdefend_cli.errors import UsageError, WeightsError
-from comdefend_cli.evaluate.defences import make
+from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import RADIUS
 from comdefend_cli.network.registry import load_weights
@@ -161,8 +161,8 @@ def test_the_command_takes_a_backend(run: Run, small_weights: Path, photograph: 
 
 def test_a_defence_with_openvino_says_so_and_offers_the_identity_alone(small_weights: Path, photograph: torch.Tensor) -> None:
     """Its name and settings tell it from PyTorch's, and an attacker that knows it gets no gradient but the identity."""
-    defence = make(f"{small_weights}:backend=openvino", device="cpu", precision="float32")
-    plain = make(str(small_weights), device="cpu", precision="float32")
+    defence = make_defence(f"{small_weights}:backend=openvino", device="cpu", precision="float32")
+    plain = make_defence(str(small_weights), device="cpu", precision="float32")
     assert defence.name.endswith(":backend=openvino")
     assert defence.settings["backend"] == "openvino"
     assert defence.gradients == ("identity",)

@@ -19,7 +19,7 @@ from comdefend_cli.classifiers.loading import ClassifierHeader, build, save_clas
 from comdefend_cli.classifiers.networks import ARCHITECTURES
 from comdefend_cli.data.labelled import CLASSES
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate import attacks
+from comdefend_cli.evaluate.attacks.catalogue import NAMES, Attack
 from comdefend_cli.evaluate.cells import Cell
 from comdefend_cli.network.registry import load_weights
 
@@ -78,7 +78,7 @@ def test_the_paper_is_whole() -> None:
                 assert all(0 <= value <= 100 for value in values)
         names = [(row.network, row.group, row.defence) for row in table.rows]
         assert len(set(names)) == len(names)
-        assert all(column.attack in ("", *attacks.NAMES) for column in table.columns)
+        assert all(column.attack in ("", *NAMES) for column in table.columns)
     assert all(len(row) == len(published.PHIS) for row in published.TABLE4.values())
     assert len(published.TABLE4) == len(published.TABLE4_BY_LAMBDA) == 5
 
@@ -218,7 +218,7 @@ def test_table_5_from_end_to_end(tiny: Path, cifar: Path, tmp_path: Path, small_
     def forbidden(*args: Any, **options: Any) -> Tensor:
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr(attacks.Attack, "run", forbidden)
+    monkeypatch.setattr(Attack, "run", forbidden)
     table5.main([*arguments, "--note", "Made images"])
     assert (tmp_path / "out" / "table5.md").read_text() == text
     module("figure4").main(arguments)

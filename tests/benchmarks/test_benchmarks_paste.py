@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.stats import percentages
+from comdefend_cli.evaluate.stats import compute_percentages
 
 
 def results_of(*measured: tuple[str, str, float | None, str]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def results_of(*measured: tuple[str, str, float | None, str]) -> dict[str, Any]:
             **{"classifier": "c", "defence": defence, "threat": threat, "epsilon": epsilon, "outcomes": outcomes, "settings": {}},
             **{"attack": None if threat == "clean" else f"a{i}", "title": f"A{i}", "gradient": None, "n": len(outcomes)},
             **{"seconds": 1.0, "mean_linf": 1.0, "mean_l2": 0.1},
-            **percentages(outcomes.count("1"), len(outcomes)),
+            **compute_percentages(outcomes.count("1"), len(outcomes)),
         }
         for i, (defence, threat, epsilon, outcomes) in enumerate(measured)
     ]

@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from comdefend_cli.cli.train_baseline import train_baseline
-from comdefend_cli.evaluate.defences import hgd, make, pixelcnn
+from comdefend_cli.evaluate.defences import hgd, pixelcnn
+from comdefend_cli.evaluate.defences.catalogue import make_defence
 
 #: A user's own classifier, for images of three channels.
 GUIDE = """
@@ -60,7 +61,7 @@ def test_a_pixelcnn_is_trained_and_used(invoke: Invoke) -> None:
     assert "step 2/2" in result.stderr and "wrote pixelcnn.safetensors" in result.stderr and "bits a channel of a pixel" in result.stderr
     record = pixelcnn.load(Path("pixelcnn.safetensors")).training
     assert (record["data"], record["steps"], record["batch_size"], record["seed"]) == ("folder:images", 2, 2, 3)
-    assert make("pixeldefend:weights=pixelcnn.safetensors", device="cpu")(torch.rand(1, 3, 6, 6)).shape == (1, 3, 6, 6)
+    assert make_defence("pixeldefend:weights=pixelcnn.safetensors", device="cpu")(torch.rand(1, 3, 6, 6)).shape == (1, 3, 6, 6)
 
 
 def test_hgd_is_trained_with_a_classifier(invoke: Invoke) -> None:

@@ -20,9 +20,9 @@ from comdefend_cli.errors import UsageError
 pytest.importorskip("foolbox")
 pytest.importorskip("art")
 
-from comdefend_cli.evaluate import attacks
 from comdefend_cli.evaluate.attacks import with_art
-from comdefend_cli.evaluate.attacks.victim import Guarded, Victim, Worst
+from comdefend_cli.evaluate.attacks.catalogue import NAMES, Attack, find_versions, make_attack
+from comdefend_cli.evaluate.attacks.victim import Expectation, Guarded, Victim, Worst, gradient_is_zero, within
 
 EPSILON = 14 / 255
 #: So little work that every attack runs in a moment.
@@ -36,8 +36,8 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
-def quick(name: str) -> attacks.Attack:
-    return attacks.make(name, **QUICK.get(name, {}))
+def quick(name: str) -> Attack:
+    return make_attack(name, **QUICK.get(name, {}))
 
 
 def gratings(n: int, seed: int, channels: int = 3, height: int = 16, width: int = 16) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def through_art(model: nn.Module, x: Tensor) -> Any:
 # What every attack keeps to.
 
 
-@pytest.mark.parametrize("name", attacks.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_within_the_ball(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor], capfd: pytest.CaptureFixture[str]) -> None:
     """Results are float32 in [0, 1] and within epsilon, the last batch may be partial, nothing is printed and nothing warned."""
     x, y = images[0][:9].clone(), images[1][:9]
@@ -147,7 +147,7 @@ def test_within_the_ball(name: str, classifier: nn.Module, images: tuple[Tensor,
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", attacks.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_breaks_more_the_further_it_may_go(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Accuracy falls from epsilon 2 levels to 30, and at 30 the classifier is mostly wrong."""
     x, y = images[0][:16], images[1][:16]
@@ -155,7 +155,7 @@ def test_breaks_more_the_further_it_may_go(name: str, classifier: nn.Module, ima
     assert far < 0.5 < near
 
 
-@pytest.mark.parametrize("name", attacks.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_repeatable_and_leaves_no_trace(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """The same seed gives the same images, whatever the global generators hold, and they go on as if nothing had happened."""
     x, y = images[0][:6], images[1][:6]
@@ -182,7 +182,7 @@ def test_seed_matters(name: str, classifier: nn.Module, images: tuple[Tensor, Te
     assert not torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", attacks.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(1, 4, 9), (3, 7, 5)])
 def test_any_shape_and_two_classes(name: str, shape: tuple[int, int, int]) -> None:
     """Grey and colour images of any size go through every attack, with as few classes as there can be."""
@@ -222,11 +222,11 @@ def test_share_of_zero_gradients(how: str, share: float, classifier: nn.Module, 
     x, y = images[0][:10].clone(), images[1][:10]
     x[:5, :, :1, :1], x[5:, :, :1, :1] = 0.9, 0.2
     with torch.no_grad():
-        assert attacks.gradient_is_zero(Masked(classifier, how), x, y, batch=4) == share
-        assert attacks.gradient_is_zero(attacks.Expectation(Masked(classifier, how), 3), x, y) == share
+        assert gradient_is_zero(Masked(classifier, how), x, y, batch=4) == share
+        assert gradient_is_zero(Expectation(Masked(classifier, how), 3), x, y) == share
 
 
-@pytest.mark.parametrize("name", attacks.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", ["infinite", "detached"])
 def test_survives_broken_gradients(name: str, how: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Gradients that are infinite or absent end no attack, and no NaN comes out."""
@@ -244,9 +244,9 @@ def test_model_comes_back_as_it_was(classifier: nn.Module, images: tuple[Tensor,
     assert True in wanted and False in wanted
     x, y = images[0][:3], images[1][:3]
     # With dropout at work two runs would differ.
-    assert torch.equal(*(attacks.make("bim").run(model, x, y, EPSILON, seed=seed) for seed in (0, 1)))
+    assert torch.equal(*(make_attack("bim").run(model, x, y, EPSILON, seed=seed) for seed in (0, 1)))
     with pytest.raises(RuntimeError):
-        attacks.make("fgsm").run(model, x[:, :1], y, EPSILON, seed=0)
+        make_attack("fgsm").run(model, x[:, :1], y, EPSILON, seed=0)
     assert model.training and model[1].training and not model[0].training
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -272,7 +272,7 @@ def test_nothing_to_do(name: str, classifier: nn.Module, images: tuple[Tensor, T
 def test_refuses_nonsense(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Images out of range, labels of the wrong kind and answers that are no logits are errors at once."""
     x, y = images[0][:2], images[1][:2]
-    attack = attacks.make("fgsm")
+    attack = make_attack("fgsm")
     for arguments in [(x * 255, y, 0.1), (x[0], y, 0.1), (x, y[:1], 0.1), (x, y.float(), 0.1), (x, y, 8.0), (x * torch.nan, y, 0.1)]:
         with pytest.raises(ValueError):
             attack.run(classifier, *arguments, seed=0)
@@ -287,13 +287,13 @@ def test_fgsm_on_a_linear_model_is_its_closed_form() -> None:
     """FGSM moves every pixel by epsilon along the sign of the weights, against the true class."""
     model, x, y = linear_problem()
     expected = x + 0.1 * model.weights.sign() * (1 - 2 * y).view(-1, 1, 1, 1)
-    torch.testing.assert_close(attacks.make("fgsm").run(model, x, y, 0.1, seed=0), expected.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(make_attack("fgsm").run(model, x, y, 0.1, seed=0), expected.detach(), rtol=0, atol=1e-6)
 
 
 def test_deepfool_on_a_linear_model_is_its_closed_form() -> None:
     """DeepFool finds the L-infinity distance to the border, |z_1 - z_0| / |w|_1, to its overshoot of 2 %."""
     model, x, y = linear_problem()
-    found = attacks.make("deepfool").run(model, x, y, 1.0, seed=0)
+    found = make_attack("deepfool").run(model, x, y, 1.0, seed=0)
     distance = (model(x)[:, 1].abs() / model.weights.abs().sum()).detach()
     torch.testing.assert_close((found - x).abs().flatten(1).amax(1), 1.02 * (distance + 1e-4), rtol=1e-3, atol=0)
     assert accuracy(model, found, y) == 0
@@ -302,7 +302,7 @@ def test_deepfool_on_a_linear_model_is_its_closed_form() -> None:
 def test_cw_on_a_linear_model_is_its_closed_form() -> None:
     """C&W finds the Euclidean distance to the border, |z_1 - z_0| / |w|_2, to a few percent."""
     model, x, y = linear_problem()
-    found = attacks.make("cw", search_steps=9, steps=100).run(model, x, y, 1.0, seed=0)
+    found = make_attack("cw", search_steps=9, steps=100).run(model, x, y, 1.0, seed=0)
     distance = (model(x)[:, 1].abs() / model.weights.norm()).detach()
     assert accuracy(model, found, y) == 0
     torch.testing.assert_close((found - x).flatten(1).norm(dim=1), distance, rtol=0.05, atol=1e-3)
@@ -314,14 +314,14 @@ def test_minimum_norm_attacks_are_clipped(name: str, classifier: nn.Module, imag
     x, y = images[0][:6], images[1][:6]
     assert quick(name).minimum_norm
     whole = quick(name).run(classifier, x, y, 1.0, seed=0)
-    assert torch.equal(quick(name).run(classifier, x, y, 5 / 255, seed=0), attacks.within(whole, x, 5 / 255))
+    assert torch.equal(quick(name).run(classifier, x, y, 5 / 255, seed=0), within(whole, x, 5 / 255))
     assert (whole - x).abs().max() > 5 / 255
 
 
 def test_cw_that_fails_returns_its_best_try(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Where C&W finds nothing its lowest margin comes back, where foolbox has a black image."""
     x, y = images[0][:5], images[1][:5]
-    found = attacks.make("cw", search_steps=1, steps=3).run(classifier, x, y, 1.0, seed=0)
+    found = make_attack("cw", search_steps=1, steps=3).run(classifier, x, y, 1.0, seed=0)
     assert accuracy(classifier, found, y) == 1
     confidence = [F.cross_entropy(classifier(shown), y, reduction="none") for shown in (found, x)]
     assert (confidence[0] > confidence[1]).all()
@@ -331,7 +331,7 @@ def test_cw_that_fails_returns_its_best_try(classifier: nn.Module, images: tuple
 def test_restarts_keep_what_the_first_found(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Images that PGD's first start broke stay; the rest comes back no more right than before."""
     x, y = images
-    one, four = (attacks.make("pgd", steps=3, restarts=n).run(classifier, x, y, EPSILON, seed=0) for n in (1, 4))
+    one, four = (make_attack("pgd", steps=3, restarts=n).run(classifier, x, y, EPSILON, seed=0) for n in (1, 4))
     broken = classifier(one).argmax(1) != y
     assert 0 < broken.sum() < len(x)
     assert torch.equal(one[broken], four[broken])
@@ -353,14 +353,14 @@ def test_square_asks_once_a_try(classifier: nn.Module, images: tuple[Tensor, Ten
 
     x, y = images[0][:6], images[1][:6].clone()
     y[0] = (y[0] + 1) % 4
-    found = attacks.make("square", queries=50).run(Counting(), x, y, 4 / 255, seed=0)
+    found = make_attack("square", queries=50).run(Counting(), x, y, 4 / 255, seed=0)
     assert torch.equal(found[0], x[0])
     assert accuracy(classifier, found[1:], y[1:]) == 1
     # Apart from the tries: all images before, one to count classes, those not broken clean and with stripes, and after.
     assert sum(map(len, asked)) <= 6 + 1 + 5 + 5 + 5 * 50 + 5
     assert not any(torch.equal(image, x[0]) for shown in asked[2:] for image in shown)
     asked.clear()
-    attacks.make("square", queries=50).run(Counting(), x[1:], y[1:], 60 / 255, seed=0)
+    make_attack("square", queries=50).run(Counting(), x[1:], y[1:], 60 / 255, seed=0)
     assert sum(map(len, asked)) < 5 * 30
 
 
@@ -425,7 +425,7 @@ def test_fgsm_is_the_same_in_art(classifier: nn.Module, images: tuple[Tensor, Te
 
     x, y = images
     other = FastGradientMethod(through_art(classifier, x), norm=np.inf, eps=EPSILON).generate(x.numpy(), y.numpy())
-    np.testing.assert_allclose(attacks.make("fgsm").run(classifier, x, y, EPSILON, seed=0).numpy(), other, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(make_attack("fgsm").run(classifier, x, y, EPSILON, seed=0).numpy(), other, rtol=0, atol=1e-6)
 
 
 def test_iterative_attacks_are_the_same_in_art(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
@@ -438,7 +438,7 @@ def test_iterative_attacks_are_the_same_in_art(classifier: nn.Module, images: tu
     momentum = MomentumIterativeMethod(estimator, np.inf, eps=EPSILON, eps_step=EPSILON / 10, decay=1.0, max_iter=10, verbose=False)
     for name, other in (("bim", bim), ("mi-fgsm", momentum)):
         theirs = torch.from_numpy(other.generate(x.numpy(), y.numpy()))
-        ours = attacks.make(name).run(classifier, x, y, EPSILON, seed=0)
+        ours = make_attack(name).run(classifier, x, y, EPSILON, seed=0)
         assert ((ours - theirs).abs() < 1e-5).float().mean() > 0.99
         assert abs(accuracy(classifier, ours, y) - accuracy(classifier, theirs, y)) <= 1 / len(x)
         assert accuracy(classifier, ours, y) < 1
@@ -454,7 +454,7 @@ def test_pgd_breaks_as_many_in_art(classifier: nn.Module, images: tuple[Tensor, 
         through_art(classifier, x), np.inf, eps=EPSILON, eps_step=EPSILON / 4, max_iter=10, num_random_init=2, verbose=False
     )
     theirs = torch.from_numpy(other.generate(x.numpy(), y.numpy()))
-    ours = attacks.make("pgd", steps=10, restarts=2).run(classifier, x, y, EPSILON, seed=0)
+    ours = make_attack("pgd", steps=10, restarts=2).run(classifier, x, y, EPSILON, seed=0)
     assert abs(accuracy(classifier, ours, y) - accuracy(classifier, theirs, y)) <= 2 / len(x)
     assert accuracy(classifier, ours, y) < 0.9
 
@@ -468,7 +468,7 @@ def test_cw_is_as_near_in_art(classifier: nn.Module, images: tuple[Tensor, Tenso
         through_art(classifier, x), binary_search_steps=4, max_iter=20, initial_const=0.1, learning_rate=0.01, batch_size=4, verbose=False
     )
     theirs = torch.from_numpy(other.generate(x.numpy(), y.numpy()))
-    ours = attacks.make("cw", search_steps=5, steps=100).run(classifier, x, y, 1.0, seed=0)
+    ours = make_attack("cw", search_steps=5, steps=100).run(classifier, x, y, 1.0, seed=0)
     assert accuracy(classifier, ours, y) == accuracy(classifier, theirs, y) == 0
     distances = [float((found - x).flatten(1).norm(dim=1).mean()) for found in (ours, theirs)]
     assert 0.5 * distances[1] < distances[0] < 1.1 * distances[1]
@@ -482,7 +482,7 @@ def test_square_is_arts(classifier: nn.Module, images: tuple[Tensor, Tensor]) ->
     np.random.seed(3)
     other = SquareAttack(through_art(classifier, x), norm=np.inf, max_iter=40, eps=20 / 255, p_init=0.8, verbose=False)
     theirs = other.generate(x.numpy(), y.numpy())
-    ours = attacks.make("square", queries=40).run(classifier, x, y, 20 / 255, seed=3)
+    ours = make_attack("square", queries=40).run(classifier, x, y, 20 / 255, seed=3)
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-6)
 
 
@@ -498,9 +498,9 @@ def test_autoattack_is_no_weaker_than_arts(classifier: nn.Module, images: tuple[
         part.set_params(verbose=False)
     theirs.attacks[-1].set_params(max_iter=200, nb_restarts=1)
     left = accuracy(classifier, torch.from_numpy(theirs.generate(x.numpy(), y.numpy())), y)
-    ours = accuracy(classifier, attacks.make("autoattack", queries=200).run(classifier, x, y, 9 / 255, seed=0), y)
+    ours = accuracy(classifier, make_attack("autoattack", queries=200).run(classifier, x, y, 9 / 255, seed=0), y)
     assert ours <= left
-    assert ours <= accuracy(classifier, attacks.make("pgd").run(classifier, x, y, 9 / 255, seed=0), y)
+    assert ours <= accuracy(classifier, make_attack("pgd").run(classifier, x, y, 9 / 255, seed=0), y)
 
 
 # Stochastic models.
@@ -523,10 +523,10 @@ def test_expectation_is_a_vote(classifier: nn.Module, images: tuple[Tensor, Tens
     """Forward gives the logarithm of the mean probability over the samples."""
     x, _ = images
     other = nn.Sequential(nn.Hardtanh(0, 0.6), classifier)
-    found = attacks.Expectation(Alternating(classifier, other), 4)(x)
+    found = Expectation(Alternating(classifier, other), 4)(x)
     torch.testing.assert_close(found.exp(), (classifier(x).softmax(1) + other(x).softmax(1)) / 2)
     with pytest.raises(ValueError):
-        attacks.Expectation(classifier, 0)
+        Expectation(classifier, 0)
 
 
 def test_attacks_follow_the_expected_loss(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
@@ -536,8 +536,8 @@ def test_attacks_follow_the_expected_loss(classifier: nn.Module, images: tuple[T
     point = x.clone().requires_grad_()
     loss = (F.cross_entropy(classifier(point), y, reduction="sum") + F.cross_entropy(other(point), y, reduction="sum")) / 2
     expected = torch.autograd.grad(loss, point)[0]
-    model = attacks.Expectation(Alternating(classifier, other), 2)
-    found = attacks.make("fgsm").run(model, x, y, 0.01, seed=0)
+    model = Expectation(Alternating(classifier, other), 2)
+    found = make_attack("fgsm").run(model, x, y, 0.01, seed=0)
     clear = expected.abs() > 1e-5 * expected.abs().amax()
     torch.testing.assert_close(found[clear], (x + 0.01 * expected.sign()).clamp(0, 1)[clear], rtol=0, atol=1e-6)
     estimator = with_art.Estimator(Victim.of(model), x, with_art.cross_entropy)
@@ -556,11 +556,11 @@ class Noisy(nn.Module):
         return self.model(x + self.std * torch.randn_like(x))
 
 
-@pytest.mark.parametrize("name", attacks.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_stochastic_models(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Every attack gets through a noisy model's expectation, repeatably, and lowers accuracy at a large epsilon."""
     x, y = images[0][:8], images[1][:8]
-    model = attacks.Expectation(Noisy(classifier, 0.05), 3)
+    model = Expectation(Noisy(classifier, 0.05), 3)
     one, two = (quick(name).run(model, x, y, 40 / 255, seed=0) for _ in range(2))
     assert torch.equal(one, two)
     assert accuracy(classifier, one, y) < accuracy(classifier, x, y)
@@ -587,7 +587,7 @@ def test_expected_gradient_frees_each_sample(classifier: nn.Module, images: tupl
             return classifier(Counted.apply(x) if x.requires_grad else x)
 
     for name in ("bim", "autoattack-rand"):
-        quick(name).run(attacks.Expectation(Model(), 5), images[0][:2], images[1][:2], 0.01, seed=0)
+        quick(name).run(Expectation(Model(), 5), images[0][:2], images[1][:2], 0.01, seed=0)
     assert most == [1] and alive == [0]
 
 
@@ -596,17 +596,17 @@ def test_expected_gradient_frees_each_sample(classifier: nn.Module, images: tupl
 
 def test_settings_say_all() -> None:
     """Every attack has a title, a library whose version is known, and settings fit for JSON that overrides show in."""
-    for name in attacks.NAMES:
-        attack = attacks.make(name)
-        assert attack.name == name and attack.title and attack.library in attacks.versions()
+    for name in NAMES:
+        attack = make_attack(name)
+        assert attack.name == name and attack.title and attack.library in find_versions()
         assert json.loads(json.dumps(attack.settings)) == attack.settings
-    assert attacks.versions()["foolbox"].startswith("3.")
-    pgd = attacks.make("pgd", steps=20, restarts=3)
+    assert find_versions()["foolbox"].startswith("3.")
+    pgd = make_attack("pgd", steps=20, restarts=3)
     assert (pgd.settings["steps"], pgd.settings["restarts"], pgd.settings["relative_step"]) == (20, 3, 2.5 / 20)
-    assert attacks.make("bim").settings["relative_step"] == 0.25
-    assert attacks.make("mi-fgsm").settings["relative_step"] == 0.1
-    assert attacks.make("bim", relative_step=0.5).settings["relative_step"] == 0.5
-    assert attacks.make("ifgsm") == attacks.make("bim") and attacks.make("BIM").title == "BIM"
+    assert make_attack("bim").settings["relative_step"] == 0.25
+    assert make_attack("mi-fgsm").settings["relative_step"] == 0.1
+    assert make_attack("bim", relative_step=0.5).settings["relative_step"] == 0.5
+    assert make_attack("ifgsm") == make_attack("bim") and make_attack("BIM").title == "BIM"
 
 
 @pytest.mark.parametrize(
@@ -625,7 +625,7 @@ def test_settings_say_all() -> None:
 def test_unknown_names_and_settings(name: str, overrides: dict[str, Any], message: str) -> None:
     """What is wrong with a request is said in one line."""
     with pytest.raises(UsageError) as caught:
-        attacks.make(name, **overrides)
+        make_attack(name, **overrides)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
@@ -634,7 +634,7 @@ def test_missing_library(name: str, library: str, monkeypatch: pytest.MonkeyPatc
     """Without a library, one line says how to install it, before any work."""
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UsageError, match=r"pip install 'comdefend-cli\[evaluate\]'"):
-        attacks.make(name)
+        make_attack(name)
 
 
 def test_guard_shields_the_caller_from_changes_in_place() -> None:

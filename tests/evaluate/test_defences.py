@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.errors import ComdefendError, UsageError
-from comdefend_cli.evaluate.defences import NAMES, Defence, make
+from comdefend_cli.evaluate.defences.base import Defence
+from comdefend_cli.evaluate.defences.catalogue import NAMES, make_defence
 from comdefend_cli.evaluate.defences.comdefend import ComDefendDefence
 from comdefend_cli.integrations import Defended
 from comdefend_cli.network.registry import load_weights, read_registry
@@ -49,7 +50,7 @@ def gray() -> Tensor:
 
 
 def cpu(spec: str) -> Defence:
-    return make(spec, device="cpu", precision="float32")
+    return make_defence(spec, device="cpu", precision="float32")
 
 
 # Specs.
@@ -137,9 +138,9 @@ def test_every_name_can_be_made() -> None:
     for name in NAMES:
         if name in ("pixeldefend", "hgd"):
             with pytest.raises(UsageError, match="needs a file"):
-                make(name)
+                make_defence(name)
         else:
-            assert make(name).name.startswith(name)
+            assert make_defence(name).name.startswith(name)
 
 
 @pytest.mark.parametrize(("module", "spec"), [("scipy.ndimage", "median"), ("skimage.restoration", "tv")])
@@ -147,7 +148,7 @@ def test_a_library_that_is_absent_is_named(module: str, spec: str, monkeypatch: 
     """The error names the extra that brings it."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=r"pip install 'comdefend-cli\[evaluate\]'"):
-        make(spec)
+        make_defence(spec)
 
 
 # What all have in common.
@@ -427,7 +428,7 @@ def test_noise_is_normal_and_independent() -> None:
 def test_noise_works_in_every_precision(cifar: Tensor) -> None:
     """bfloat16 with noise gives nearly what float32 gives with the same seed."""
     full = cpu("comdefend-12bit:noise=5")(cifar[:2])
-    half = make("comdefend-12bit:noise=5", device="cpu", precision="bfloat16")
+    half = make_defence("comdefend-12bit:noise=5", device="cpu", precision="bfloat16")
     assert half.settings["precision"] == "bfloat16"
     assert float((half(cifar[:2]) - full).abs().mean()) < 0.01
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import UsageError, WeightsError
-from comdefend_cli.evaluate.defences import hgd, make
+from comdefend_cli.evaluate.defences import hgd
+from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.evaluate.defences.hgd import EPSILON, HGD, HGDArchitecture, HGDTrainer
 from comdefend_cli.evaluate.defences.network_files import save_network
 from comdefend_cli.evaluate.defences.pixelcnn import PixelCNN, PixelCNNArchitecture
@@ -178,7 +179,7 @@ def test_mixed_precision_trains_alike() -> None:
 
 def test_a_weight_file_gives_the_defence(weight_file: Path, trained: HGDTrainer) -> None:
     """It purifies as the trained network does, is differentiable itself, and names the classifier that it was trained with."""
-    defence = make(f"hgd:weights={weight_file}", device="cpu")
+    defence = make_defence(f"hgd:weights={weight_file}", device="cpu")
     x = trained.dataset.test.pixels.float() / 255
     trained.network.eval()
     assert torch.allclose(defence(x), trained.network(x), atol=1e-5)
@@ -216,4 +217,4 @@ def test_a_pixelcnn_is_no_hgd(tmp_path: Path) -> None:
     """Files of the other kind are told apart."""
     save_network(tmp_path / "p.safetensors", "pixelcnn", PixelCNN(PixelCNNArchitecture(3, 4, 1, 1)), {})
     with pytest.raises(WeightsError, match="holds the weights of 'pixelcnn'"):
-        make(f"hgd:weights={tmp_path / 'p.safetensors'}")
+        make_defence(f"hgd:weights={tmp_path / 'p.safetensors'}")

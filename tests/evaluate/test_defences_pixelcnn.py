@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import ComdefendError, TrainingError, UsageError, WeightsError
-from comdefend_cli.evaluate.defences import make, pixelcnn
+from comdefend_cli.evaluate.defences import pixelcnn
+from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.evaluate.defences.mixture import Mixture, bin_log_probability, parameters_a_component, to_unit
 from comdefend_cli.evaluate.defences.network_files import KEY, save_network
 from comdefend_cli.evaluate.defences.pixelcnn import CausalConv, PixelCNN, PixelCNNArchitecture, PixelCNNTrainer, bits_per_dimension
@@ -357,7 +358,7 @@ def test_a_weight_file_gives_the_network_again(weight_file: Path, trained: Pixel
 
 def test_pixeldefend_purifies_real_crops(weight_file: Path) -> None:
     """Images stay within epsilon, come back in whole levels, become likelier, and the settings say what decided."""
-    defence = make(f"pixeldefend:weights={weight_file},epsilon=8", device="cpu")
+    defence = make_defence(f"pixeldefend:weights={weight_file},epsilon=8", device="cpu")
     noisy = (crops()[:3].float() + 8 * torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)).sign()).clamp(0, 255)
     x = noisy / 255
     y = defence(x)
@@ -374,7 +375,7 @@ def test_pixeldefend_purifies_real_crops(weight_file: Path) -> None:
 
 def test_a_batch_is_decoded_as_its_images_are(weight_file: Path) -> None:
     """Images do not see each other, also across the batches that are decoded together."""
-    defence = make(f"pixeldefend:weights={weight_file}", device="cpu")
+    defence = make_defence(f"pixeldefend:weights={weight_file}", device="cpu")
     x = crops()[:3, :, :6, :6].float() / 255
     repeated = x.repeat(50, 1, 1, 1)
     assert torch.allclose(defence(repeated), defence(x).repeat(50, 1, 1, 1), atol=1.5 / 255)
@@ -384,7 +385,7 @@ def test_a_batch_is_decoded_as_its_images_are(weight_file: Path) -> None:
 def test_pixeldefend_refuses_other_channels(weight_file: Path) -> None:
     """A grey image and a network for colour are an error on one line."""
     with pytest.raises(UsageError, match="3 channels, the images have 1"):
-        make(f"pixeldefend:weights={weight_file}", device="cpu")(torch.rand(1, 1, 8, 8))
+        make_defence(f"pixeldefend:weights={weight_file}", device="cpu")(torch.rand(1, 1, 8, 8))
 
 
 def _rewritten(path: Path, out: Path, *, drop: str = "", add: dict[str, Tensor] | None = None, **header: Any) -> Path:
@@ -458,4 +459,4 @@ def test_grey_images_train_and_decode(tmp_path: Path) -> None:
     assert np.isfinite([report.loss for report in trainer.run()]).all()
     save_network(tmp_path / "grey.safetensors", trainer.kind, trainer.model, trainer.record())
     x = crops(8, 1)[:2].float() / 255
-    assert make(f"pixeldefend:weights={tmp_path / 'grey.safetensors'}", device="cpu")(x).shape == x.shape
+    assert make_defence(f"pixeldefend:weights={tmp_path / 'grey.safetensors'}", device="cpu")(x).shape == x.shape

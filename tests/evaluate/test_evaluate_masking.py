@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from comdefend_cli.evaluate.cells import Cell, GradientCheck, compute_headlines
-from comdefend_cli.evaluate.masking import alarms
+from comdefend_cli.evaluate.masking import find_alarms
 
 
 def cell(threat: str, attack: str, epsilon: float, right: int, n: int = 50, **more: Any) -> Cell:
@@ -19,7 +19,7 @@ def cell(threat: str, attack: str, epsilon: float, right: int, n: int = 50, **mo
 
 
 def kinds(cells: list[Cell], checks: list[GradientCheck] | None = None) -> list[str]:
-    return [alarm.kind for alarm in alarms(cells, checks or [])]
+    return [alarm.kind for alarm in find_alarms(cells, checks or [])]
 
 
 HEALTHY = [cell("adaptive", "fgsm", 2, 30), cell("adaptive", "pgd", 2, 20), cell("adaptive", "fgsm", 8, 12), cell("adaptive", "pgd", 8, 2)]
@@ -65,7 +65,7 @@ def test_the_best_gradient_counts() -> None:
     """One masked gradient among others is no alarm; a defence whose every gradient is zero is."""
     checks = [GradientCheck("c", "d", "soft", 1.0, 50), GradientCheck("c", "d", "identity", 0.0, 50)]
     assert kinds(HEALTHY, checks) == []
-    found = alarms(HEALTHY, checks[:1])
+    found = find_alarms(HEALTHY, checks[:1])
     assert [alarm.kind for alarm in found] == ["zero-gradient"] and "100% of 50" in found[0].message
 
 

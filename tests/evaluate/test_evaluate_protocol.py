@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,21 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import small_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from comdefend_cli.classifiers.loading import Classifier
 from comdefend_cli.data.labelled import Labelled
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate import attacks, protocol
+from comdefend_cli.evaluate.attacker import LENGTHS
+from comdefend_cli.evaluate.attacks.catalogue import Attack
 from comdefend_cli.evaluate.cache import Cache
-from comdefend_cli.evaluate.defences import Defence, make
-from comdefend_cli.evaluate.protocol import Evaluation, Protocol, System, fitted
+from comdefend_cli.evaluate.defences.base import Defence
+from comdefend_cli.evaluate.defences.catalogue import make_defence
+from comdefend_cli.evaluate.evaluation import Evaluation
+from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.evaluate.reporting.gallery_images import gallery, save_adversarial
+from comdefend_cli.evaluate.systems import System, fit_classifier
 from comdefend_cli.network.weight_file import save_weights
 
 CPU = torch.device("cpu")
@@ -137,13 +143,13 @@ def test_grey_box_knows_only_the_classifier(classifier: Classifier, monkeypatch:
             seen.append(x.clone())
             return x
 
-    original = attacks.Attack.run
+    original = Attack.run
 
-    def run(self: attacks.Attack, model: nn.Module, *args: Any, **options: Any) -> Tensor:
+    def run(self: Attack, model: nn.Module, *args: Any, **options: Any) -> Tensor:
         attacked.append(model)
         return original(self, model, *args, **options)
 
-    monkeypatch.setattr(attacks.Attack, "run", run)
+    monkeypatch.setattr(Attack, "run", run)
     folder: dict[str, Any] = {"attacks": ("bim",), "threats": ("grey-box",), "epsilons": (16.0,)}
     list(evaluation(classifier, Watching("one"), Watching("two"), **folder).run())
     assert all(model is classifier.model for model in attacked)
@@ -164,8 +170,8 @@ def test_images_are_rounded_to_files(classifier: Classifier) -> None:
 def test_a_smallest_perturbation_serves_all_epsilons(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepFool is run once for both epsilons, and its images are brought within each."""
     runs = []
-    original = attacks.Attack.run
-    monkeypatch.setattr(attacks.Attack, "run", lambda self, *a, **o: (runs.append(self.name), original(self, *a, **o))[1])
+    original = Attack.run
+    monkeypatch.setattr(Attack, "run", lambda self, *a, **o: (runs.append(self.name), original(self, *a, **o))[1])
     done = evaluation(classifier, Same(), folder=tmp_path, attacks=("deepfool",), threats=("grey-box",))
     list(done.run())
     assert runs == ["deepfool"]
@@ -178,7 +184,7 @@ def test_smallest_perturbations_outlast_rounding(classifier: Classifier, monkeyp
     """Of perturbations that end just past the border, rounding undoes few: each is made the least longer that still fools."""
     data = stripes(32)
 
-    def barely(self: attacks.Attack, model: nn.Module, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Tensor:
+    def barely(self: Attack, model: nn.Module, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Tensor:
         found = original(self, model, x, y, *rest, **options)
         near, far = x.clone(), found
         for _ in range(20):
@@ -187,8 +193,8 @@ def test_smallest_perturbations_outlast_rounding(classifier: Classifier, monkeyp
             near, far = torch.where(fooled, near, middle), torch.where(fooled, middle, far)
         return far
 
-    original = attacks.Attack.run
-    monkeypatch.setattr(attacks.Attack, "run", barely)
+    original = Attack.run
+    monkeypatch.setattr(Attack, "run", barely)
     done = evaluation(classifier, Same(), attacks=("deepfool",), threats=("grey-box",))
     plain = barely(done.protocol.make("deepfool"), classifier.model, data.floats(), data.labels, 1.0, seed=0)
     undone = classifier.model((plain * 255).round() / 255).argmax(1) == data.labels
@@ -198,9 +204,9 @@ def test_smallest_perturbations_outlast_rounding(classifier: Classifier, monkeyp
     assert int((classifier.model(made).argmax(1) == data.labels).sum()) <= int(undone.sum()) / 4
     assert torch.equal(made[~undone], ((plain * 255).round() / 255)[~undone]), "those that outlast it as they are stay as they are"
     lengths = (made - data.floats()).abs().amax((1, 2, 3)) / (plain - data.floats()).abs().amax((1, 2, 3))
-    assert float(lengths.max()) < max(protocol.LENGTHS) + 1
+    assert float(lengths.max()) < max(LENGTHS) + 1
     cell = next(cell for cell in done.run() if cell.attack == "deepfool")
-    assert cell.settings["lengths"] == protocol.LENGTHS
+    assert cell.settings["lengths"] == LENGTHS
 
 
 def test_cells_are_kept(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +216,7 @@ def test_cells_are_kept(classifier: Classifier, tmp_path: Path, monkeypatch: pyt
     def forbidden(*args: Any, **options: Any) -> Tensor:
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr(attacks.Attack, "run", forbidden)
+    monkeypatch.setattr(Attack, "run", forbidden)
     again = evaluation(classifier, Same("none"), Noisy(), folder=tmp_path)
     assert list(again.run()) == first
     assert again.results()["gradients"]
@@ -220,6 +226,43 @@ def test_cells_are_kept(classifier: Classifier, tmp_path: Path, monkeypatch: pyt
     changed = replace(classifier, model=nn.Sequential(_Spread(), nn.Flatten(), nn.Linear(192, 2)))
     with pytest.raises(AssertionError, match="attacked again"):
         list(evaluation(changed, Same("none"), folder=tmp_path).run())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(("cell", {name: None}) for name in ("outcomes", "threat", "title", "seconds", "settings", "mean_linf", "epsilon")),
+        *(("cell", {"outcomes": bits}) for bits in ("01", "", "2" * 24, 7, ["1"] * 24)),
+        *(("cell", wrong) for wrong in ({"seconds": "1"}, {"settings": []}, {"epsilon": "8"}, {"mean_l2": float("nan")}, {"threat": "x"})),
+        *(("check", wrong) for wrong in ({"zero_share": None}, {"zero_share": "0"}, {"zero_share": 2}, {"zero_share": [0.5]})),
+    ],
+)
+def test_damaged_records_are_made_again(classifier: Classifier, tmp_path: Path, damage: tuple[str, dict[str, Any]]) -> None:
+    """A record of the cache that lacks a field (None here), or has one that cannot be, counts as absent: no error, and the same result."""
+    settings: dict[str, Any] = {"attacks": ("fgsm",), "threats": ("adaptive",), "epsilons": (16.0,), "limit_adaptive": 24}
+    first = evaluation(classifier, Same(), folder=tmp_path, **settings)
+    cells = [replace(cell, seconds=0.0) for cell in first.run()]
+    kind, fields = damage
+    for path in tmp_path.glob("*.json"):
+        record = json.loads(path.read_text())
+        if ("zero_share" in record) is (kind == "check"):
+            record.update(fields)
+            path.write_text(json.dumps({name: value for name, value in record.items() if name not in fields or value is not None}))
+    again = evaluation(classifier, Same(), folder=tmp_path, **settings)
+    assert [replace(cell, seconds=0.0) for cell in again.run()] == cells and again.checks == first.checks
+    written = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert all(name in record for name in fields for record in written if ("zero_share" in record) is (kind == "check"))
+
+
+@pytest.mark.parametrize("kept", [torch.zeros(31, 3, 8, 8), torch.zeros(32, 3, 8, 8).double(), torch.full((32, 3, 8, 8), 2.0)])
+def test_damaged_images_are_made_again(classifier: Classifier, tmp_path: Path, kept: Tensor) -> None:
+    """Images of the cache of another number or type, or that are none, count as absent."""
+    settings: dict[str, Any] = {"attacks": ("fgsm",), "threats": ("grey-box",), "epsilons": (16.0,)}
+    whole = list(evaluation(classifier, Same(), folder=tmp_path, **settings).run())
+    for path in tmp_path.iterdir():
+        path.unlink() if path.suffix == ".json" else save_file({"pictures": kept}, path)
+    again = list(evaluation(classifier, Same(), folder=tmp_path, **settings).run())
+    assert [cell.outcomes for cell in again] == [cell.outcomes for cell in whole]
 
 
 class _Answers(nn.Module):
@@ -262,11 +305,11 @@ def test_a_classifier_that_does_not_fit_is_refused(answer: Any, message: str) ->
 
 def test_slow_attacks_are_made_at_one_epsilon() -> None:
     """At 8 levels, where that is not asked for at the middle one, and else at those that were named; other names are known."""
-    assert Protocol().sizes("square") == (8.0,)
-    assert Protocol(epsilons=(4.0,)).sizes("autoattack") == (4.0,)
-    assert Protocol(epsilons=(1.0, 2.0, 4.0)).sizes("autoattack") == (2.0,)
-    assert Protocol(slow_epsilons=(2.0, 16.0)).sizes("square") == (2.0, 16.0)
-    assert Protocol(epsilons=(4.0,)).sizes("pgd") == (4.0,)
+    assert Protocol().epsilons_of("square") == (8.0,)
+    assert Protocol(epsilons=(4.0,)).epsilons_of("autoattack") == (4.0,)
+    assert Protocol(epsilons=(1.0, 2.0, 4.0)).epsilons_of("autoattack") == (2.0,)
+    assert Protocol(slow_epsilons=(2.0, 16.0)).epsilons_of("square") == (2.0, 16.0)
+    assert Protocol(epsilons=(4.0,)).epsilons_of("pgd") == (4.0,)
     assert Protocol(attacks=("ifgsm", "c&w", "MI-FGSM")).attacks == ("bim", "cw", "mi-fgsm")
 
 
@@ -288,22 +331,22 @@ def test_the_alarm_rings_on_a_masked_defence(classifier: Classifier) -> None:
     """A defence whose gradient was hidden on purpose is called out: no gradient, and queries that beat gradients."""
     done = evaluation(classifier, Same("none"), Masked("masked"), queries=400, steps=20, epsilons=(16.0,))
     list(done.run())
-    rung = {(alarm.defence, alarm.kind) for alarm in done.alarms()}
+    rung = {(alarm.defence, alarm.kind) for alarm in done.find_alarms()}
     assert ("masked", "zero-gradient") in rung and ("masked", "black-box-beats-white-box") in rung
-    assert not [alarm for alarm in done.alarms() if alarm.defence == "none"]
+    assert not [alarm for alarm in done.find_alarms() if alarm.defence == "none"]
     assert done.results()["alarms"]
 
 
 def test_comdefend_through_all_its_gradients(classifier: Classifier, tmp_path: Path) -> None:
     """ComDefend is attacked through each of its gradients, and the results name its weights' hash."""
     sha256 = save_weights(tmp_path / "w.safetensors", small_model(), {})
-    defence = make(str(tmp_path / "w.safetensors"), device="cpu", precision="float32")
+    defence = make_defence(str(tmp_path / "w.safetensors"), device="cpu", precision="float32")
     done = evaluation(classifier, defence, epsilons=(16.0,), attacks=("pgd",), threats=("adaptive",))
     cells = list(done.run())
     assert {cell.gradient for cell in cells if cell.threat == "adaptive"} == {"straight-through", "identity", "soft"}
     results = done.results()
     assert results["systems"][0]["settings"]["sha256"] == sha256
-    assert results["systems"][0]["classifier_sha256"] == fitted(classifier, done.data, CPU).sha256 != ""
+    assert results["systems"][0]["classifier_sha256"] == fit_classifier(classifier, done.data, CPU).sha256 != ""
 
 
 def test_results_have_an_interval_and_n(classifier: Classifier) -> None:

@@ -32,7 +32,7 @@ from comdefend_cli.evaluate.reporting.page import GalleryItem, markdown_tables, 
 from comdefend_cli.evaluate.reporting.styles import COLORS, PAPER
 from comdefend_cli.evaluate.reporting.tables import System, Tables
 from comdefend_cli.evaluate.reporting.verdicts import verdict
-from comdefend_cli.evaluate.stats import percentages
+from comdefend_cli.evaluate.stats import compute_percentages
 
 VOID = {"br", "hr", "img", "link", "meta", "wbr"}
 THREATS = ("grey-box", "adaptive", "black-box")
@@ -63,7 +63,7 @@ def cell(
 
 def recounted(fields: dict[str, Any], n: int, correct: int) -> dict[str, Any]:
     """A measurement with other outcomes."""
-    return {**fields, "outcomes": "1" * correct + "0" * (n - correct), "n": n, "correct": correct, **percentages(correct, n)}
+    return {**fields, "outcomes": "1" * correct + "0" * (n - correct), "n": n, "correct": correct, **compute_percentages(correct, n)}
 
 
 def made(cells: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_headlines_count_images_that_no_attack_breaks() -> None:
     """Page, Markdown, terminal and charts show what all attacks together leave, whatever headlines the file itself holds."""
     stale = {"classifier": "small", "defence": "x", "threat": "grey-box", "epsilon": 8, "attack": "fgsm", "gradient": None}
     results = {**halves(), "headlines": [{**stale, "n": 10, "accuracy": 50.0, "low": 23.7, "high": 76.3}]}
-    wanted = {"grey-box": percentages(1, 10), "adaptive": percentages(4, 10), "black-box": percentages(1, 6)}
+    wanted = {"grey-box": compute_percentages(1, 10), "adaptive": compute_percentages(4, 10), "black-box": compute_percentages(1, 6)}
     texts = Page(render(results, [])).rows("headline")["x"]
     (row,) = [line for line in markdown_tables(results).split("### Grey-box")[0].splitlines() if line.startswith("| x |")]
     for threat, text in zip(THREATS, texts[1:], strict=True):
@@ -231,7 +231,7 @@ def test_headlines_count_images_that_no_attack_breaks() -> None:
     for text in (markdown_tables(results), Page(render(results, [])).text):
         assert "of those that all of them met: 6 of 10 (black-box)." in text
     tables = Tables(results)
-    assert str(tables.under(System("small", "x"), "adaptive", "PGD", 8)) == said(percentages(4, 10))
+    assert str(tables.under(System("small", "x"), "adaptive", "PGD", 8)) == said(compute_percentages(4, 10))
     judged_x = verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
     assert "rey-box attacks at ε = 8 (10.0 %)" in judged_x and "adaptive attacks at ε = 8 (40.0 %)" in judged_x
 

@@ -23,7 +23,7 @@ DISTRIBUTIONS = {"foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack with its settings; :func:`make` makes one.
+    """An attack with its settings; :func:`make_attack` makes one.
 
     Attributes:
         name: one of `NAMES`.
@@ -95,7 +95,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How :func:`make` makes an attack.
+    """How :func:`make_attack` makes an attack.
 
     Attributes:
         title, library: as in :class:`Attack`.
@@ -204,7 +204,7 @@ NAMES: tuple[str, ...] = tuple(_RECIPES)
 _ALIASES = {"ifgsm": "bim", "i-fgsm": "bim", "mifgsm": "mi-fgsm", "c&w": "cw"}
 
 
-def canonical(name: str) -> str:
+def name_attack(name: str) -> str:
     """An attack's own name, of `NAMES`.
 
     Raises:
@@ -216,13 +216,13 @@ def canonical(name: str) -> str:
     return known
 
 
-def make(name: str, **overrides: Any) -> Attack:
-    """The attack of that name, with settings other than its defaults: `make("pgd", steps=40, restarts=5)`.
+def make_attack(name: str, **overrides: Any) -> Attack:
+    """The attack of that name, with settings other than its defaults: `make_attack("pgd", steps=40, restarts=5)`.
 
     Raises:
         UsageError: an unknown name or setting, a value out of range, or a library that is not installed.
     """
-    known = canonical(name)
+    known = name_attack(name)
     recipe = _RECIPES[known]
     allowed = {**recipe.tunable, **({} if recipe.reach is None else {"relative_step": 1.0})}
     for setting, value in overrides.items():
@@ -243,7 +243,7 @@ def make(name: str, **overrides: Any) -> Attack:
     )
 
 
-def versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
     """Versions of the libraries that the attacks come from: {"foolbox": "3.3.4", "art": "1.20.1"}.
 
     Raises:

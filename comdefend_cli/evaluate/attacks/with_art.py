@@ -56,7 +56,7 @@ def autoattack(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon
 def autoattack_rand(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     """AutoAttack's version for stochastic models: APGD on the cross-entropy, and on the DLR loss.
 
-    The caller wraps the model in an :class:`~comdefend_cli.evaluate.attacks.Expectation` of 20 samples, as the authors do.
+    The caller wraps the model in an :class:`~comdefend_cli.evaluate.attacks.victim.Expectation` of 20 samples, as the authors do.
     """
     worst = Worst(x, y)
     worst.see(x, victim.predict(x))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from comdefend_cli.errors import ComdefendError, reason
 from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
-from comdefend_cli.evaluate.protocol import Evaluation, System
-from comdefend_cli.evaluate.reporting.page import GalleryItem
+from comdefend_cli.evaluate.evaluation import Evaluation
+from comdefend_cli.evaluate.reporting.gallery import GalleryItem
+from comdefend_cli.evaluate.systems import System
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.writing import write_image
 from comdefend_cli.runtime.files import write_atomically
@@ -59,10 +60,10 @@ def _of_cell(evaluation: Evaluation, system: System, cell: Cell) -> list[Gallery
     chosen = sorted([*restored[: EACH - EACH // 2], *lost[: EACH // 2]])
     if not chosen:
         return []
-    evaluation.seed(system)
+    system.seed(evaluation.protocol.seed)
     purified = system.defence(attacked[chosen].to(device)).cpu().float()
-    after = system.deployed()
-    evaluation.seed(system)
+    after = system.deploy()
+    system.seed(evaluation.protocol.seed)
     on_purified = _labels(after, attacked[chosen], device)
 
     def name(label: Tensor) -> str:
