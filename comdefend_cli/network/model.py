@@ -70,10 +70,11 @@ class Architecture:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution, stride 1, zero padding 1, whose float32 result on a CPU does not depend on the input's shape.
+    """A 3x3 convolution, stride 1, zero padding 1, whose float32 result on a CPU does not depend on the input's shape or layout.
 
-    PyTorch picks another algorithm for small inputs than for large ones; they differ in the last digits, which
-    can flip a rounded level, so a tile would not equal the whole image. oneDNN's alone adds in one order everywhere.
+    PyTorch picks another algorithm for small inputs than for large ones; they differ in the last digits, which can flip a
+    rounded level, so a tile would not equal the whole image. oneDNN's alone, channels last, adds in one order everywhere; where
+    the channels come first it has other kernels, which add in another order (on CPUs without AVX-512 for every number of channels).
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -88,10 +89,13 @@ class Conv3x3(nn.Conv2d):
         return self._convolved(input, (0, 1))
 
     def _convolved(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        one_dnn = input.device.type == "cpu" and input.dtype == torch.float32 and _ONE_DNN
-        if one_dnn and not torch.is_autocast_enabled("cpu"):
-            return torch.mkldnn_convolution(input, self.weight, self.bias, padding, (1, 1), (1, 1), 1)
-        return conv2d(input, self.weight, self.bias, padding=padding)
+        if input.device.type != "cpu":
+            return conv2d(input, self.weight, self.bias, padding=padding)
+        # The weight's layout decides over the input's; of one input channel, only the strides tell, which `contiguous` leaves as they are.
+        weight = self.weight if self.weight.stride(1) == 1 else self.weight.clone(memory_format=torch.channels_last)
+        if input.dtype == torch.float32 and _ONE_DNN and not torch.is_autocast_enabled("cpu"):
+            return torch.mkldnn_convolution(input, weight, self.bias, padding, (1, 1), (1, 1), 1)
+        return conv2d(input, weight, self.bias, padding=padding)
 
 
 def elu_(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from comdefend_cli.backends import bands
 from comdefend_cli.network.model import binarize
 
 
+@pytest.mark.exactness
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 70), st.integers(1, 30), st.integers(1, 2), st.integers(1, 1500), st.booleans())
 @example(19, 5, 1, 1, False)
@@ -33,6 +34,7 @@ def test_bands_are_the_whole_window(height: int, width: int, count: int, pixels:
     assert torch.equal(torch.cat(list(bands.code(model, x, noise, pixels)), 2), binarize(logits))
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("channels", [1, 3])
 def test_bands_hold_in_bfloat16(channels: int) -> None:
     """Also in bfloat16, on hardware with it or without."""
@@ -42,6 +44,7 @@ def test_bands_hold_in_bfloat16(channels: int) -> None:
     assert torch.equal(torch.cat(list(bands.purify(model, x, None, 300)), 2), whole)
 
 
+@pytest.mark.exactness
 def test_bands_are_several_and_the_purifier_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large window goes through in more than one band; the pixels, and what progress is told, are those of the whole."""
     model = small_model()

@@ -49,6 +49,7 @@ def ordinary(source: Path, target: Path, settings: Settings | None = None) -> np
     return np.array(Image.open(target))
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize(
     "settings", [Settings(tile=100), Settings(tile=10), Settings("paper", tile=64), NOISY], ids=["exact", "small", "paper", "noisy"]
 )

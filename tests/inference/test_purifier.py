@@ -51,6 +51,7 @@ def shipped() -> Purifier:
     return Purifier.from_pretrained(device="cpu", precision="float32")
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("tile", [29, 50, 101])
 def test_exact_tiling_is_the_whole_image_result(shipped: Purifier, astronaut: np.ndarray, tile: int) -> None:
     """With the shipped weights, a photograph in tiles equals the untiled network in every 8-bit value."""
@@ -60,6 +61,7 @@ def test_exact_tiling_is_the_whole_image_result(shipped: Purifier, astronaut: np
     assert torch.equal(purifier(x), untiled(shipped.color, x))
 
 
+@pytest.mark.exactness
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(6, 100), st.integers(1, 3), st.sampled_from([1, 3]))
 @example(1, 1, 1, 1, 3)
@@ -89,6 +91,7 @@ def test_exact_tiling_holds_in_native_bfloat16(shipped: Purifier, height: int, w
     assert torch.equal(Purifier(model, None, Settings(tile=tile))(x), untiled(model, x))
 
 
+@pytest.mark.exactness
 def test_seams_are_what_paper_tiling_has_and_exact_has_not(shipped: Purifier, astronaut: np.ndarray) -> None:
     """The paper's patches differ from the whole-image result near their borders; so the tests above can fail."""
     x = tensor(astronaut[40:140, 150:250])
@@ -178,6 +181,7 @@ def test_bfloat16_stays_near_float32(shipped: Purifier, astronaut: np.ndarray) -
     assert mean_psnr(half(x), shipped(x)) > 30
 
 
+@pytest.mark.exactness
 def test_noise_is_reproducible_and_seamless() -> None:
     """The same seed gives the same result for any tile size, another seed another, and zero is the plain result."""
     x = torch.randint(0, 256, (2, 3, 70, 90), dtype=torch.uint8)
@@ -244,6 +248,7 @@ def test_colour_and_grey_networks_have_their_own_noise() -> None:
         Purifier(small_model(), None, Settings(samples=3))
 
 
+@pytest.mark.exactness
 def test_a_strip_has_the_noise_of_its_place() -> None:
     """A strip that says which row it begins with is rebuilt as in the image, beyond the border's reach."""
     x = torch.randint(0, 256, (1, 3, 150, 40), dtype=torch.uint8)
@@ -265,6 +270,7 @@ def test_samples_are_averaged() -> None:
     assert torch.equal(*coded), "the code shown is that of the first sample"
 
 
+@pytest.mark.exactness
 def test_code_is_what_the_image_is_rebuilt_from() -> None:
     """RecCNN on the code gives the purified image; the code is zeros and ones, tiled without seams."""
     model = small_model()
@@ -395,6 +401,7 @@ def test_settings_out_of_range_are_refused() -> None:
             Settings(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("behind", [1, 3])
 def test_results_that_come_later_go_to_their_places(monkeypatch: pytest.MonkeyPatch, behind: int) -> None:
     """Where a device is given the next batches before the first one's result is fetched, the image is the same."""

@@ -108,6 +108,7 @@ def test_radius_is_how_far_a_pixel_reaches() -> None:
     assert (int(columns.min()), int(columns.max())) == (30 - RADIUS, 30 + RADIUS)
 
 
+@pytest.mark.exactness
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 @pytest.mark.parametrize(("height", "width", "count"), [(37, 37, 1), (3, 110, 1), (20, 8, 5), (96, 40, 2)])
 def test_float32_layers_do_not_depend_on_the_shape(height: int, width: int, count: int) -> None:
@@ -124,6 +125,24 @@ def test_float32_layers_do_not_depend_on_the_shape(height: int, width: int, coun
         assert torch.equal(result[..., rows, columns], shown)
 
 
+@pytest.mark.exactness
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float32_layers_do_not_depend_on_the_layout(channels: int) -> None:
+    """Bit for bit, each layer gives the same with its weights and its input channels first or channels last."""
+    torch.manual_seed(0)
+    first, last = torch.contiguous_format, torch.channels_last
+    model = ComDefend(Architecture(channels, 4))
+    for layer in [*list(model.com)[::2], *list(model.rec)[::2]]:
+        x, kernel = torch.randn(1, layer.in_channels, 20, 13), layer.weight.detach()
+        results = []
+        for weights, images in ((last, last), (first, first), (first, last), (last, first)):
+            layer.weight.data = torch.empty_like(kernel, memory_format=weights).copy_(kernel)
+            with torch.inference_mode():
+                results.append(layer(torch.empty_like(x, memory_format=images).copy_(x)))
+        assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_gradients_pass_the_convolution() -> None:
     """The layer's gradients for input, kernel and bias equal those of the plain convolution."""
     torch.manual_seed(0)
@@ -136,6 +155,7 @@ def test_gradients_pass_the_convolution() -> None:
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.exactness
 def test_activations_do_not_depend_on_the_place_in_memory() -> None:
     """Values a few at a time, where a routine for a tensor's last ones would show, equal those of one tensor; and ELU is right."""
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 4
@@ -147,6 +167,7 @@ def test_activations_do_not_depend_on_the_place_in_memory() -> None:
     assert elu_(special).isnan().tolist() == [False, False, False, True, False]
 
 
+@pytest.mark.exactness
 def test_elu_in_bfloat16_does_not_either() -> None:
     """Every bfloat16 value there is."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
