@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,11 @@ from typing import Any
 import pytest
 import typer.main
 
+from comdefend_cli.batch.plan import Options
 from comdefend_cli.cli import app
+from comdefend_cli.evaluate.protocol import Protocol
+from comdefend_cli.inference.purifier import Settings
+from comdefend_cli.training.config import BaselineConfig, ClassifierConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,8 +45,58 @@ def test_help_is_sentences(name: str) -> None:
             assert re.match(r"(?s)(?!Of )[A-Z].*\.$", text.strip()), f"{name}: {parameter}: {text!r} is no sentence"
 
 
+def test_help_imports_nothing_large() -> None:
+    """No command's help waits for torch, NumPy or Pillow, wherever its defaults come from."""
+    code = """
+import sys
+from typer.testing import CliRunner
+from comdefend_cli.cli import app
+for name in sys.argv[1:]:
+    assert CliRunner().invoke(app, [*name.split(), "--help"]).exit_code == 0
+print(*sorted({"torch", "numpy", "PIL"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if name and not hasattr(command, "commands")])
 def test_every_command_is_in_the_documents(name: str) -> None:
     """README or a page of docs shows how each command is called."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     assert any(f"comdefend {name}" in page.read_text(encoding="utf-8") for page in pages)
+
+
+def flatten(value: Any) -> Any:
+    """A default as it can be compared: what an option leaves to the command or has as text is the dataclass's nothing, or its text."""
+    if isinstance(value, tuple):
+        return ",".join(f"{part:g}" if isinstance(part, float) else part for part in value)
+    return None if value == "" else value
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "others"),
+    [
+        ("purify", Settings, set()),
+        ("purify-dir", Settings, set()),
+        ("purify-dir", Options, set()),
+        ("train", TrainConfig, {"data", "precision"}),  # One must be given, the other is settled by the device.
+        ("train-classifier", ClassifierConfig, {"data", "precision"}),
+        ("train-baseline", BaselineConfig, {"data", "precision", "steps", "batch_size"}),  # The last two depend on the kind.
+        ("evaluate", Protocol, set()),
+    ],
+)
+def test_defaults_are_the_dataclasses(name: str, made: type, others: set[str]) -> None:
+    """What an option is where it is not given is what its dataclass says, or it is None and that is what the help shows."""
+    fields = {field.name: field for field in dataclasses.fields(made)}
+    compared = 0
+    for option in COMMANDS[name].params:
+        field = fields.get(option.name)
+        if field is None or option.name in others:
+            continue
+        compared += 1
+        expected, shown = flatten(field.default), option.show_default
+        if option.default is None and expected is not None:
+            assert str(expected) in str(shown) or shown == "all", f"{name}: {option.name} shows {shown}, not {expected}"
+        else:
+            assert option.default == expected, f"{name}: {option.name} is {option.default}, not {expected}"
+    assert compared >= 2, f"{name} has hardly an option of {made.__name__}"
