@@ -59,11 +59,26 @@ print(*sorted({"torch", "numpy", "PIL"} & set(sys.modules)))
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if name and not hasattr(command, "commands")])
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *ROOT.glob("*/*.md"))}
+LEAVES = [name for name, command in COMMANDS.items() if name and not hasattr(command, "commands")]
+
+
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_command_is_in_the_documents(name: str) -> None:
     """README or a page of docs shows how each command is called."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    assert any(f"comdefend {name}" in page.read_text(encoding="utf-8") for page in pages)
+    assert any(f"comdefend {name}" in text for text in PAGES.values())
+
+
+def test_documents_name_what_there_is() -> None:
+    """Options of the command lines that documents show are those commands', and the files of this repository that they name are there."""
+    calls = re.compile(rf"comdefend(?:_cli)? ({'|'.join(sorted(LEAVES, key=len, reverse=True))})\b([^\n`#]*)")
+    for page, text in PAGES.items():
+        for name, rest in calls.findall(text.replace("\\\n", " ")):
+            known = {option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
+            unknown = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)) - known
+            assert not unknown, f"{page}: comdefend {name} has no {unknown}"
+        for path in re.findall(r"\b(?:comdefend_cli|benchmarks|examples|docs|tests|weights)/[\w/.-]*\.(?:py|md|png|json|jpg)\b", text):
+            assert (ROOT / path).exists(), f"{page}: there is no {path}"
 
 
 def flatten(value: Any) -> Any:
