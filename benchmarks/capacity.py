@@ -43,24 +43,26 @@ def photograph(megapixels: float) -> Image.Image:
 
 def journal_bytes() -> float:
     """Bytes that a finished image takes in the state file of purify-dir, with names as of a camera's in a subfolder."""
-    from comdefend_cli.batch import journal
+    from comdefend_cli.batch.journal import STATE, open_journal
+    from comdefend_cli.batch.storage.folder import Folder
 
     with tempfile.TemporaryDirectory() as name:
         out, count = Path(name) / "out", 100
-        with journal.opened(out) as state:
+        with open_journal(Folder(out)) as state:
             stamp = out.stat()
             for index in range(count):
                 state.done(f"2026-07-14/IMG_{index:06}.png", f"2026-07-14/IMG_{index:06}.jpg", stamp, stamp, "0" * 16)
-        return (out / journal.STATE).stat().st_size / count
+        return (out / STATE).stat().st_size / count
 
 
 def plan_bytes() -> float:
     """Bytes of memory that the plan and the journal hold of an image that is to do, and is then done."""
-    from comdefend_cli.batch import journal
+    from comdefend_cli.batch.journal import open_journal
     from comdefend_cli.batch.plan import Job
+    from comdefend_cli.batch.storage.folder import Folder
 
     count = 20_000
-    with tempfile.TemporaryDirectory() as name, journal.opened(Path(name) / "out") as state:
+    with tempfile.TemporaryDirectory() as name, open_journal(Folder(Path(name) / "out")) as state:
         stamp = Path(name).stat()
         tracemalloc.start()
         names = [(f"2026-07-14/IMG_{index:06}.jpg", f"2026-07-14/IMG_{index:06}.png") for index in range(count)]

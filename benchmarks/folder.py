@@ -28,8 +28,11 @@ import skimage
 import torch
 from PIL import Image
 
-from comdefend_cli.batch import local as folder
-from comdefend_cli.batch.local import Networks, Options
+from comdefend_cli.batch.local import open_local
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.inference.purifier import BATCH_PIXELS
 from comdefend_cli.runtime.machine import count_cores
 
@@ -92,7 +95,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def engine(source: Path, out: Path, networks: Networks) -> float:
     """Seconds of the engine from its first file to its last."""
-    with folder.opened(source, out, networks, Options()) as work:
+    with open_local(Folder(source), Folder(out), networks, Options()) as work:
 
         def run() -> None:
             failed = [result.reason for result in work.results() if result.status != "done"]
@@ -151,14 +154,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put the images, on the disk to be measured; default: the system's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    networks = Networks(arguments.weights, device=arguments.device, precision=arguments.precision, backend=arguments.backend)
+    networks = Networks(Request(arguments.weights, arguments.device, arguments.precision, arguments.backend))
     kinds = [(make_thumbnails, arguments.thumbnails), (make_photographs, arguments.photographs), (make_large, arguments.large)]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         results = {make.__name__.removeprefix("make_"): measure(make, count, networks, Path(name)) for make, count in kinds if count}
     result = {
         "runs": results,
         "device": networks.where,
-        "precision": networks.how,
+        "precision": networks.identity.how,
         "threads": torch.get_num_threads(),
         "cores": count_cores(),
         "torch": torch.__version__,

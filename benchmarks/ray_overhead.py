@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `purify-dir --engine ray` costs above the local engine: seconds to begin, and milliseconds an image.
 
-    python benchmarks/ray_overhead.py [--pictures 400 4000] [--workers 2] [--json]
+    python benchmarks/ray_overhead.py [--images 400 4000] [--workers 2] [--json]
 
 A local cluster purifies folders of two sizes of 32x32 PNGs with a narrow network (4 channels a layer), so that almost all time is what the
 engine itself takes; the local engine does the same. Of each, the slope between the two sizes is its cost an image, and what remains of the
@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from folder import make_thumbnails
 
-from comdefend_cli.batch import local as folder
-from comdefend_cli.batch import ray_engine as with_ray
-from comdefend_cli.batch.local import Networks, Options
-from comdefend_cli.batch.ray_engine import Cluster
-from comdefend_cli.batch.ray_worker import Order
-from comdefend_cli.batch.storage import Folder
+from comdefend_cli.batch.local import open_local
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.ray_cluster import Cluster, connect
+from comdefend_cli.batch.ray_engine import open_ray
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.network.weight_file import save_weights
 from comdefend_cli.runtime.machine import count_cores
@@ -38,7 +39,7 @@ from comdefend_cli.runtime.machine import count_cores
 def local(source: Path, out: Path, path: Path) -> float:
     """Seconds of the local engine, planning included."""
     began = time.perf_counter()
-    with folder.opened(source, out, Networks(str(path), device="cpu", precision="float32"), Options()) as work:
+    with open_local(Folder(source), Folder(out), Networks(Request(str(path), "cpu", "float32")), Options()) as work:
         check(Counter(result.status for result in work.results()))
     return time.perf_counter() - began
 
@@ -46,11 +47,11 @@ def local(source: Path, out: Path, path: Path) -> float:
 def on_cluster(source: Path, out: Path, path: Path, workers: int) -> tuple[float, float]:
     """Seconds of the Ray engine, planning and the cluster's start and end included; and of this process's CPU."""
     began, cpu = time.perf_counter(), time.process_time()
-    order = Order(str(path), "cpu", "float32")
+    request = Request(str(path), "cpu", "float32")
     cluster = Cluster("local", workers, cpus=count_cores() / workers if count_cores() < workers else 1.0)
     with (
-        with_ray.connected(cluster) as ray,
-        with_ray.opened(ray, Folder(source), Folder(out), order, Options(), cluster) as (work, _),
+        connect(cluster) as ray,
+        open_ray(ray, Folder(source), Folder(out), request, Options(), cluster) as work,
     ):
         check(Counter(result.status for result in work.results()))
     return time.perf_counter() - began, time.process_time() - cpu
@@ -71,7 +72,7 @@ def slope(small: float, large: float, sizes: list[int]) -> tuple[float, float]:
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, nargs=2, default=[400, 4000])
+    parser.add_argument("--images", type=int, nargs=2, default=[400, 4000])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -14,14 +14,14 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from comdefend_cli.batch.storage import Folder, Place, Stamp, Url
+from comdefend_cli.batch.storage.listing import Stamp
+from comdefend_cli.batch.storage.place import Place
 from comdefend_cli.errors import UsageError
 from comdefend_cli.runtime.files import make_write_error
 
@@ -36,10 +36,19 @@ class Journal:
     In memory an output is its name and 16 bytes, so that a million of them fit.
     """
 
-    def __init__(self, folder: Path, descriptor: int, store: Url | None = None) -> None:
-        self._folder = folder
-        self._store = store  # Where nothing can be appended to: the whole file is put there now and then.
-        self._descriptor = descriptor
+    def __init__(self, path: Path, put: Callable[[], None] = lambda: None) -> None:
+        """Open and lock it, made if need be. What it says of outputs is known after :meth:`read`.
+
+        Args:
+            path: of the state file.
+            put: called after all of it is on the disk, where its place is elsewhere.
+
+        Raises:
+            UsageError: another run works in its folder.
+            ComdefendError: it cannot be made.
+        """
+        self._path, self._put = path, put
+        self._descriptor = _open_locked(path)
         self._lock = threading.Lock()
         self._entries: dict[str, bytes | None] = {}
         self._whole_lines = True
@@ -50,9 +59,8 @@ class Journal:
         Raises:
             UsageError: written by another version.
         """
-        path = self._folder / STATE
         line = b"\n"
-        with path.open("rb") as file:
+        with self._path.open("rb") as file:
             for line in file:
                 try:
                     self._apply(json.loads(line))
@@ -100,31 +108,35 @@ class Journal:
         """
         try:
             os.fsync(self._descriptor)
+            self._put()
         except OSError as error:
-            raise make_write_error(str(self._folder / STATE), error) from error
-        if self._store is not None and os.fstat(self._descriptor).st_size:
-            self._store.write(STATE, (self._folder / STATE).read_bytes(), overwrite=True)
+            raise make_write_error(str(self._path), error) from error
 
-    def sweep(self) -> None:
-        """Delete the half-written files that a killed run left of outputs it had begun."""
-        Folder(self._folder).sweep(name for name, done in self._entries.items() if done is None)
+    def leftovers(self) -> Iterator[str]:
+        """Outputs that were begun and never said to be done: half-written files of theirs may be there."""
+        return (name for name, done in self._entries.items() if done is None)
 
     def close(self) -> None:
-        """Release the lock; a state file that nothing was written to is removed. Later writes raise."""
-        if self._store is not None:
-            self.sync()
-        with self._lock, suppress(OSError):
-            if os.fstat(self._descriptor).st_size == 0:
-                (self._folder / STATE).unlink()
-            else:
-                os.fsync(self._descriptor)
+        """Make all durable, and release the lock; a state file that nothing was written to is removed. Later writes raise.
+
+        Raises:
+            ComdefendError: its place does not take it; the lock is released all the same.
+        """
         with self._lock:
-            os.close(self._descriptor)
-            self._descriptor = -1  # The number may be another file's from now on.
+            try:
+                with suppress(OSError):  # What is not durable is done again by the next run.
+                    if os.fstat(self._descriptor).st_size:
+                        os.fsync(self._descriptor)
+                    else:
+                        self._path.unlink()
+                self._put()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1  # The number may be another file's from now on.
 
     def _apply(self, record: dict[str, Any]) -> None:
         if record.get("comdefend_state", VERSION) != VERSION:
-            raise UsageError(f"{self._folder / STATE}: written by another version of comdefend; use another --out, or upgrade")
+            raise UsageError(f"{self._path}: written by another version of comdefend; use another --out, or upgrade")
         if "begin" in record:
             self._entries.update(dict.fromkeys(map(str, record["begin"])))
         elif "drop" in record:
@@ -147,88 +159,60 @@ class Journal:
             if durable:
                 os.fsync(self._descriptor)
         except OSError as error:
-            raise make_write_error(str(self._folder / STATE), error) from error
+            raise make_write_error(str(self._path), error) from error
 
 
 @contextmanager
-def opened(place: Place | Path) -> Iterator[Journal]:
+def open_journal(place: Place) -> Iterator[Journal]:
     """The journal of an output folder, which is made if need be; refused work leaves neither behind.
-
-    A folder is locked for the run. A store cannot be: that no two runs work in one at a time is for the person to see to.
 
     Raises:
         UsageError: `place` is no folder, or another run works in it.
         ComdefendError: it cannot be made or written to.
     """
-    if isinstance(place, Url):
-        with tempfile.TemporaryDirectory(prefix="comdefend-") as name:
-            if STATE in place.listing:
-                (Path(name) / STATE).write_bytes(place.read(STATE))
-            with _opened(Path(name), place) as journal:
-                yield journal
-    else:
-        with _opened(place.root if isinstance(place, Folder) else place) as journal:
-            yield journal
-
-
-@contextmanager
-def _opened(folder: Path, store: Url | None = None) -> Iterator[Journal]:
-    made = _make(folder)
-    try:
-        journal = Journal(folder, _open_locked(folder), store)
+    with place.hold(STATE) as (path, put):
+        journal = Journal(path, put)
         try:
             journal.read()
             yield journal
         finally:
             journal.close()
-    finally:
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()  # Fails, as it should, as soon as anything is in it.
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make a folder and its parents; those that were missing, innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder}: is not a folder; name another with --out") from error
-    except OSError as error:
-        raise make_write_error(str(folder), error, "cannot make this folder") from error
-    return missing
-
-
-def _open_locked(folder: Path) -> int:
-    path = folder / STATE
+def _open_locked(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         while True:
             descriptor = os.open(path, flags, 0o666)
-            if not _lock(descriptor):
+            try:
+                _lock(descriptor, path.parent)
+                # The run that held the lock before may just have removed the file.
+                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+            except BaseException:
                 os.close(descriptor)
-                raise UsageError(f"{folder}: another comdefend purify-dir works in this folder; wait for it, or use another --out")
-            # The run that held the lock before may just have removed the file.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
+                raise
             os.close(descriptor)
     except OSError as error:
         raise make_write_error(str(path), error) from error
 
 
-def _lock(descriptor: int) -> bool:
-    """Take the lock, which ends with the process however it ends; False if another process has it."""
+def _lock(descriptor: int, folder: Path) -> None:
+    """Take the lock, which ends with the process however it ends.
+
+    Raises:
+        UsageError: another process has it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows.
-        return True
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except BlockingIOError as error:
+        raise UsageError(f"{folder}: another comdefend purify-dir works in this folder; wait for it, or use another --out") from error
     except OSError:  # A file system without locks.
-        return True
-    return True
+        return
 
 
 def _stamp(stat: Stamp) -> list[int]:

@@ -1,40 +1,31 @@
-"""What a Ray worker of `purify-dir` does: the blocks of images that :mod:`comdefend_cli.batch.ray_engine` hands it.
+"""What a Ray worker of `purify-dir` does: the chunks of images that :mod:`comdefend_cli.batch.ray_engine` hands it.
 
-So that a block can be begun again when its worker dies, a worker first puts a file beside the outputs that says which ones it has begun:
-those are ours from then on, and the next attempt, or the next run, replaces them. The file goes once the journal knows how the block ended.
+So that a chunk can be begun again when its worker dies, a worker first puts a file beside the outputs that says which ones it has begun:
+those are ours from then on, and the next attempt, or the next run, replaces them. The file goes once the journal knows how the chunk ended.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from comdefend_cli.batch import storage as places
+from comdefend_cli.batch.engine import BEGUN, Result
 from comdefend_cli.batch.journal import STATE
-from comdefend_cli.batch.local import BEGUN, Networks, Result, Work
-from comdefend_cli.batch.plan import Found, Job, Options, Plan
-from comdefend_cli.batch.storage import Folder, Stamp
+from comdefend_cli.batch.local import LocalEngine
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Job, Options, Plan
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.listing import Stamp
+from comdefend_cli.batch.storage.place import open_place
 from comdefend_cli.errors import ComdefendError, reason
 from comdefend_cli.imaging.reading import lift_pillow_limit
-from comdefend_cli.inference.purifier import Settings
 from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.machine import count_cores
 
-#: Attempts at a block whose worker dies each time: its images may be too large for the machine.
+#: Attempts at a chunk whose worker dies each time: its images may be too large for the machine.
 ATTEMPTS = 4
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is asked for, as it stands in the command line: weights (name or file), device, precision, backend and settings."""
-
-    weights: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    backend: str = "torch"
-    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True)
@@ -43,28 +34,28 @@ class Task:
 
     source: str
     out: str
-    order: Order
+    request: Request
     options: Options
     cpus: float
     run: str
 
     def marker(self, number: int) -> str:
-        """The name of the file that says that a block is begun."""
+        """The name of the file that says that a chunk is begun."""
         return f"{BEGUN}{self.run}-{number}"
 
 
 class Worker:
-    """Purifies blocks; one lives in each of Ray's actors."""
+    """Purifies chunks; one lives in each of Ray's actors."""
 
     def __init__(self, task: Task, loaded: Any) -> None:
         lift_pillow_limit()
         self._task = task
-        self._source, self._out = places.of(task.source), places.of(task.out)
+        self._source, self._out = open_place(task.source), open_place(task.out)
         there = loaded is None or isinstance(loaded, Weights)
-        self._networks = _networks(task.order, loaded if there else require("ray", extra="ray").get(loaded))
+        self._networks = Networks(task.request, loaded if there else require("ray", extra="ray").get(loaded))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Purify a block: {"number", "jobs"} to {"number", "results", "left"}.
+        """Purify a chunk: {"number", "jobs"} to {"number", "results", "left"}.
 
         The latter two are JSON: one record a job in their order, and the outputs that an attempt which died may have left.
         """
@@ -74,17 +65,17 @@ class Worker:
         results: dict[str, Result] = {}
         fault, left = "", []
         try:
-            begun, attempts = self._begun(number, jobs)
+            begun, attempts = self._begin(number, jobs)
             left = begun if attempts else []
             if attempts == ATTEMPTS:
                 advice = "perhaps for want of memory; try fewer --workers, or the local engine"
                 raise ComdefendError(f"its worker died {ATTEMPTS} times, {advice}")
             ours = set(left)
-            planned = Plan([replace(job, replaces=job.replaces or job.output in ours) for job in jobs], [], Found([], 0, 0, [], set()))
+            plan = Plan([replace(job, replaces=job.replaces or job.output in ours) for job in jobs])
             memory = min(1.0, self._task.cpus / count_cores())  # Other workers are on this machine.
-            work = Work(self._source, self._out, self._networks, self._task.options, planned, notes, memory=memory)
-            results = {str(result.input): result for result in work.results()}
-        except Exception as error:  # One block must not end the run.
+            engine = LocalEngine(self._source, self._out, self._networks, self._task.options, plan, notes, memory=memory)
+            results = {str(result.input): result for result in engine.results()}
+        except Exception as error:  # One chunk must not end the run.
             fault = reason(error)
         records = []
         for job in jobs:
@@ -94,7 +85,7 @@ class Worker:
             records.append({**record, "done": notes.ended.get(job.output)})
         return {"number": number, "results": json.dumps(records), "left": json.dumps([name for name in left if name not in notes.ended])}
 
-    def _begun(self, number: int, jobs: list[Job]) -> tuple[list[str], int]:
+    def _begin(self, number: int, jobs: list[Job]) -> tuple[list[str], int]:
         """Say which outputs are begun: those that are ours or not there yet. Returns them, and how many attempts there were before.
 
         What stands there at the first attempt is somebody's, and stays so.
@@ -102,8 +93,7 @@ class Worker:
         Raises:
             ComdefendError: this machine does not see the output folder, or it cannot be written to.
         """
-        if isinstance(self._out, Folder) and self._out.stamp(STATE) is None:
-            raise ComdefendError(f"{self._out}: this machine does not see the output folder; use a path that all see, or a URL")
+        self._out.refuse_unseen(STATE)
         marker = self._task.marker(number)
         before = json.loads(self._out.read(marker)) if self._out.stamp(marker) is not None else None
         if before:
@@ -123,7 +113,7 @@ class _Notes:
     ended: dict[str, tuple[list[int], list[int], str]]
 
     def begin(self, outputs: list[str]) -> None:
-        """Nothing: the whole block was begun."""
+        """Nothing: the whole chunk was begun."""
 
     def done(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
         """Note it."""
@@ -133,11 +123,7 @@ class _Notes:
         """Nothing: what is not done does not count."""
 
 
-def _networks(order: Order, loaded: Weights | None) -> Networks:
-    return Networks(loaded, device=order.device, precision=order.precision, backend=order.backend, settings=order.settings)
-
-
-def look(order: Order, loaded: Weights | None) -> tuple[str, str, str]:
+def describe_networks(request: Request, loaded: Weights | None) -> tuple[str, str, str]:
     """On a worker: its device for people, and the precision and backend that "auto" is there."""
-    networks = _networks(order, loaded)
-    return networks.where, networks.precision, networks.backend
+    networks = Networks(request, loaded)
+    return networks.where, networks.identity.precision, networks.identity.backend

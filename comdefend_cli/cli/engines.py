@@ -4,90 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.batch.local import Networks, Work
+    from comdefend_cli.batch.engine import Engine
     from comdefend_cli.batch.plan import Options
-    from comdefend_cli.batch.ray_engine import Run
-    from comdefend_cli.inference.purifier import Settings
+    from comdefend_cli.batch.ray_cluster import Cluster
+    from comdefend_cli.batch.request import Request
+    from comdefend_cli.batch.storage.place import Place
 
 
-@dataclass(frozen=True)
-class RayOptions:
-    """Of the command line, for a cluster."""
-
-    address: str | None
-    workers: int | None
-    cpus: float | None
-    gpus: float | None
-
-    @property
-    def given(self) -> bool:
-        """Whether any was."""
-        return any(value is not None for value in (self.address, self.workers, self.cpus, self.gpus))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be done: two paths or URLs, and how."""
-
-    source: str
-    out: str
-    weights: str | None
-    device: str
-    precision: str
-    backend: str
-    settings: Settings
-    options: Options
-
-
-def refuse(engine: str, source: str, out: str, cluster: RayOptions) -> None:
+def refuse_engine(name: str, source: str, out: str, cluster: Cluster) -> None:
     """Raise :class:`UsageError` for an unknown engine, or for what only the other one can do."""
-    from comdefend_cli.batch import storage as places
+    from comdefend_cli.batch.ray_cluster import Cluster
+    from comdefend_cli.batch.storage.place import is_url
 
-    if engine not in ("local", "ray"):
-        raise UsageError(f"unknown engine {engine!r}: use local or ray")
-    if engine == "local" and (places.is_url(source) or places.is_url(out)):
+    if name not in ("local", "ray"):
+        raise UsageError(f"unknown engine {name!r}: use local or ray")
+    if name == "local" and (is_url(source) or is_url(out)):
         raise UsageError("URLs are for --engine ray; give paths of this machine, or add it")
-    if engine == "local" and cluster.given:
+    if name == "local" and cluster != Cluster():
         names = "--workers, --cpus-per-worker, --gpus-per-worker and --ray-address"
         raise UsageError(f"{names} are for --engine ray; add it, or leave them out")
 
 
 @contextmanager
-def opened(engine: str, asked: Asked, cluster: RayOptions) -> Iterator[tuple[Work | Run, Networks]]:
-    """The planned work, and what tells of its networks."""
-    with _on_cluster(asked, cluster) if engine == "ray" else _here(asked) as both:
-        yield both
+def open_engine(name: str, source: Place, out: Place, request: Request, options: Options, cluster: Cluster) -> Iterator[Engine]:
+    """The planned work, by an engine of that name; errors as of :func:`comdefend_cli.batch.engine.prepare`."""
+    if name == "ray":
+        from comdefend_cli.batch.ray_cluster import connect
+        from comdefend_cli.batch.ray_engine import open_ray
 
+        with connect(cluster) as ray, open_ray(ray, source, out, request, options, cluster) as on_cluster:
+            yield on_cluster
+    else:
+        from comdefend_cli.batch.local import open_local
+        from comdefend_cli.batch.networks import Networks
+        from comdefend_cli.runtime.machine import limit_threads
 
-@contextmanager
-def _here(asked: Asked) -> Iterator[tuple[Work, Networks]]:
-    from comdefend_cli.batch import local as folder
-    from comdefend_cli.runtime.machine import limit_threads
-
-    limit_threads()
-    networks = folder.Networks(
-        asked.weights, device=asked.device, precision=asked.precision, backend=asked.backend, settings=asked.settings
-    )
-    with folder.opened(Path(asked.source), Path(asked.out), networks, asked.options) as work:
-        yield work, networks
-
-
-@contextmanager
-def _on_cluster(asked: Asked, options: RayOptions) -> Iterator[tuple[Run, Networks]]:
-    from comdefend_cli.batch import ray_engine as with_ray
-    from comdefend_cli.batch import storage as places
-    from comdefend_cli.batch.ray_worker import Order
-
-    cpus = 1.0 if options.cpus is None else options.cpus
-    cluster = with_ray.Cluster(options.address, options.workers, cpus, options.gpus)
-    order = Order(asked.weights, asked.device, asked.precision, asked.backend, asked.settings)
-    source, out = places.of(asked.source), places.of(asked.out)
-    with with_ray.connected(cluster) as ray, with_ray.opened(ray, source, out, order, asked.options, cluster) as both:
-        yield both
+        limit_threads()
+        with open_local(source, out, Networks(request), options) as here:
+            yield here

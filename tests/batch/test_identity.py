@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import photo
 from PIL import Image
 
 from comdefend_cli import Settings
-from comdefend_cli.backends.select import describe
-from comdefend_cli.batch import journal, local
-from comdefend_cli.batch.local import Networks, Options
+from comdefend_cli.batch.identity import Identity
+from comdefend_cli.batch.journal import STATE
+from comdefend_cli.batch.local import open_local
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.folder import Folder
 
 SHA256 = "ab" * 32
 #: Keys that version 0.1 wrote into journals for weights of that hash.
@@ -32,9 +35,7 @@ RECORDED = [
 
 def key(sha256: str, precision: str, backend: str, settings: Settings, options: Options) -> str:
     """The key of results so computed."""
-    networks = SimpleNamespace(how=describe(precision, backend), settings=settings)
-    networks.describe = lambda: Networks.describe(networks)  # type: ignore[arg-type]
-    return local._key(sha256, networks, options)  # type: ignore[arg-type]
+    return Identity((sha256,), precision, backend, settings).key(sha256, options)
 
 
 @pytest.mark.parametrize(("precision", "backend", "settings", "options", "recorded"), RECORDED)
@@ -52,16 +53,16 @@ def test_a_journal_that_an_earlier_version_wrote_is_honoured(tmp_path: Path, sma
         Image.fromarray(photo("astronaut.png")[:16, :16]).save(path)
         os.utime(path, ns=(1_700_000_000_123_456_789, 1_700_000_000_123_456_789))
     (out / ".b.png.0123abcd.part").touch()
-    networks = Networks(str(small_weights), device="cpu", precision="float32")
+    networks = Networks(Request(str(small_weights), "cpu", "float32"))
     stamp = json.dumps([(source / "a.png").stat().st_size, 1_700_000_000_123_456_789], separators=(",", ":"))
-    own = key(networks.sha256s[0], "float32", "torch", Settings(), Options())
+    own = key(networks.identity.sha256s[0], "float32", "torch", Settings(), Options())
     lines = [
         '{"comdefend_state": 1}',
         '{"begin":["a.png","b.png"]}',
         f'{{"done":"a.png","from":"a.png","in":{stamp},"out":{stamp},"key":"{own}"}}',
     ]
-    (out / journal.STATE).write_text("\n".join(lines) + "\n")
-    with local.opened(source, out, networks) as work:
+    (out / STATE).write_text("\n".join(lines) + "\n")
+    with open_local(Folder(source), Folder(out), networks) as work:
         results = [(Path(result.input).name, result.status) for result in work.results()]
     assert results == [("a.png", "kept"), ("b.png", "done")]
     assert not list(out.glob(".b.png.*"))

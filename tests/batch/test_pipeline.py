@@ -1,30 +1,17 @@
-"""What stands under `purify-dir`: the three stages at once, their budget, and the state file."""
+"""The three stages at once, and the budget that they share."""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from conftest import Run, photo
-from PIL import Image
 
-from comdefend_cli import Purifier
-from comdefend_cli.batch import journal
-from comdefend_cli.batch import local as folder
 from comdefend_cli.batch.budget import Budget, Stopped
-from comdefend_cli.batch.local import Networks, Options
 from comdefend_cli.batch.pipeline import Item, Pipeline
-from comdefend_cli.batch.storage import Folder
-from comdefend_cli.errors import UsageError
 
 
 @dataclass
@@ -259,155 +246,3 @@ def test_who_waits_for_more_is_let_in_before_others_and_never_for_ever() -> None
     for thread in (*threads, late):
         thread.join(10)
     assert sorted(order[:2]) == [4.0, 5.0] and order[2:] == [0.5]
-
-
-def status(path: Path) -> os.stat_result:
-    path.touch()
-    return path.stat()
-
-
-def test_the_state_file_survives_torn_and_strange_lines(tmp_path: Path) -> None:
-    """After a line cut short anywhere, all lines before it and after it count."""
-    stamp = status(tmp_path / "file")
-    out = tmp_path / "out"
-    with journal.opened(out) as state:
-        state.begin(["a", "b"])
-        state.done("a", "a", stamp, stamp, "key")
-        state.done("b", "b", stamp, stamp, "key")
-    path = out / journal.STATE
-    whole = path.read_bytes()
-    for cut in range(len(whole.splitlines(keepends=True)[-1]) + 1):
-        path.write_bytes(b"[1]\n\xff\n" + whole[: len(whole) - cut])
-        with journal.opened(out) as state:
-            assert state.finished("a", "a", stamp, stamp, "key")
-            assert state.finished("b", "b", stamp, stamp, "key") == (cut <= 1)
-            assert state.knows("b")
-            state.done("c", "c", stamp, stamp, "key")
-        with journal.opened(out) as state:
-            assert state.finished("c", "c", stamp, stamp, "key")
-            assert not state.finished("c", "c", stamp, stamp, "other")
-            assert not state.finished("c", "a", stamp, stamp, "key")
-    path.write_text('{"comdefend_state": 2}\n')
-    with pytest.raises(UsageError, match="another version"), journal.opened(out):
-        pass
-
-
-def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
-    """Of the half-written files, those of outputs that were begun and not finished go; all others stay."""
-    out = tmp_path / "out"
-    (out / "sub").mkdir(parents=True)
-    with journal.opened(out) as state:
-        state.begin(["a.png", "sub/b.png", "c.png", "../out-of-it.png"])
-        state.done("c.png", "c.png", status(out / "c.png"), status(out / "c.png"), "key")
-    ours = [out / ".a.png.0123abcd.part", out / "sub" / ".b.png.0123abcd.part"]
-    others = [out / ".c.png.0123abcd.part", out / ".x.png.0123abcd.part", out / ".a.png.part", tmp_path / ".out-of-it.png.0123abcd.part"]
-    for path in (*ours, *others):
-        path.touch()
-    with journal.opened(out) as state:
-        state.sweep()
-    assert not any(path.exists() for path in ours)
-    assert all(path.exists() for path in others)
-
-
-def test_refused_work_leaves_no_folder(tmp_path: Path) -> None:
-    """A journal that nothing was written to takes itself and the folders it made away, and leaves those it found."""
-    (tmp_path / "there").mkdir()
-    for out in (tmp_path / "new" / "newer", tmp_path / "there"):
-        with journal.opened(out):
-            assert (out / journal.STATE).exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
-    assert not list((tmp_path / "there").iterdir())
-
-
-def test_the_defaults_for_colour_and_grey_by_image(tmp_path: Path) -> None:
-    """Without --weights, a colour and a grey image get the pixels of the API's default pair."""
-    source, out = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    images = {"color.png": photo("astronaut.png")[:24, :30], "gray.png": photo("camera.png")[100:124, 100:130]}
-    for name, pixels in images.items():
-        Image.fromarray(pixels).save(source / name)
-    networks = Networks(None, device="cpu", precision="float32")
-    with folder.opened(source, out, networks) as work:
-        assert [result.status for result in work.results()] == ["done", "done"]
-    api = Purifier.from_pretrained(device="cpu", precision="float32")
-    for name, pixels in images.items():
-        assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
-    with folder.opened(source, out, Networks(None, device="cpu", precision="float32")) as work:
-        assert [result.status for result in work.results()] == ["kept", "kept"]
-
-
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_beside_a_gpu_copies_take_one_thread(
-    tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, device: str
-) -> None:
-    """The networks on a CPU keep all threads; for another device PyTorch has one on the CPU, until the run has ended."""
-    before = torch.get_num_threads()
-    request.addfinalizer(lambda: torch.set_num_threads(before))
-    torch.set_num_threads(3)
-    source = tmp_path / "in"
-    source.mkdir()
-    Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / "a.png")
-    networks = Networks(str(small_weights), device="cpu")
-    networks.device = torch.device(device)  # As if; the networks stay where they are.
-    seen: list[int] = []
-    purify = networks.purifier.purify
-    monkeypatch.setattr(networks.purifier, "purify", lambda *arguments: (seen.append(torch.get_num_threads()), purify(*arguments))[1])
-    with folder.opened(source, tmp_path / "out", networks) as work:
-        assert [result.status for result in work.results()] == ["done"]
-    assert seen == [3 if device == "cpu" else 1]
-    assert torch.get_num_threads() == 3
-
-
-def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the budget holds one file, one file is in memory at a time, from its first byte on, however many threads read."""
-    source = tmp_path / "in"
-    source.mkdir()
-    for index in range(8):
-        Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / f"{index}.bmp")
-    monkeypatch.setattr(folder, "_BYTES_A_MEGAPIXEL", (source / "0.bmp").stat().st_size)  # Each takes one megapixel.
-    monkeypatch.setattr(folder, "fit_budget", lambda *arguments: 1.5)
-    held: set[str] = set()
-    most: list[int] = []
-
-    def read(place: Folder, name: str) -> bytes:
-        held.add(name)
-        most.append(len(held))
-        time.sleep(0.02)
-        return (place.root / name).read_bytes()
-
-    release = folder.Work.release
-    monkeypatch.setattr(Folder, "read", read)
-    monkeypatch.setattr(folder.Work, "release", lambda work, item: (held.discard(item.job.source), release(work, item))[1])
-    with folder.opened(source, tmp_path / "out", Networks(str(small_weights), device="cpu")) as work:
-        assert [result.status for result in work.results()] == ["done"] * 8
-    assert most == [1] * 8
-
-
-def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path, small_weights: Path) -> None:
-    """Even with --overwrite, a file that an input leads to stays as it is."""
-    source, out = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    out.mkdir()
-    Image.fromarray(photo("astronaut.png")[:16, :16]).save(out / "a.png")
-    before = (out / "a.png").read_bytes()
-    (source / "a.png").symlink_to(out / "a.png")
-    networks = Networks(str(small_weights), device="cpu")
-    with pytest.raises(UsageError, match="inputs are never changed"), folder.opened(source, out, networks, Options(overwrite=True)):
-        pass
-    assert (out / "a.png").read_bytes() == before
-
-
-def test_the_command_agrees_with_purify(tmp_path: Path, run: Run, small_weights: Path) -> None:
-    """Purified alone and in a folder with others of its size, an image has the same pixels; a report may lie in the output folder."""
-    source = tmp_path / "in"
-    source.mkdir()
-    for index in range(6):
-        Image.fromarray(photo("astronaut.png")[30 * index : 30 * index + 40, 200:250]).save(source / f"{index}.jpg", quality=95)
-    options = ("--weights", small_weights, "--precision", "float32", "--device", "cpu")
-    report = tmp_path / "in-purified" / "results.jsonl"
-    many = run("purify-dir", source, "--format", "png", "--report", report, "--quiet", *options)
-    assert (many.returncode, many.stderr, many.stdout) == (0, b"", b"")
-    assert len([json.loads(line) for line in report.read_text().splitlines()]) == 6
-    alone = run("purify", source / "3.jpg", tmp_path / "3.png", "--quiet", *options)
-    assert alone.returncode == 0, alone.stderr
-    assert np.array_equal(np.array(Image.open(tmp_path / "3.png")), np.array(Image.open(tmp_path / "in-purified" / "3.png")))

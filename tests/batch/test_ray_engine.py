@@ -16,15 +16,19 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from comdefend_cli.batch import journal
-from comdefend_cli.batch import local as folder
-from comdefend_cli.batch import ray_engine as with_ray
+from comdefend_cli.batch import ray_engine
+from comdefend_cli.batch.engine import BEGUN, Result
 from comdefend_cli.batch.journal import STATE
-from comdefend_cli.batch.local import Networks, Options, Result
-from comdefend_cli.batch.plan import Job
-from comdefend_cli.batch.ray_engine import Cluster
-from comdefend_cli.batch.ray_worker import ATTEMPTS, Order, Task, Worker
-from comdefend_cli.batch.storage import Folder, Place, Url
+from comdefend_cli.batch.local import open_local
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Job, Options
+from comdefend_cli.batch.ray_cluster import Cluster, connect, fit_cluster
+from comdefend_cli.batch.ray_engine import _cut_into_chunks, open_ray
+from comdefend_cli.batch.ray_worker import ATTEMPTS, Task, Worker
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.batch.storage.place import Place
+from comdefend_cli.batch.storage.url import Url
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.registry import load_weights
 
@@ -42,14 +46,14 @@ def images(tmp_path: Path, astronaut: np.ndarray) -> Path:
     return source
 
 
-def order(path: Path) -> Order:
+def make_request(path: Path) -> Request:
     """What all tests ask for."""
-    return Order(str(path), "cpu", "float32")
+    return Request(str(path), "cpu", "float32")
 
 
 def worker(source: Path, out: Path, path: Path) -> Worker:
     """A worker in this process."""
-    return Worker(Task(str(source), str(out), order(path), Options(recursive=True), 1.0, "run"), load_weights(str(path)))
+    return Worker(Task(str(source), str(out), make_request(path), Options(recursive=True), 1.0, "run"), load_weights(str(path)))
 
 
 def begin(out: Path) -> None:
@@ -59,7 +63,7 @@ def begin(out: Path) -> None:
 
 
 def row(*names: str) -> dict[str, Any]:
-    """A block of jobs that replace nothing."""
+    """A chunk of jobs that replace nothing."""
     return {"number": 7, "jobs": json.dumps([[name, name, 1, False] for name in names])}
 
 
@@ -68,13 +72,13 @@ def statuses(answer: dict[str, Any]) -> list[str]:
     return [record["status"] for record in json.loads(answer["results"])]
 
 
-def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(images: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_a_chunk_that_is_begun_again_replaces_what_its_first_attempt_left(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """The second attempt does the same again, removes half-written files of the first, and leaves those of others."""
     out = tmp_path / "out"
     begin(out)
     attempt = worker(images, out, small_weights)
     assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
-    assert json.loads((out / f"{folder.BEGUN}run-7").read_text()) == {"outputs": ["0.png", "broken.png", "1.png"], "attempts": 1}
+    assert json.loads((out / f"{BEGUN}run-7").read_text()) == {"outputs": ["0.png", "broken.png", "1.png"], "attempts": 1}
     for name in (".1.png.0123abcd.part", ".other.png.0123abcd.part"):
         (out / name).touch()
     first = (out / "0.png").read_bytes()
@@ -84,11 +88,11 @@ def test_a_block_that_is_begun_again_replaces_what_its_first_attempt_left(images
     assert [path.name for path in out.iterdir() if path.name.endswith(".part")] == [".other.png.0123abcd.part"]
 
 
-def test_a_block_that_kills_its_workers_is_given_up(images: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_a_chunk_that_kills_its_workers_is_given_up(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """After so many attempts none of which came to its end, the images are failed with a reason, and nothing is tried again."""
     out = tmp_path / "out"
     begin(out)
-    (out / f"{folder.BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": ATTEMPTS}))
+    (out / f"{BEGUN}run-7").write_text(json.dumps({"outputs": ["0.png"], "attempts": ATTEMPTS}))
     answer = worker(images, out, small_weights)(row("0.png"))
     assert statuses(answer) == ["failed"]
     assert "died" in json.loads(answer["results"])[0]["reason"]
@@ -128,7 +132,7 @@ def test_a_file_that_came_after_planning_is_not_replaced(images: Path, tmp_path:
     assert (out / "0.png").read_bytes() == b"mine"
 
 
-def test_a_worker_that_cannot_begin_fails_its_block_only(images: Path, tmp_path: Path, small_weights: Path) -> None:
+def test_a_worker_that_cannot_begin_fails_its_chunk_only(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """An output folder that cannot be written to is the reason of each failure, not the end of the run."""
     (tmp_path / "out").write_text("a file")
     answer = worker(images, tmp_path / "out", small_weights)(row("0.png", "1.png"))
@@ -136,33 +140,33 @@ def test_a_worker_that_cannot_begin_fails_its_block_only(images: Path, tmp_path:
 
 
 def test_what_a_dead_run_had_begun_is_ours(images: Path, tmp_path: Path, small_weights: Path) -> None:
-    """After a run that ended before its journal knew of a block, the next takes its outputs for ours and does them again."""
+    """After a run that ended before its journal knew of a chunk, the next takes its outputs for ours and does them again."""
     out = tmp_path / "out"
     begin(out)
     worker(images, out, small_weights)(row("0.png", "1.png"))
-    (out / f".{folder.BEGUN}run-8.0123abcd.part").write_text('{"outputs": ["2.p')
+    (out / f".{BEGUN}run-8.0123abcd.part").write_text('{"outputs": ["2.p')
     (images / "broken.png").unlink()
-    networks = Networks(str(small_weights), device="cpu", precision="float32")
-    with folder.opened(images, out, networks, Options(recursive=True)) as work:
+    networks = Networks(Request(str(small_weights), "cpu", "float32"))
+    with open_local(Folder(images), Folder(out), networks, Options(recursive=True)) as work:
         assert Counter(result.status for result in work.results()) == {"done": 12}
-    assert not list(out.glob(f"*{folder.BEGUN}*"))
+    assert not list(out.glob(f"*{BEGUN}*"))
 
 
-def test_blocks_end_where_they_have_enough() -> None:
-    """By number and by bytes, in order; an image over the limit is a block of its own."""
+def test_chunks_end_where_they_have_enough() -> None:
+    """By number and by bytes, in order; an image over the limit is a chunk of its own."""
     jobs = [Job(str(index), str(index), 1, False) for index in range(150)]
-    assert [len(block) for block in with_ray._blocks(jobs, 64)] == [64, 64, 22]
+    assert [len(chunk) for chunk in _cut_into_chunks(jobs, 64)] == [64, 64, 22]
     sizes = (20, 20, 20, 40, 1)
     jobs = [Job(str(index), str(index), size * 2**20, False) for index, size in enumerate(sizes)]
-    blocks = list(with_ray._blocks(jobs, 64))
-    assert [len(block) for block in blocks] == [1, 1, 1, 1, 1]
-    assert [job for block in blocks for job in block] == jobs
+    chunks = list(_cut_into_chunks(jobs, 64))
+    assert [len(chunk) for chunk in chunks] == [1, 1, 1, 1, 1]
+    assert [job for chunk in chunks for job in chunk] == jobs
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, images: Path, run: Run) -> None:
     """Ray absent is wrong usage that says what to install; so is an unknown engine, and a URL for the local one."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"comdefend-cli\[ray\]"), with_ray.connected(Cluster()):
+    with pytest.raises(UsageError, match=r"comdefend-cli\[ray\]"), connect(Cluster()):
         pass
     for arguments, said in (
         ((images, "--engine", "dask"), b"local or ray"),
@@ -187,7 +191,7 @@ class FakeRay:
 
 def test_workers_fill_the_cluster() -> None:
     """As many as CPUs and GPUs have room for, fractions included; without room for one, wrong usage."""
-    sized = with_ray._sized
+    sized = fit_cluster
     assert (sized(FakeRay(CPU=8), Cluster(cpus=2), "auto").workers, sized(FakeRay(CPU=8, GPU=2), Cluster(), "auto").workers) == (4, 2)
     assert sized(FakeRay(CPU=8, GPU=2), Cluster(gpus=0.5), "auto").workers == 4
     assert sized(FakeRay(CPU=8, GPU=2), Cluster(), "cpu").gpus == 0
@@ -216,7 +220,7 @@ def ray() -> Iterator[Any]:
 def on_cluster(ray: Any, source: Place, out: Place, path: Path, stop_after: int | None = None) -> dict[str, Result]:
     """The Ray engine on two workers; results by the input's name."""
     results = {}
-    with with_ray.opened(ray, source, out, order(path), Options(recursive=True), Cluster(workers=2)) as (work, _):
+    with open_ray(ray, source, out, make_request(path), Options(recursive=True), Cluster(workers=2)) as work:
         for result in work.results():
             assert str(result.input) not in results
             results[str(result.input)] = result
@@ -232,7 +236,7 @@ def counts(results: dict[str, Result]) -> Counter[str]:
 
 def outputs(out: Path) -> dict[str, bytes]:
     """All files but our own notes."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != journal.STATE}
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != STATE}
 
 
 def workers_of(pid: int) -> list[int]:
@@ -257,8 +261,8 @@ def workers_of(pid: int) -> list[int]:
 @pytest.mark.slow
 def test_two_workers_make_what_the_local_engine_makes(ray: Any, images: Path, tmp_path: Path, small_weights: Path) -> None:
     """The same files, bytes and results as the local engine; each engine keeps what the other finished; a rerun does only what is left."""
-    networks = Networks(str(small_weights), device="cpu", precision="float32")
-    with folder.opened(images, tmp_path / "local", networks, Options(recursive=True)) as work:
+    networks = Networks(Request(str(small_weights), "cpu", "float32"))
+    with open_local(Folder(images), Folder(tmp_path / "local"), networks, Options(recursive=True)) as work:
         local = {str(result.input.relative_to(images)): result for result in work.results()}  # type: ignore[union-attr]
     out = tmp_path / "ray"
     results = on_cluster(ray, Folder(images), Folder(out), small_weights)
@@ -274,7 +278,7 @@ def test_two_workers_make_what_the_local_engine_makes(ray: Any, images: Path, tm
     again = on_cluster(ray, Folder(images), Folder(out), small_weights)
     assert {name for name, result in again.items() if result.status != "kept"} == {"3.png", "broken.png"}
     assert {path for path in stamps if path.stat().st_mtime_ns != stamps[path]} == {out / "3.png"}
-    with folder.opened(images, out, networks, Options(recursive=True)) as work:
+    with open_local(Folder(images), Folder(out), networks, Options(recursive=True)) as work:
         assert Counter(result.status for result in work.results()) == {"kept": 12, "failed": 1}
 
 
@@ -287,17 +291,17 @@ def test_a_killed_worker_loses_nothing(
 
     A run that is stopped half-way leaves whole files, and the next does the rest.
     """
-    monkeypatch.setattr(with_ray, "BLOCK_IMAGES", 3)
+    monkeypatch.setattr(ray_engine, "CHUNK_IMAGES", 3)
     source = tmp_path / "many"
     source.mkdir()
     for index in range(90):
         Image.fromarray(astronaut[index : index + 120, :150]).save(source / f"{index:02}.png")
-    networks = Networks(str(small_weights), device="cpu", precision="float32")
-    with folder.opened(source, tmp_path / "local", networks) as work:
+    networks = Networks(Request(str(small_weights), "cpu", "float32"))
+    with open_local(Folder(source), Folder(tmp_path / "local"), networks) as work:
         assert Counter(result.status for result in work.results()) == {"done": 90}
 
     out, seen, killed = tmp_path / "out", [], []
-    with with_ray.opened(ray, Folder(source), Folder(out), order(small_weights), Options(), Cluster(workers=2)) as (run, _):
+    with open_ray(ray, Folder(source), Folder(out), make_request(small_weights), Options(), Cluster(workers=2)) as run:
         for result in run.results():
             seen.append((result.input, result.status))
             if not killed:
@@ -322,8 +326,8 @@ def test_stores_by_url_on_a_cluster(ray: Any, images: Path, tmp_path: Path, smal
     """From a URL to a URL that only fsspec's methods are used on: the local engine's files, and a second run keeps all."""
     pytest.importorskip("fsspec")
     (images / "broken.png").unlink()
-    networks = Networks(str(small_weights), device="cpu", precision="float32")
-    with folder.opened(images, tmp_path / "local", networks, Options(recursive=True)) as work:
+    networks = Networks(Request(str(small_weights), "cpu", "float32"))
+    with open_local(Folder(images), Folder(tmp_path / "local"), networks, Options(recursive=True)) as work:
         list(work.results())
     out = tmp_path / "out"
     assert counts(on_cluster(ray, Url(f"blockcache::file://{images}"), Url(f"blockcache::file://{out}"), small_weights)) == {"done": 12}

@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from comdefend_cli import Purifier
-from comdefend_cli.batch import local as folder
-from comdefend_cli.batch import storage as places
-from comdefend_cli.batch.local import Networks, Options, Result, Work
-from comdefend_cli.batch.plan import default_output
-from comdefend_cli.batch.storage import Folder, Place, Url
+from comdefend_cli.batch.engine import Result, prepare
+from comdefend_cli.batch.local import LocalEngine
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.batch.storage.place import Place, choose_output, open_place
+from comdefend_cli.batch.storage.url import Url, UrlStamp
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError
 
 fsspec = pytest.importorskip("fsspec")
@@ -41,10 +44,10 @@ def store(astronaut: np.ndarray) -> Iterator[Url]:
 
 def purified(source: Place, out: Place, weights: Path, **options: object) -> dict[str, Result]:
     """The local engine over any places; results by the input's name."""
-    networks = Networks(str(weights), device="cpu", precision="float32")
+    networks = Networks(Request(str(weights), "cpu", "float32"))
     wanted = Options(**{"recursive": True, **options})  # type: ignore[arg-type]
-    with folder.prepared(source, out, networks, wanted) as (planned, state):
-        work = Work(source, out, networks, wanted, planned, state)
+    with prepare(source, out, networks.identity, wanted) as (planned, state):
+        work = LocalEngine(source, out, networks, wanted, planned, state)
         return {str(result.input): result for result in work.results()}
 
 
@@ -96,8 +99,8 @@ def test_names_in_a_store_cannot_lead_out_of_the_output(store: Url, tmp_path: Pa
 
 def test_what_is_left_out_is_counted(store: Url, tmp_path: Path, small_weights: Path) -> None:
     """Without `recursive` only the store's upper level; an output below the input is no input; an empty place is an error."""
-    networks = Networks(str(small_weights), device="cpu")
-    with folder.prepared(store, Folder(tmp_path / "out"), networks, Options()) as (planned, _):
+    networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
+    with prepare(store, Folder(tmp_path / "out"), networks.identity, Options()) as (planned, _):
         assert [job.source for job in planned.jobs] == ["a.png", "b.png"]
         assert (planned.found.skipped, planned.found.subfolders) == (1, 1)
     purified(Url(store.url), Url(f"{store.url}/done"), small_weights)
@@ -112,7 +115,7 @@ def test_what_is_left_out_is_counted(store: Url, tmp_path: Path, small_weights: 
 def test_unknown_protocols_and_missing_files_are_one_line(store: Url) -> None:
     """A URL of no known kind is wrong usage; a file that is not there is an error that names it."""
     with pytest.raises(UsageError, match="nosuch"):
-        places.of("nosuch://bucket/in")
+        open_place("nosuch://bucket/in")
     with pytest.raises(ImageError, match=r"memory://bucket/in/absent\.png"):
         store.read("absent.png")
     assert store.stamp("absent.png") is None
@@ -120,14 +123,14 @@ def test_unknown_protocols_and_missing_files_are_one_line(store: Url) -> None:
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     """ "file://" names a folder of this machine, escapes included; what has no protocol is a path."""
-    made = places.of(f"file://{tmp_path}/with%20space")
+    made = open_place(f"file://{tmp_path}/with%20space")
     assert isinstance(made, Folder)
     assert made.root == tmp_path / "with space"
-    assert isinstance(places.of(tmp_path), Folder)
-    assert places.of(f"local://{tmp_path}/run#1").root == tmp_path / "run#1"  # type: ignore[union-attr]
+    assert isinstance(open_place(tmp_path), Folder)
+    assert open_place(f"local://{tmp_path}/run#1").root == tmp_path / "run#1"  # type: ignore[union-attr]
     for other in ("file://images", "file://~/images"):
         with pytest.raises(UsageError, match="names a machine"):
-            places.of(other)
+            open_place(other)
 
 
 def test_the_same_place_by_another_url_is_the_same(store: Url, small_weights: Path) -> None:
@@ -156,7 +159,7 @@ def test_a_library_that_fails_in_its_own_way_is_one_line(store: Url, monkeypatch
         lambda: store.open("a.png"),
         lambda: store.write("a.png", b"", overwrite=True),
         lambda: store.remove("a.png"),
-        lambda: store.beginning_with("."),
+        lambda: store.find_beginning("."),
     )
     for call in calls:
         with pytest.raises(ComdefendError, match="no credentials"):
@@ -168,25 +171,25 @@ def test_markers_are_found_whatever_the_url_is_called(store: Url) -> None:
     place = Url("memory://bucket/run[1]*")
     place.write(".begun-1", b"", overwrite=False)
     place.write("deeper/.begun-2", b"", overwrite=False)
-    assert place.beginning_with(".begun-") == [".begun-1"]
-    assert Url("memory://bucket/nowhere").beginning_with(".begun-") == []
+    assert place.find_beginning(".begun-") == [".begun-1"]
+    assert Url("memory://bucket/nowhere").find_beginning(".begun-") == []
 
 
 def test_a_bucket_gets_no_other_bucket_for_its_output() -> None:
     """Only a folder has a place beside it."""
-    assert default_output("s3://bucket/images/") == "s3://bucket/images-purified"
+    assert choose_output("s3://bucket/images/") == "s3://bucket/images-purified"
     for url in ("s3://bucket", "s3://bucket/", "s3://"):
         with pytest.raises(UsageError, match="--out"):
-            default_output(url)
+            choose_output(url)
 
 
 def test_stamps_tell_versions_apart_by_what_the_store_says() -> None:
     """Time of change, or else the ETag; none of them is taken for the other version's."""
     moment = datetime(2026, 1, 2, tzinfo=timezone.utc)
-    assert places.UrlStamp({"size": 5, "LastModified": moment}).st_mtime_ns == int(moment.timestamp() * 1e9)
-    marks = {places.UrlStamp({"size": 5, "ETag": etag}).st_mtime_ns for etag in ("a", "b", '"a"')}
+    assert UrlStamp({"size": 5, "LastModified": moment}).st_mtime_ns == int(moment.timestamp() * 1e9)
+    marks = {UrlStamp({"size": 5, "ETag": etag}).st_mtime_ns for etag in ("a", "b", '"a"')}
     assert len(marks) == 2
     for more in ({}, {"ETag": "a"}):  # A listing may tell the time to the millisecond, a single file to the second.
-        one, other = (places.UrlStamp({"size": 5, "LastModified": moment.replace(microsecond=each), **more}) for each in (0, 821000))
+        one, other = (UrlStamp({"size": 5, "LastModified": moment.replace(microsecond=each), **more}) for each in (0, 821000))
         assert one.st_mtime_ns == other.st_mtime_ns
-    assert places.UrlStamp({"size": None}).st_size == 0
+    assert UrlStamp({"size": None}).st_size == 0

@@ -16,7 +16,8 @@ import torch
 from conftest import photo
 from PIL import Image
 
-from comdefend_cli.batch.local import Networks
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.request import Request
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 CODEC = {
@@ -141,7 +142,7 @@ def test_a_straight_line_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_benchmark_compares_the_same_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_weights: Path) -> None:
     """Its images are as many and as large as it says, and its result counts all of their pixels."""
     benchmark = module(monkeypatch, "folder")
-    networks = Networks(str(small_weights), device="cpu", precision="float32")
+    networks = Networks(Request(str(small_weights), "cpu", "float32"))
     result = benchmark.measure(benchmark.make_thumbnails, 9, networks, tmp_path)
     paths = list((tmp_path / "make_thumbnails").iterdir())
     assert len(paths) == 9

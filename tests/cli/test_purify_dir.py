@@ -18,8 +18,12 @@ from conftest import Run
 from PIL import Image
 
 from comdefend_cli import Purifier, Settings
-from comdefend_cli.batch import local as folder
-from comdefend_cli.batch.local import Networks, Options, Result
+from comdefend_cli.batch.engine import Result
+from comdefend_cli.batch.local import open_local
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.errors import UsageError
 
 
@@ -39,9 +43,9 @@ def images(tmp_path: Path, astronaut: np.ndarray) -> Path:
 
 def purified(source: Path, out: Path, weights: Path, settings: Settings | None = None, **options: object) -> dict[str, Result]:
     """Run the engine to its end; results by the input's name."""
-    networks = Networks(str(weights), device="cpu", precision="float32", settings=settings)
-    with folder.opened(source, out, networks, Options(**{"recursive": True, **options})) as work:  # type: ignore[arg-type]
-        return {str(result.input.relative_to(source)): result for result in work.results()}
+    networks = Networks(Request(str(weights), "cpu", "float32", settings=settings or Settings()))
+    with open_local(Folder(source), Folder(out), networks, Options(**{"recursive": True, **options})) as work:  # type: ignore[arg-type]
+        return {str(Path(result.input).relative_to(source)): result for result in work.results()}
 
 
 def statuses(results: dict[str, Result]) -> Counter[str]:
@@ -149,8 +153,8 @@ def test_an_output_folder_inside_is_not_an_input(images: Path, small_weights: Pa
 
 def test_two_runs_on_one_output_are_refused(images: Path, tmp_path: Path, small_weights: Path) -> None:
     """While a run holds an output folder, another is refused; afterwards it is not."""
-    networks = Networks(str(small_weights), device="cpu")
-    with folder.opened(images, tmp_path / "out", networks), pytest.raises(UsageError):
+    networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
+    with open_local(Folder(images), Folder(tmp_path / "out"), networks), pytest.raises(UsageError):
         purified(images, tmp_path / "out", small_weights)
     assert statuses(purified(images, tmp_path / "out", small_weights)) == {"done": 7}
 

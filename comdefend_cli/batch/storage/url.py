@@ -1,135 +1,29 @@
-"""Where images lie and go: a folder of this machine, or an fsspec URL (object stores and the like), by one set of methods.
-
-Names are paths below the place, with forward slashes.
-"""
+"""An fsspec URL, of an object store and the like, as a place of images."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import posixpath
-import re
-import stat
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from comdefend_cli.batch.storage.listing import Found
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
 from comdefend_cli.runtime.extras import require
-from comdefend_cli.runtime.files import make_write_error, shorten_name, write_atomically
+from comdefend_cli.runtime.files import make_write_error, shorten_name
+
+if TYPE_CHECKING:
+    from comdefend_cli.batch.storage.place import Place
 
 #: Stores in which a file appears whole or not at all, so that it needs no other name before it is finished.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
 #: What object stores call a file's time of change.
 _COARSE = ("LastModified", "last_modified", "updated")
-#: What `open_atomically` calls a file that is not whole yet.
-_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
-
-
-class Stamp(Protocol):
-    """What tells a file's versions apart: size in bytes and time of change in nanoseconds, or what stands for that."""
-
-    @property
-    def st_size(self) -> int:
-        """Bytes."""
-
-    @property
-    def st_mtime_ns(self) -> int:
-        """Nanoseconds, or a number made of the store's own mark of the version."""
-
-
-class Folder:
-    """A folder of this machine, or of a file system that all machines of a run see under one path."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._seen: set[str] = set()
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def show(self, name: str) -> Path:
-        """The path of a file, for people and reports."""
-        return self.root / name
-
-    def stamp(self, name: str) -> os.stat_result | None:
-        """Of a file, or of what a link leads to; None if there is none."""
-        return _status(self.root / name)
-
-    def read(self, name: str) -> bytes:
-        """A whole file.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-        try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise _unreadable(self.root / name, error) from error
-
-    def open(self, name: str) -> BinaryIO:
-        """A file, to look at its beginning; errors as of :meth:`read`."""
-        try:
-            return (self.root / name).open("rb")
-        except OSError as error:
-            raise _unreadable(self.root / name, error) from error
-
-    def write(self, name: str, data: bytes, *, overwrite: bool) -> os.stat_result:
-        """Put a file into its place whole, making folders; its stamp. Errors as of :func:`comdefend_cli.runtime.files.open_atomically`."""
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, data, overwrite=overwrite)
-        return target.stat()
-
-    def remove(self, name: str) -> None:
-        """Delete a file that may have gone already."""
-        (self.root / name).unlink(missing_ok=True)
-
-    def beginning_with(self, prefix: str) -> list[str]:
-        """Files directly in the folder whose names begin so."""
-        return sorted(path.name for path in self.root.glob(f"{prefix}*"))
-
-    def sweep(self, outputs: Iterable[str]) -> None:
-        """Delete the half-written files that a killed process left of outputs it had begun."""
-        names: dict[str, set[str]] = {}
-        for output in outputs:
-            parent, _, name = output.rpartition("/")
-            names.setdefault(parent, set()).add(shorten_name(name))
-        root = Path(os.path.realpath(self.root))
-        for parent, begun in names.items():
-            place = root / parent
-            if os.path.realpath(place) != str(place) or not place.is_dir():  # Led elsewhere by a link or "..".
-                continue
-            for path in place.iterdir():
-                match = _PART.fullmatch(path.name)
-                if match and match[1] in begun:
-                    with suppress(OSError):
-                        path.unlink()
-
-    def taken(self, output: str, linked: set[tuple[int, int]]) -> os.stat_result | None:
-        """What stands where an output is to go, or None.
-
-        Raises:
-            UsageError: a folder, a link, or one of the inputs (`linked`: device and inode of those that inputs link to) stands there, or
-                the way there leads out of the folder.
-        """
-        self._refuse_linked_folder(output.rpartition("/")[0])
-        there = _status(self.root / output, follow=False)
-        if there is not None:
-            _refuse_unfit(self.root / output, there, linked)
-        return there
-
-    def _refuse_linked_folder(self, below: str) -> None:
-        """What is written must land in the folder."""
-        if below in self._seen:
-            return
-        self._seen.add(below)
-        expected = Path(os.path.realpath(self.root)) / below
-        if os.path.normcase(os.path.realpath(self.root / below)) != os.path.normcase(expected):
-            raise UsageError(f"{self.root / below}: leads out of the output folder by a symbolic link; remove it, or use another --out")
 
 
 class UrlStamp:
@@ -161,10 +55,15 @@ class Url:
             raise UsageError(f"{url}: {reason(error)}") from error
         except OSError as error:
             raise ComdefendError(f"{url}: cannot connect: {reason(error)}") from error
-        self._root: str = root.rstrip("/")
+        self.root: str = root.rstrip("/")
         self._listing: dict[str, UrlStamp] | None = None
 
     def __str__(self) -> str:
+        return self.url
+
+    @property
+    def address(self) -> str:
+        """What names it wherever a process runs."""
         return self.url
 
     def show(self, name: str) -> str:
@@ -182,8 +81,8 @@ class Url:
             there: dict[str, dict[str, Any]] = {}
             # Not by `exists`, for which whatever goes wrong means no.
             with suppress(FileNotFoundError), _answering(self.url, "cannot list", OSError):
-                there = self.fs.find(self._root, detail=True)
-            cut = len(self._root) + 1
+                there = self.fs.find(self.root, detail=True)
+            cut = len(self.root) + 1
             self._listing = {path[cut:]: UrlStamp(about) for path, about in sorted(there.items()) if len(path) > cut}
         return self._listing
 
@@ -198,6 +97,10 @@ class Url:
                 return UrlStamp(self.fs.info(self._path(name)))
         except FileNotFoundError:
             return None
+
+    def stamp_found(self, name: str) -> UrlStamp | None:
+        """The same of a file that :meth:`find` found, as it was when the place was listed."""
+        return self.listing.get(name)
 
     def read(self, name: str) -> bytes:
         """A whole file.
@@ -246,33 +149,78 @@ class Url:
         except OSError as error:
             raise make_write_error(self.show(name), error, "cannot delete") from error
 
-    def beginning_with(self, prefix: str) -> list[str]:
+    def find_beginning(self, prefix: str) -> list[str]:
         """Files directly in the place whose names begin so."""
         try:
             with _answering(self.url, "cannot list", OSError):
-                self.fs.invalidate_cache(self._root)
-                paths = self.fs.ls(self._root, detail=False)
+                self.fs.invalidate_cache(self.root)
+                paths = self.fs.ls(self.root, detail=False)
         except FileNotFoundError:
             return []
         return sorted(name for name in map(posixpath.basename, paths) if name.startswith(prefix))
 
-    def below(self, other: Place) -> str | None:
-        """The name of this place below another: "" where it is the same place, None where it is elsewhere."""
-        if not isinstance(other, Url) or type(other.fs) is not type(self.fs):
-            return None
-        if self._root == other._root:
-            return ""
-        return self._root.removeprefix(f"{other._root}/") if self._root.startswith(f"{other._root}/") else None
-
     def sweep(self, outputs: Iterable[str]) -> None:
         """Nothing: stores show a file once it is whole."""
 
-    def taken(self, output: str, linked: set[tuple[int, int]]) -> UrlStamp | None:
+    def find(self, wanted: Callable[[str], bool], out: Place, *, recursive: bool) -> Found:
+        """As :meth:`comdefend_cli.batch.storage.folder.Folder.find`, of a store, which knows files only: all that lie under the URL.
+
+        Raises:
+            UsageError: there are none.
+            ComdefendError: the store does not answer.
+        """
+        if not self.listing:
+            raise UsageError(f"{self}: no such folder, or nothing in it")
+        below = _name_below(self, out)
+        own = f"{below}/" if below else None
+        found, folders = Found(), set()
+        for name in self.listing:
+            parts = name.split("/")
+            # A name that leads upwards could become a file outside the output.
+            if any(part in ("", "..") or part.startswith(".") for part in parts) or (own and name.startswith(own)):
+                continue
+            if len(parts) > 1 and not recursive:
+                folders.add(parts[0])
+            elif wanted(parts[-1]):
+                found.names.append(name)
+            else:
+                found.skipped += 1
+        found.subfolders = len(folders)
+        return found
+
+    def refuse_output(self, out: Place, *, recursive: bool) -> None:
+        """Raise :class:`UsageError` unless `out` can be the place of the outputs."""
+        if _name_below(self, out) == "":
+            raise UsageError(f"{out}: is the place of the images itself; name another with --out")
+        if recursive and _name_below(out, self):
+            raise UsageError(f"{out}: holds the place of the images, so outputs could fall among them; name another with --out")
+
+    def check_output(self, output: str, linked: set[tuple[int, int]]) -> UrlStamp | None:
         """What stood where an output is to go when the place was listed, or None."""
         return self.listing.get(output)
 
+    def refuse_unseen(self, name: str) -> None:
+        """Nothing: a URL leads every machine to the same place."""
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+        """As :meth:`comdefend_cli.batch.storage.folder.Folder.hold`; in a store nothing can be appended to: each time, the whole is put.
+
+        It cannot be locked either: that no two runs work in one at a time is for the person to see to.
+        """
+        with tempfile.TemporaryDirectory(prefix="comdefend-") as folder:
+            path = Path(folder) / name
+            if name in self.listing:
+                path.write_bytes(self.read(name))
+
+            def put() -> None:
+                if path.exists() and path.stat().st_size:
+                    self.write(name, path.read_bytes(), overwrite=True)
+
+            yield path, put
+
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self.root}/{name}"
 
     def _put(self, path: str, data: bytes) -> None:
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
@@ -289,31 +237,6 @@ class Url:
             if self.fs.exists(part):
                 self.fs.rm_file(part)
             raise
-
-
-Place = Folder | Url
-
-
-def of(where: str | Path) -> Place:
-    """The place that a path or URL names; "file:///" and "local:///" are paths.
-
-    Raises:
-        UsageError: as :class:`Url`, or a path of another machine.
-    """
-    if not is_url(where):
-        return Folder(Path(where))
-    protocol, _, rest = str(where).partition("://")
-    if protocol.lower() not in ("file", "local"):
-        return Url(str(where))
-    machine, _, path = rest.partition("/")
-    if machine not in ("", "localhost"):
-        raise UsageError(f"{where}: names a machine, {machine}; a path of this one begins {protocol}:///")
-    return Folder(Path(unquote(f"/{path}")))
-
-
-def is_url(where: str | Path) -> bool:
-    """Whether it has a protocol in front, as "s3://bucket"."""
-    return "://" in str(where)
 
 
 @contextmanager
@@ -333,20 +256,13 @@ def _answering(what: str, fault: str, *faults: type[Exception]) -> Iterator[None
         raise ComdefendError(f"{what}: {fault}: {reason(error)}; check the URL, your credentials and the connection") from error
 
 
-def _status(path: Path, *, follow: bool = True) -> os.stat_result | None:
-    try:
-        return path.stat(follow_symlinks=follow)
-    except OSError:
+def _name_below(upper: Place, lower: Place) -> str | None:
+    """The name of a place below another: "" where it is the same place, None where it is elsewhere."""
+    if not (isinstance(upper, Url) and isinstance(lower, Url) and type(upper.fs) is type(lower.fs)):
         return None
-
-
-def _refuse_unfit(path: Path, there: os.stat_result, linked: set[tuple[int, int]]) -> None:
-    if stat.S_ISDIR(there.st_mode):
-        raise UsageError(f"{path}: is a folder where a file is to go; rename it, or use another --out")
-    if not stat.S_ISREG(there.st_mode):
-        raise UsageError(f"{path}: is a symbolic link or no plain file; remove it, or use another --out")
-    if (there.st_dev, there.st_ino) in linked:
-        raise UsageError(f"{path}: an input is a link to it, and inputs are never changed; use another --out")
+    if upper.root == lower.root:
+        return ""
+    return lower.root.removeprefix(f"{upper.root}/") if lower.root.startswith(f"{upper.root}/") else None
 
 
 def _unreadable(name: object, error: OSError) -> ImageError:

@@ -1,0 +1,96 @@
+"""The state file of an output folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from comdefend_cli.batch.journal import STATE, Journal, open_journal
+from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.errors import ComdefendError, UsageError
+
+
+def status(path: Path) -> os.stat_result:
+    path.touch()
+    return path.stat()
+
+
+def test_the_state_file_survives_torn_and_strange_lines(tmp_path: Path) -> None:
+    """After a line cut short anywhere, all lines before it and after it count."""
+    stamp = status(tmp_path / "file")
+    out = tmp_path / "out"
+    with open_journal(Folder(out)) as state:
+        state.begin(["a", "b"])
+        state.done("a", "a", stamp, stamp, "key")
+        state.done("b", "b", stamp, stamp, "key")
+    path = out / STATE
+    whole = path.read_bytes()
+    for cut in range(len(whole.splitlines(keepends=True)[-1]) + 1):
+        path.write_bytes(b"[1]\n\xff\n" + whole[: len(whole) - cut])
+        with open_journal(Folder(out)) as state:
+            assert state.finished("a", "a", stamp, stamp, "key")
+            assert state.finished("b", "b", stamp, stamp, "key") == (cut <= 1)
+            assert state.knows("b")
+            state.done("c", "c", stamp, stamp, "key")
+        with open_journal(Folder(out)) as state:
+            assert state.finished("c", "c", stamp, stamp, "key")
+            assert not state.finished("c", "c", stamp, stamp, "other")
+            assert not state.finished("c", "a", stamp, stamp, "key")
+    path.write_text('{"comdefend_state": 2}\n')
+    with pytest.raises(UsageError, match="another version"), open_journal(Folder(out)):
+        pass
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    """Of the half-written files, those of outputs that were begun and not finished go; all others stay."""
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    with open_journal(Folder(out)) as state:
+        state.begin(["a.png", "sub/b.png", "c.png", "../out-of-it.png"])
+        state.done("c.png", "c.png", status(out / "c.png"), status(out / "c.png"), "key")
+    ours = [out / ".a.png.0123abcd.part", out / "sub" / ".b.png.0123abcd.part"]
+    others = [out / ".c.png.0123abcd.part", out / ".x.png.0123abcd.part", out / ".a.png.part", tmp_path / ".out-of-it.png.0123abcd.part"]
+    for path in (*ours, *others):
+        path.touch()
+    with open_journal(Folder(out)) as state:
+        Folder(out).sweep(state.leftovers())
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in others)
+
+
+def test_refused_work_leaves_no_folder(tmp_path: Path) -> None:
+    """A journal that nothing was written to takes itself and the folders it made away, and leaves those it found."""
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new" / "newer", tmp_path / "there"):
+        with open_journal(Folder(out)):
+            assert (out / STATE).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+    assert not list((tmp_path / "there").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")
+def test_a_journal_that_cannot_be_written_is_closed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a place that takes nothing, nor a file that cannot be locked or looked at, leaves a file open or the folder held."""
+    out = Folder(tmp_path / "out")
+    files = len(os.listdir("/proc/self/fd"))
+
+    def fail(*arguments: object) -> None:
+        raise ComdefendError("the store does not answer")
+
+    with pytest.raises(ComdefendError, match="does not answer"):
+        journal = Journal(tmp_path / STATE, fail)
+        journal.begin(["a.png"])
+        journal.close()
+    with pytest.raises(ComdefendError, match="does not answer"), open_journal(out) as journal:
+        journal.begin(["a.png"])
+        monkeypatch.setattr(journal, "_put", fail)
+    assert len(os.listdir("/proc/self/fd")) == files
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "samestat", lambda *arguments: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(ComdefendError, match="input/output error"), open_journal(out):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == files
+    with open_journal(out) as journal:
+        assert journal.knows("a.png")

@@ -1,0 +1,119 @@
+"""The engine of this machine, as it works with files and networks."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, photo
+from PIL import Image
+
+from comdefend_cli import Purifier
+from comdefend_cli.batch import local
+from comdefend_cli.batch.local import LocalEngine, open_local
+from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.request import Request
+from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.errors import UsageError
+
+
+def test_the_defaults_for_colour_and_grey_by_image(tmp_path: Path) -> None:
+    """Without --weights, a colour and a grey image get the pixels of the API's default pair."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    images = {"color.png": photo("astronaut.png")[:24, :30], "gray.png": photo("camera.png")[100:124, 100:130]}
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(source / name)
+    networks = Networks(Request(None, "cpu", "float32"))
+    with open_local(Folder(source), Folder(out), networks) as work:
+        assert [result.status for result in work.results()] == ["done", "done"]
+    api = Purifier.from_pretrained(device="cpu", precision="float32")
+    for name, pixels in images.items():
+        assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
+    with open_local(Folder(source), Folder(out), Networks(Request(None, "cpu", "float32"))) as work:
+        assert [result.status for result in work.results()] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_beside_a_gpu_copies_take_one_thread(
+    tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, device: str
+) -> None:
+    """The networks on a CPU keep all threads; for another device PyTorch has one on the CPU, until the run has ended."""
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    torch.set_num_threads(3)
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / "a.png")
+    networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
+    networks.device = torch.device(device)  # As if; the networks stay where they are.
+    seen: list[int] = []
+    purify = networks.purifier.purify
+    monkeypatch.setattr(networks.purifier, "purify", lambda *arguments: (seen.append(torch.get_num_threads()), purify(*arguments))[1])
+    with open_local(Folder(source), Folder(tmp_path / "out"), networks) as work:
+        assert [result.status for result in work.results()] == ["done"]
+    assert seen == [3 if device == "cpu" else 1]
+    assert torch.get_num_threads() == 3
+
+
+def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the budget holds one file, one file is in memory at a time, from its first byte on, however many threads read."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for index in range(8):
+        Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / f"{index}.bmp")
+    monkeypatch.setattr(local, "_BYTES_A_MEGAPIXEL", (source / "0.bmp").stat().st_size)  # Each takes one megapixel.
+    monkeypatch.setattr(local, "fit_budget", lambda *arguments: 1.5)
+    held: set[str] = set()
+    most: list[int] = []
+
+    def read(place: Folder, name: str) -> bytes:
+        held.add(name)
+        most.append(len(held))
+        time.sleep(0.02)
+        return (place.root / name).read_bytes()
+
+    release = LocalEngine.release
+    monkeypatch.setattr(Folder, "read", read)
+    monkeypatch.setattr(LocalEngine, "release", lambda work, item: (held.discard(item.job.source), release(work, item))[1])
+    with open_local(Folder(source), Folder(tmp_path / "out"), Networks(Request(str(small_weights), "cpu", backend="torch"))) as work:
+        assert [result.status for result in work.results()] == ["done"] * 8
+    assert most == [1] * 8
+
+
+def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path, small_weights: Path) -> None:
+    """Even with --overwrite, a file that an input leads to stays as it is."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    Image.fromarray(photo("astronaut.png")[:16, :16]).save(out / "a.png")
+    before = (out / "a.png").read_bytes()
+    (source / "a.png").symlink_to(out / "a.png")
+    networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
+    with (
+        pytest.raises(UsageError, match="inputs are never changed"),
+        open_local(Folder(source), Folder(out), networks, Options(overwrite=True)),
+    ):
+        pass
+    assert (out / "a.png").read_bytes() == before
+
+
+def test_the_command_agrees_with_purify(tmp_path: Path, run: Run, small_weights: Path) -> None:
+    """Purified alone and in a folder with others of its size, an image has the same pixels; a report may lie in the output folder."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for index in range(6):
+        Image.fromarray(photo("astronaut.png")[30 * index : 30 * index + 40, 200:250]).save(source / f"{index}.jpg", quality=95)
+    options = ("--weights", small_weights, "--precision", "float32", "--device", "cpu")
+    report = tmp_path / "in-purified" / "results.jsonl"
+    many = run("purify-dir", source, "--format", "png", "--report", report, "--quiet", *options)
+    assert (many.returncode, many.stderr, many.stdout) == (0, b"", b"")
+    assert len([json.loads(line) for line in report.read_text().splitlines()]) == 6
+    alone = run("purify", source / "3.jpg", tmp_path / "3.png", "--quiet", *options)
+    assert alone.returncode == 0, alone.stderr
+    assert np.array_equal(np.array(Image.open(tmp_path / "3.png")), np.array(Image.open(tmp_path / "in-purified" / "3.png")))
