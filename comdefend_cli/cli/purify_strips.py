@@ -13,7 +13,7 @@ from comdefend_cli.cli.work import purifier_record
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.batch.strips import LargeImage
+    from comdefend_cli.batch.large_image import LargeImage
     from comdefend_cli.inference.purifier import Purifier, Settings
     from comdefend_cli.network.weight_file import Weights
 
@@ -38,11 +38,11 @@ def wanted(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet
         return False
     if not _is_large(source):
         return False
-    from comdefend_cli.batch import strips as large  # Imports PyTorch, for which an image that cannot be read should not wait.
+    from comdefend_cli.batch.large_image import can_read, is_installed
 
-    if not large.reads(source):
+    if not can_read(source):
         return False
-    if not large.is_installed():
+    if not is_installed():
         notice("an image this large takes less memory in strips: pip install 'comdefend-cli[large]'", quiet=quiet)
         return False
     return True
@@ -77,29 +77,30 @@ def run(
     quiet: bool,
 ) -> None:
     """Purify from file to file, and print the record that was asked for."""
-    from comdefend_cli.batch import strips as large
+    from comdefend_cli.batch.large_image import open_large_image
+    from comdefend_cli.batch.strips import purify_file
     from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
     from comdefend_cli.runtime.device import describe_device
     from comdefend_cli.runtime.machine import limit_threads
 
     limit_threads()
-    with large.opened(source, max_megapixels=max_megapixels) as image:
-        if image.exif and not strip and target.suffix.lower() != ".png":
-            image.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
-        for text in image.notices:
-            notice(text, quiet=quiet)
-        loaded = load_weights(weights or (DEFAULT_GRAY if image.gray else DEFAULT_COLOR))
-        purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
-        parameter = next(purifier.parameters())
-        if device == "auto":
-            notice(f"computing on {describe_device(parameter.device)} in {purifier.how}, in strips", quiet=quiet)
-        began = time.perf_counter()
-        with progress.pixels(image.width * image.height, shown=not quiet) as advance:
-            error = large.purify(purifier, image, target, strip=strip, overwrite=overwrite, progress=advance)
-        if as_json:
-            where = {"input": str(source), "output": str(target)}
-            console.print_json({**where, **_record(image, purifier, loaded, time.perf_counter() - began, error)})
+    image = open_large_image(source, max_megapixels=max_megapixels)
+    if image.exif and not strip and target.suffix.lower() != ".png":
+        image.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
+    for text in image.notices:
+        notice(text, quiet=quiet)
+    loaded = load_weights(weights or (DEFAULT_GRAY if image.gray else DEFAULT_COLOR))
+    purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
+    parameter = next(purifier.parameters())
+    if device == "auto":
+        notice(f"computing on {describe_device(parameter.device)} in {purifier.how}, in strips", quiet=quiet)
+    began = time.perf_counter()
+    with progress.pixels(image.width * image.height, shown=not quiet) as advance:
+        error = purify_file(purifier, image, target, strip=strip, overwrite=overwrite, progress=advance)
+    if as_json:
+        where = {"input": str(source), "output": str(target)}
+        console.print_json({**where, **_record(image, purifier, loaded, time.perf_counter() - began, error)})
 
 
 def _record(image: LargeImage, purifier: Purifier, loaded: Weights, seconds: float, error: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ from comdefend_cli.network.weight_file import save_weights
 
 pytest.importorskip("pyvips")
 
-from comdefend_cli.batch import strips
+from comdefend_cli.batch.large_image import can_read, open_large_image
+from comdefend_cli.batch.strips import purify_file
 from comdefend_cli.cli import purify_strips
 
 NOISY = Settings(tile=90, input_noise=20.0, noise_std=1.0, seed=3, samples=2)
@@ -36,8 +39,7 @@ NOISY = Settings(tile=90, input_noise=20.0, noise_std=1.0, seed=3, samples=2)
 def in_strips(source: Path, target: Path, settings: Settings | None = None, **options: object) -> np.ndarray:
     """The pixels of a file's purified file."""
     purifier = Purifier(small_model(), small_model(1, 4), settings)
-    with strips.opened(source) as image:
-        strips.purify(purifier, image, target, **options)  # type: ignore[arg-type]
+    purify_file(purifier, open_large_image(source), target, **options)  # type: ignore[arg-type]
     return np.array(Image.open(target))
 
 
@@ -138,16 +140,16 @@ def test_what_cannot_be_done_in_strips_is_refused(tmp_path: Path, astronaut: np.
         tag = struct.pack("<HHI", 338, 3, bands - 3)
         at = patched.index(tag) + 8
         (tmp_path / f"{bands}.tiff").write_bytes(patched[:at] + bytes(4) + patched[at + 4 :])
-        assert not strips.reads(tmp_path / f"{bands}.tiff")
+        assert not can_read(tmp_path / f"{bands}.tiff")
     for name in ("palette.png", "cmyk.tiff", "key.png", "4.tiff"):
         with pytest.raises(ImageError, match="--no-strips"):
             in_strips(tmp_path / name, tmp_path / "out.png")
     with pytest.raises(UsageError, match=r"\.png or \.tiff"):
         in_strips(tmp_path / "in.png", tmp_path / "out.jpg")
-    with pytest.raises(ImageError, match="--max-megapixels"), strips.opened(tmp_path / "in.png", max_megapixels=0.001):
-        pass
-    with pytest.raises(ImageError, match="cannot read"), strips.opened(tmp_path / "absent.png"):
-        pass
+    with pytest.raises(ImageError, match="--max-megapixels"):
+        open_large_image(tmp_path / "in.png", max_megapixels=0.001)
+    with pytest.raises(ImageError, match="cannot read"):
+        open_large_image(tmp_path / "absent.png")
     assert not list(tmp_path.glob("out*"))
 
 
@@ -162,6 +164,28 @@ def test_a_truncated_file_leaves_nothing(tmp_path: Path, astronaut: np.ndarray, 
     with pytest.raises(ComdefendError, match="cut"):
         in_strips(source, tmp_path / "out.png", Settings(tile=64))
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_a_failed_read_is_not_called_a_full_disk(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is named: the input where it cannot be read, the output where there is no room; nothing is left of either."""
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "in.png")
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyvips.Region.fetch", fail)
+        with pytest.raises(ImageError, match=r"in\.png: cannot read: input/output error"):
+            in_strips(tmp_path / "in.png", tmp_path / "out.png")
+    with monkeypatch.context() as patch:  # What is neither is left as it is.
+        patch.setattr(Purifier, "purify", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            in_strips(tmp_path / "in.png", tmp_path / "out.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+        with pytest.raises(ComdefendError, match=r"out\.png: cannot write 0\.0 GB of decoded rows beside it.*free some space"):
+            in_strips(tmp_path / "in.png", tmp_path / "out.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
 def test_existing_files_stay(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -225,8 +249,8 @@ def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatc
             wanted(True, **more)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "pyvips", None)
     assert not wanted()
-    with pytest.raises(UsageError, match=r"comdefend-cli\[large\]"), strips.opened(source):
-        pass
+    with pytest.raises(UsageError, match=r"comdefend-cli\[large\]"):
+        open_large_image(source)
 
 
 def test_the_command_in_strips(tmp_path: Path, run: Run, small_weights: Path, astronaut: np.ndarray) -> None:
@@ -246,7 +270,8 @@ def test_the_command_in_strips(tmp_path: Path, run: Run, small_weights: Path, as
 
 PEAK = """
 import re, sys
-from comdefend_cli.batch import strips
+from comdefend_cli.batch.large_image import open_large_image
+from comdefend_cli.batch.strips import purify_file
 from comdefend_cli.network.registry import load_weights
 from comdefend_cli.inference.purifier import Purifier
 from pathlib import Path
@@ -254,8 +279,7 @@ loaded = load_weights(sys.argv[1])
 purifier = Purifier.from_weights([loaded], device="cpu", precision="float32")
 from PIL import Image
 Image.MAX_IMAGE_PIXELS = None
-with strips.opened(Path(sys.argv[2])) as image:
-    strips.purify(purifier, image, Path(sys.argv[3]))
+purify_file(purifier, open_large_image(Path(sys.argv[2])), Path(sys.argv[3]))
 print(int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
