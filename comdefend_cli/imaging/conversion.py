@@ -6,20 +6,16 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from comdefend_cli.errors import ImageError
+from comdefend_cli.imaging.depth import apply_transparent_level, count_bits
 from comdefend_cli.imaging.metadata import read_exif
 from comdefend_cli.imaging.raster import Raster
 
 
-def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Raster:
-    """A Pillow image of any mode as 8-bit grey or RGB with alpha.
-
-    Args:
-        image: the image; its EXIF orientation is applied.
-        deep: bits a sample of the file it came from, to say so when they do not survive.
-        gray: whether its colours are known to be greys, whatever the mode.
+def from_pillow(image: Image.Image) -> Raster:
+    """A Pillow image of any mode, decoded or not, as 8-bit grey or RGB with alpha; its EXIF orientation is applied.
 
     Raises:
         ImageError: a mode that has no 8-bit range (32-bit integers or floats outside 0..65535 and 0..1).
@@ -28,18 +24,20 @@ def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Ras
     source = image.format or ""
     if getattr(image, "n_frames", 1) > 1:
         notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
-    block, turned = read_exif(image, notices)
+    depth, gray = count_bits(image), _is_gray(image)
+    image = apply_transparent_level(image, depth)
+    image.load()  # What a file says about its image may stand behind the pixels.
+    exif, turned = read_exif(image, notices)
     if turned:
         image = ImageOps.exif_transpose(image)
     icc, key = image.info.get("icc_profile"), image.info.get("transparency")
-    gray = gray or image.mode in ("1", "L", "LA", "La") or _gray_palette(image)
     alpha = None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         if isinstance(key, int):  # The value that is transparent, of the file's own depth.
             alpha = np.where(np.array(image) == key, 0, 255).astype(np.uint8)
         image, key, gray = _eight_bits(image, notices), None, True
-    elif deep > 8:
-        notices.append(f"{deep}-bit samples are reduced to 8 bits: the code has 12 bits a pixel")
+    elif depth > 8:
+        notices.append(f"{depth}-bit samples are reduced to 8 bits: the code has 12 bits a pixel")
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, icc, notices), None
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or key is not None:
@@ -50,13 +48,16 @@ def from_pillow(image: Image.Image, *, deep: int = 8, gray: bool = False) -> Ras
     if icc and icc[16:20] != (b"GRAY" if gray else b"RGB "):
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
-    return Raster(pixels[..., None] if gray else pixels, alpha, icc, block, source, notices)
+    return Raster(pixels[..., None] if gray else pixels, alpha, icc, exif, source, notices)
 
 
-def _gray_palette(image: Image.Image) -> bool:
-    """Whether a palette image uses greys only, so that it is purified as grey."""
+def _is_gray(image: Image.Image) -> bool:
+    """Whether an image uses greys only by its mode, its palette or its file, so that it is purified as grey."""
+    if image.mode in ("1", "L", "LA", "La"):
+        return True
     if image.mode not in ("P", "PA"):
-        return False
+        # Pillow hands 16-bit grey with alpha over as colour.
+        return bool(image.format == "PNG" and isinstance(image, ImageFile.ImageFile) and image.tile and image.tile[0].args == "LA;16B")
     colors = np.zeros((256, 3), np.uint8)
     given = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     colors[: len(given)] = given

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from comdefend_cli.errors import ImageError, reason
 from comdefend_cli.imaging.conversion import from_pillow
@@ -35,12 +35,8 @@ def read_image(source: Path | bytes, *, name: str = "standard input", max_megapi
         raise ImageError(f"{name}: is empty; nothing to purify")
     with _decoding(name), Image.open(io.BytesIO(data), formats=find_readable_formats()) as image:
         refuse_megapixels(name, *image.size, max_megapixels)
-        image.load()
-        deep = _bits_a_sample(image, data)
-        # Pillow hands 16-bit grey with alpha over as colour.
-        gray = image.format == "PNG" and data[25:26] == b"\x04"
         del data
-        return from_pillow(image, deep=deep, gray=gray)
+        return from_pillow(image)
 
 
 @contextmanager
@@ -78,15 +74,3 @@ def _decoding(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: too large for this machine's memory") from error
     except Exception as error:  # Pillow's decoders raise whatever their parsing meets.
         raise ImageError(f"{name}: damaged or truncated image: {reason(error)}; get a whole copy") from error
-
-
-def _bits_a_sample(image: Image.Image, data: bytes) -> int:
-    """Bits a sample in the file; Pillow hands 16-bit colour over as 8 bits without a word."""
-    if image.format == "PNG" and len(data) > 24:
-        return data[24]
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(max(image.tag_v2.get(258, (8,))))
-    if image.format == "PPM":
-        fields = data[:64].split()
-        return 16 if len(fields) > 3 and fields[3].isdigit() and int(fields[3]) > 255 else 8
-    return 8
