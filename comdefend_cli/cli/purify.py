@@ -65,7 +65,7 @@ def purify(
 ) -> None:
     """Purify one image.
 
-    Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile and EXIF. Grey images stay grey.
+    Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile, EXIF, XMP and IPTC. Grey images stay grey.
     """
     from comdefend_cli.imaging.formats import LOSSY, find_format, refuse_misfit
     from comdefend_cli.imaging.limits import refuse_sides

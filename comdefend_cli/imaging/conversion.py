@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from comdefend_cli.errors import ImageError
 from comdefend_cli.imaging.depth import apply_transparent_level, count_bits
-from comdefend_cli.imaging.metadata import read_exif
+from comdefend_cli.imaging.metadata import read_exif, read_iptc, read_xmp
 from comdefend_cli.imaging.raster import Raster
 
 
@@ -28,6 +28,7 @@ def from_pillow(image: Image.Image) -> Raster:
     image = apply_transparent_level(image, depth)
     image.load()  # What a file says about its image may stand behind the pixels.
     exif, turned = read_exif(image, notices)
+    xmp, iptc = read_xmp(image, notices), read_iptc(image, notices)
     if turned:
         image = ImageOps.exif_transpose(image)
     icc, key = image.info.get("icc_profile"), image.info.get("transparency")
@@ -48,7 +49,7 @@ def from_pillow(image: Image.Image) -> Raster:
     if icc and icc[16:20] != (b"GRAY" if gray else b"RGB "):
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
-    return Raster(pixels[..., None] if gray else pixels, alpha, icc, exif, source, notices)
+    return Raster(pixels[..., None] if gray else pixels, alpha, icc, exif, xmp, iptc, source, notices)
 
 
 def _is_gray(image: Image.Image) -> bool:

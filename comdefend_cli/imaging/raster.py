@@ -17,6 +17,8 @@ class Raster:
         alpha: uint8 (H, W) or None.
         icc: ICC profile of the pixels, or None.
         exif: EXIF block without orientation, or None.
+        xmp: XMP packet without orientation, UTF-8, or None.
+        iptc: IPTC records, or None.
         source: the format it was read from, as Pillow names it, or "".
         notices: what was changed in reading, one sentence each.
     """
@@ -25,6 +27,8 @@ class Raster:
     alpha: np.ndarray | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
     source: str = ""
     notices: list[str] = field(default_factory=list)
 
@@ -39,10 +43,10 @@ class Raster:
         return float(self.pixels.shape[0] * self.pixels.shape[1]) / 1e6
 
     def to_pillow(self) -> Image.Image:
-        """L, LA, RGB or RGBA, with ICC profile and EXIF in `info`."""
+        """L, LA, RGB or RGBA, with ICC profile, EXIF and XMP in `info`."""
         pixels = self.pixels[..., 0] if self.gray else self.pixels
         image = Image.fromarray(np.ascontiguousarray(pixels))
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
-        image.info.update({key: value for key, value in (("icc_profile", self.icc), ("exif", self.exif)) if value})
+        image.info.update({key: value for key, value in (("icc_profile", self.icc), ("exif", self.exif), ("xmp", self.xmp)) if value})
         return image

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from comdefend_cli.errors import ImageError, reason
 from comdefend_cli.imaging.formats import find_format, refuse_misfit
+from comdefend_cli.imaging.metadata import choose_save_options
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.runtime.files import open_atomically
 
@@ -32,7 +33,7 @@ def encode_image(raster: Raster, format_name: str, *, quality: int | None = None
         raster: what to write.
         format_name: as Pillow names it.
         quality: 1 to 100 for lossy formats, 95 by default.
-        strip: leave ICC profile and EXIF out.
+        strip: leave ICC profile, EXIF, XMP and IPTC out.
 
     Raises:
         ImageError: the format has no place for this image (its alpha, its size).
@@ -44,7 +45,7 @@ def encode_image(raster: Raster, format_name: str, *, quality: int | None = None
     image = raster.to_pillow()
     image.info.clear()
     if not strip:
-        options |= {key: value for key, value in (("icc_profile", raster.icc), ("exif", raster.exif)) if value}
+        options |= choose_save_options(raster, format_name)
     try:
         with _buffer(raster.megapixels) as buffer:
             image.save(buffer, format_name, **options)
