@@ -51,7 +51,7 @@ def journal_bytes() -> float:
         with open_journal(Folder(out)) as state:
             stamp = out.stat()
             for index in range(count):
-                state.done(f"2026-07-14/IMG_{index:06}.png", f"2026-07-14/IMG_{index:06}.jpg", stamp, stamp, "0" * 16)
+                state.finish(f"2026-07-14/IMG_{index:06}.png", f"2026-07-14/IMG_{index:06}.jpg", stamp, stamp, "0" * 16)
         return (out / STATE).stat().st_size / count
 
 
@@ -68,7 +68,7 @@ def plan_bytes() -> float:
         names = [(f"2026-07-14/IMG_{index:06}.jpg", f"2026-07-14/IMG_{index:06}.png") for index in range(count)]
         jobs = [Job(*pair, 4_000_000, False) for pair in names]
         for job in jobs:
-            state.done(job.output, job.source, stamp, stamp, "0" * 16)
+            state.finish(job.output, job.source, stamp, stamp, "0" * 16)
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
     return round(held / count, 1)

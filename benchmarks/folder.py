@@ -30,7 +30,7 @@ from PIL import Image
 
 from comdefend_cli.batch.local import open_local
 from comdefend_cli.batch.networks import Networks
-from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.inference.purifier import BATCH_PIXELS

@@ -26,7 +26,7 @@ from folder import make_thumbnails
 
 from comdefend_cli.batch.local import open_local
 from comdefend_cli.batch.networks import Networks
-from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.ray_cluster import Cluster, connect
 from comdefend_cli.batch.ray_engine import open_ray
 from comdefend_cli.batch.request import Request

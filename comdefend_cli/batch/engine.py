@@ -11,7 +11,8 @@ from typing import Literal, Protocol
 
 from comdefend_cli.batch.identity import Identity
 from comdefend_cli.batch.journal import Journal, open_journal
-from comdefend_cli.batch.plan import Options, Plan, find_images, make_plan
+from comdefend_cli.batch.options import Options
+from comdefend_cli.batch.plan import Plan, find_images, make_plan
 from comdefend_cli.batch.storage.place import Place
 
 #: How the names of files begin in which workers on other machines say what they have begun (see :mod:`comdefend_cli.batch.ray_worker`).
@@ -93,8 +94,8 @@ def prepare(source: Place, out: Place, identity: Identity, options: Options) -> 
     found = find_images(source, out, options)
     with open_journal(out) as journal:
         adopt_begun(out, journal)
-        plan = make_plan(source, out, found, journal, identity.keys(options), options)
-        out.sweep(journal.leftovers())
+        plan = make_plan(source, out, found, journal, identity.make_keys(options), options)
+        out.sweep(journal.list_leftovers())
         yield plan, journal
 
 

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 
 from comdefend_cli.backends.select import describe
-from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.options import Options
 from comdefend_cli.inference.purifier import Settings
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, read_registry
 from comdefend_cli.network.weight_file import Weights
@@ -36,7 +36,7 @@ class Identity:
         """What is computed in, and by what where that is not PyTorch."""
         return describe(self.precision, self.backend)
 
-    def key(self, sha256: str, options: Options) -> str:
+    def make_key(self, sha256: str, options: Options) -> str:
         """16 hexadecimal digits that differ if an output of these weights may differ; the format stands in the output's name."""
         settings = self.settings
         exact = settings.tiling == "exact"
@@ -56,9 +56,9 @@ class Identity:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    def keys(self, options: Options) -> set[str]:
+    def make_keys(self, options: Options) -> set[str]:
         """Of all the weights."""
-        return {self.key(sha256, options) for sha256 in self.sha256s}
+        return {self.make_key(sha256, options) for sha256 in self.sha256s}
 
 
 def list_sha256s(loaded: Weights | None) -> tuple[str, ...]:

@@ -72,10 +72,10 @@ class Journal:
         """Whether an output of that name, if there is one, is ours."""
         return output in self._entries
 
-    def finished(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> bool:
+    def is_finished(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> bool:
         """Whether `output` (now `after`) was finished from `source` (now `before`) with the settings of `key`."""
         done = self._entries.get(output)
-        return done is not None and done == _fingerprint(source, _stamp(before), _stamp(after), key)
+        return done is not None and done == _make_fingerprint(source, _list_stamp(before), _list_stamp(after), key)
 
     def begin(self, outputs: list[str]) -> None:
         """Say, durably, that these outputs may appear: call it before they do.
@@ -87,12 +87,12 @@ class Journal:
             self._append({"begin": outputs}, durable=True)
             self._entries.update(dict.fromkeys(outputs))
 
-    def done(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
+    def finish(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
         """Say that `output` is whole; `before` is of the source when it was read, `after` of the output."""
-        record = {"done": output, "from": source, "in": _stamp(before), "out": _stamp(after), "key": key}
+        record = {"done": output, "from": source, "in": _list_stamp(before), "out": _list_stamp(after), "key": key}
         with self._lock:
             self._append(record)
-            self._entries[output] = _fingerprint(source, _stamp(before), _stamp(after), key)
+            self._entries[output] = _make_fingerprint(source, _list_stamp(before), _list_stamp(after), key)
 
     def drop(self, output: str) -> None:
         """Say that a begun output did not come to be."""
@@ -112,7 +112,7 @@ class Journal:
         except OSError as error:
             raise make_write_error(str(self._path), error) from error
 
-    def leftovers(self) -> Iterator[str]:
+    def list_leftovers(self) -> Iterator[str]:
         """Outputs that were begun and never said to be done: half-written files of theirs may be there."""
         return (name for name, done in self._entries.items() if done is None)
 
@@ -142,7 +142,7 @@ class Journal:
         elif "drop" in record:
             self._entries.pop(record["drop"], None)
         elif "done" in record:
-            self._entries[str(record["done"])] = _fingerprint(record["from"], record["in"], record["out"], record["key"])
+            self._entries[str(record["done"])] = _make_fingerprint(record["from"], record["in"], record["out"], record["key"])
 
     def _append(self, record: dict[str, Any], *, durable: bool = False) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
@@ -215,10 +215,10 @@ def _lock(descriptor: int, folder: Path) -> None:
         return
 
 
-def _stamp(stat: Stamp) -> list[int]:
+def _list_stamp(stat: Stamp) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _fingerprint(source: str, before: list[int], after: list[int], key: str) -> bytes:
+def _make_fingerprint(source: str, before: list[int], after: list[int], key: str) -> bytes:
     text = json.dumps([source, before, after, key]).encode()
     return hashlib.blake2b(text, digest_size=16).digest()

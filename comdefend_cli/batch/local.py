@@ -23,8 +23,9 @@ from PIL import Image, UnidentifiedImageError
 from comdefend_cli.batch.budget import BUDGET, Stopped, fit_budget
 from comdefend_cli.batch.engine import Result, prepare, report_known
 from comdefend_cli.batch.networks import Networks
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.pipeline import Item, Pipeline
-from comdefend_cli.batch.plan import Job, Options, Plan
+from comdefend_cli.batch.plan import Job, Plan
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import Place
 from comdefend_cli.errors import ImageError, reason
@@ -87,7 +88,7 @@ class State(Protocol):
     def begin(self, outputs: list[str]) -> None:
         """Say that these may appear from now on."""
 
-    def done(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
+    def finish(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
         """Say that one is whole."""
 
     def drop(self, output: str) -> None:
@@ -129,9 +130,9 @@ class LocalEngine:
         threads = nullcontext() if self._networks.device.type == "cpu" else use_one_thread()
         with threads, closing(self._pipeline.results()) as items:
             for item in items:
-                yield self._result(item)
+                yield self._make_result(item)
 
-    def size(self, item: _File) -> float:
+    def weigh(self, item: _File) -> float:
         """Megapixels that take as much memory as the file."""
         item.before = self._source.stamp(item.job.source)
         return item.before.st_size / _BYTES_A_MEGAPIXEL if item.before else 0.0
@@ -178,7 +179,7 @@ class LocalEngine:
         cleaned = purifier.purify(torch.from_numpy(pixels).permute(0, 3, 1, 2), self._count_pixels)
         arrays = cleaned.permute(0, 2, 3, 1).contiguous().numpy()
         self._state.begin([item.job.output for item in items])
-        key = self.identity.key(sha256, self._options)
+        key = self.identity.make_key(sha256, self._options)
         for item, array in zip(items, arrays, strict=True):
             item.image = replace(item.read, pixels=array)
             item.key = key
@@ -195,7 +196,7 @@ class LocalEngine:
                 self._state.drop(output)
             raise
         if item.before is not None:
-            self._state.done(output, item.job.source, item.before, after, item.key)
+            self._state.finish(output, item.job.source, item.before, after, item.key)
 
     def release(self, item: _File) -> None:
         """Let go of the pixels."""
@@ -206,7 +207,7 @@ class LocalEngine:
         if self._pipeline.stopping:
             raise Stopped
 
-    def _result(self, item: _File) -> Result:
+    def _make_result(self, item: _File) -> Result:
         source, output = self._source.show(item.job.source), self._out.show(item.job.output)
         return Result(
             source,

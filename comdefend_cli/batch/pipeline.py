@@ -48,7 +48,7 @@ class Stages(Protocol[ItemT]):
     An exception that is no :class:`Exception`, and one of `release`, ends the run.
     """
 
-    def size(self, item: ItemT) -> float:
+    def weigh(self, item: ItemT) -> float:
         """Megapixels that its file takes in memory as it is, without reading any of it. Called from reader threads."""
 
     def measure(self, item: ItemT) -> float:
@@ -113,12 +113,12 @@ class Pipeline(Generic[ItemT]):
         """
         wait = True
         try:
-            for target in [self._reader] * self._readers + [self._computer] + [self._writer] * self._writers:
+            for target in [self._run_reader] * self._readers + [self._run_computer] + [self._run_writer] * self._writers:
                 # Daemons, so that a person who insists can leave at once.
                 thread = threading.Thread(target=self._guard, args=(target,), daemon=True)
                 thread.start()
                 self._threads.append(thread)
-            yield from self._until_end()
+            yield from self._follow()
         except KeyboardInterrupt:
             wait = False
             raise
@@ -131,7 +131,7 @@ class Pipeline(Generic[ItemT]):
         for thread in self._threads if wait else ():
             thread.join()
 
-    def _until_end(self) -> Iterator[ItemT]:
+    def _follow(self) -> Iterator[ItemT]:
         running = self._writers
         while running:
             if self.stop_asked and not self._stopping.is_set():
@@ -159,12 +159,12 @@ class Pipeline(Generic[ItemT]):
             self._stop()
             self._results.put(error)
 
-    def _next(self) -> ItemT | None:
+    def _take_next(self) -> ItemT | None:
         with self._taking:
             return None if self.stopping else next(self._items, None)
 
-    def _reader(self) -> None:
-        while (item := self._next()) is not None:
+    def _run_reader(self) -> None:
+        while (item := self._take_next()) is not None:
             try:
                 entry = self._take_in(item)
             except Stopped:
@@ -177,20 +177,20 @@ class Pipeline(Generic[ItemT]):
 
     def _take_in(self, item: ItemT) -> tuple[ItemT, Hashable, int]:
         """Read an item when there is room for it: first for its file, then for its pixels."""
-        with _timed([item]):
-            size = max(self._stages.size(item), LEAST_COST)
+        with _measure_time([item]):
+            size = max(self._stages.weigh(item), LEAST_COST)
         self._budget.acquire(size)
         item.cost = size
-        with _timed([item]):
+        with _measure_time([item]):
             more = self._stages.measure(item) - size
         if more > 0:
             self._budget.grow(size, more)
             item.cost += more
-        with _timed([item]):
+        with _measure_time([item]):
             self._stages.read(item)
         return item, *self._stages.group(item)
 
-    def _computer(self) -> None:
+    def _run_computer(self) -> None:
         try:
             self._compute_groups()
         finally:
@@ -233,7 +233,7 @@ class Pipeline(Generic[ItemT]):
 
     def _compute(self, batch: list[ItemT]) -> None:
         try:
-            with _timed(batch):
+            with _measure_time(batch):
                 self._stages.compute(batch)
         except Stopped:
             return
@@ -247,10 +247,10 @@ class Pipeline(Generic[ItemT]):
         for item in batch:
             self._computed.put(item)
 
-    def _writer(self) -> None:
+    def _run_writer(self) -> None:
         while (item := self._computed.get()) is not _END:
             try:
-                with _timed([item]):
+                with _measure_time([item]):
                     self._stages.write(item)
             except Exception as error:
                 self._finish(item, error)
@@ -267,7 +267,7 @@ class Pipeline(Generic[ItemT]):
 
 
 @contextmanager
-def _timed(items: list[ItemT]) -> Iterator[None]:
+def _measure_time(items: list[ItemT]) -> Iterator[None]:
     began = time.perf_counter()
     try:
         yield

@@ -8,47 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from comdefend_cli.batch.journal import Journal
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.storage.listing import Found
 from comdefend_cli.batch.storage.place import Place
 from comdefend_cli.errors import UsageError
 from comdefend_cli.imaging.formats import list_suffixes
-from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 
 #: File systems that take "A.png" and "a.png" for one file.
 _FOLDS_CASE = sys.platform in ("darwin", "win32")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a folder is gone through and its outputs are written.
-
-    Attributes:
-        recursive: also go through subfolders, which the output folder then mirrors.
-        format: "png", "jpg" and so on for all outputs, or None to keep each file's own.
-        quality: 1 to 100 of lossy formats, or None for the default.
-        strip: leave ICC profile and EXIF out.
-        overwrite: do all again, and replace files that are not ours.
-        max_megapixels: refuse larger images.
-
-    Raises:
-        UsageError: a format that cannot be written.
-    """
-
-    recursive: bool = False
-    format: str | None = None
-    quality: int | None = None
-    strip: bool = False
-    overwrite: bool = False
-    max_megapixels: float = MAX_MEGAPIXELS
-
-    def __post_init__(self) -> None:
-        if self.ending is not None and self.ending not in list_suffixes(writable=True):
-            raise UsageError(f"cannot write images of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
-
-    @property
-    def ending(self) -> str | None:
-        """The ending that `format` asks for, ".png" say."""
-        return None if self.format is None else f".{self.format.lower().lstrip('.')}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +93,7 @@ def make_plan(source: Place, out: Place, found: Found, state: Journal, keys: set
         if there is not None and not options.overwrite:
             if not state.knows(output):
                 foreign.append(output)
-            elif before and any(state.finished(output, name, before, there, key) for key in keys):
+            elif before and any(state.is_finished(output, name, before, there, key) for key in keys):
                 plan.kept.append((name, output))
                 continue
         plan.jobs.append(Job(name, output, before.st_size if before else 0, there is not None))

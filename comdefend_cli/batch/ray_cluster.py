@@ -57,7 +57,7 @@ def connect(cluster: Cluster) -> Iterator[Any]:
         yield ray
         return
     before = signal.getsignal(signal.SIGTERM)
-    address = _address(cluster)
+    address = _find_address(cluster)
     try:
         with _silence():
             ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == LOCAL else {}))
@@ -88,7 +88,7 @@ def fit_cluster(ray: Any, cluster: Cluster, device: str) -> Cluster:
         if not (need == 0 or need >= LEAST):
             raise UsageError(f"a worker takes 0, or {LEAST:g} or more, of a resource, not {need:g}")
     room = min((there.get(name, 0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0), default=1.0)
-    if room < 1 and (cluster.workers is None or _address(cluster) == LOCAL):  # Another cluster may grow.
+    if room < 1 and (cluster.workers is None or _find_address(cluster) == LOCAL):  # Another cluster may grow.
         about = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         raise UsageError(f"the cluster has {about}, not enough for one worker of {cpus:g} and {gpus:g}; ask for less")
     return replace(cluster, workers=cluster.workers or int(room + 1e-9), gpus=gpus)
@@ -115,7 +115,7 @@ def translate(error: BaseException) -> ComdefendError:
     return ComdefendError(f"the Ray workers cannot work: {type(cause).__name__}: {lines[-1] if lines else ''}")
 
 
-def _address(cluster: Cluster) -> str:
+def _find_address(cluster: Cluster) -> str:
     """Where the cluster is; not left to Ray, which would join whatever it finds on this machine."""
     return cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
 

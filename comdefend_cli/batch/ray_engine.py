@@ -23,7 +23,8 @@ from typing import Any
 from comdefend_cli.batch.engine import Result, adopt_begun, prepare, report_known
 from comdefend_cli.batch.identity import Identity, list_sha256s
 from comdefend_cli.batch.journal import Journal
-from comdefend_cli.batch.plan import Job, Options, Plan
+from comdefend_cli.batch.options import Options
+from comdefend_cli.batch.plan import Job, Plan
 from comdefend_cli.batch.ray_cluster import Cluster, fetch, fit_cluster, translate
 from comdefend_cli.batch.ray_worker import Task, Worker, describe_networks
 from comdefend_cli.batch.request import Request
@@ -102,7 +103,7 @@ class RayEngine:
         most = len(self.plan.jobs) // (CHUNKS_A_WORKER * (self.cluster.workers or 1))
         chunks = dict(enumerate(_cut_into_chunks(self.plan.jobs, max(1, min(CHUNK_IMAGES, most)))))
         try:
-            for row in self._rows(chunks) if chunks else ():
+            for row in self._receive_rows(chunks) if chunks else ():
                 yield from self._take_in(row, chunks.pop(int(row["number"]), []))  # A row comes again if Ray lost it.
             for job in (job for jobs in chunks.values() for job in jobs if not self._stop_asked):
                 yield Result(self.source.show(job.source), self.out.show(job.output), "failed", "Ray lost it", job.size)
@@ -111,7 +112,7 @@ class RayEngine:
             self._settle(now=True)
             adopt_begun(self.out, self.journal)
 
-    def _rows(self, chunks: dict[int, list[Job]]) -> Iterator[dict[str, Any]]:
+    def _receive_rows(self, chunks: dict[int, list[Job]]) -> Iterator[dict[str, Any]]:
         """Rows of the workers as they come, until the end or :meth:`stop`."""
         rows: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
         items = [{"number": number, "jobs": json.dumps([_list_fields(job) for job in jobs])} for number, jobs in chunks.items()]
@@ -153,17 +154,17 @@ class RayEngine:
     def _take_in(self, row: dict[str, Any], jobs: list[Job]) -> Iterator[Result]:
         """What a worker said of a chunk, into the journal and as results."""
         for job, record in zip(jobs, json.loads(row["results"]) if jobs else [], strict=True):
-            yield self._result(job, record)
+            yield self._make_result(job, record)
         if left := json.loads(row["left"]):
             self.journal.begin(left)  # The marker goes; what an attempt that died may have left stays ours.
         self._ended.append(int(row["number"]))
         self._settle()
 
-    def _result(self, job: Job, record: dict[str, Any]) -> Result:
+    def _make_result(self, job: Job, record: dict[str, Any]) -> Result:
         done = record.pop("done")
         if done is not None:
             before, after = (_Stamp(*pair) for pair in done[:2])
-            self.journal.done(job.output, job.source, before, after, done[2])
+            self.journal.finish(job.output, job.source, before, after, done[2])
             self.pixels += (record["width"] or 0) * (record["height"] or 0)
         record["notices"] = tuple(record["notices"])
         return Result(self.source.show(job.source), self.out.show(job.output), **record)
@@ -175,7 +176,7 @@ class RayEngine:
             return
         self.journal.sync()
         for number in self._ended:
-            self.out.remove(self.task.marker(number))
+            self.out.remove(self.task.name_marker(number))
         self._ended.clear()
         self._settled = time.monotonic()
         self._cost = self._settled - began

@@ -14,7 +14,8 @@ from comdefend_cli.batch.engine import BEGUN, Result
 from comdefend_cli.batch.journal import STATE
 from comdefend_cli.batch.local import LocalEngine
 from comdefend_cli.batch.networks import Networks
-from comdefend_cli.batch.plan import Job, Options, Plan
+from comdefend_cli.batch.options import Options
+from comdefend_cli.batch.plan import Job, Plan
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import open_place
@@ -39,7 +40,7 @@ class Task:
     cpus: float
     run: str
 
-    def marker(self, number: int) -> str:
+    def name_marker(self, number: int) -> str:
         """The name of the file that says that a chunk is begun."""
         return f"{BEGUN}{self.run}-{number}"
 
@@ -94,7 +95,7 @@ class Worker:
             ComdefendError: this machine does not see the output folder, or it cannot be written to.
         """
         self._out.refuse_unseen(STATE)
-        marker = self._task.marker(number)
+        marker = self._task.name_marker(number)
         before = json.loads(self._out.read(marker)) if self._out.stamp(marker) is not None else None
         if before:
             outputs, attempts = before["outputs"], before["attempts"]
@@ -115,7 +116,7 @@ class _Notes:
     def begin(self, outputs: list[str]) -> None:
         """Nothing: the whole chunk was begun."""
 
-    def done(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
+    def finish(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
         """Note it."""
         self.ended[output] = ([before.st_size, before.st_mtime_ns], [after.st_size, after.st_mtime_ns], key)
 

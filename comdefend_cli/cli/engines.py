@@ -10,7 +10,7 @@ from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.engine import Engine
-    from comdefend_cli.batch.plan import Options
+    from comdefend_cli.batch.options import Options
     from comdefend_cli.batch.ray_cluster import Cluster
     from comdefend_cli.batch.request import Request
     from comdefend_cli.batch.storage.place import Place

@@ -74,7 +74,7 @@ def purify_dir(
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
-    from comdefend_cli.batch.plan import Options
+    from comdefend_cli.batch.options import Options
     from comdefend_cli.batch.ray_cluster import Cluster
     from comdefend_cli.batch.storage.place import choose_output, is_url, open_place
     from comdefend_cli.imaging.reading import lift_pillow_limit

@@ -15,7 +15,7 @@ from comdefend_cli.batch.identity import Identity
 from comdefend_cli.batch.journal import STATE
 from comdefend_cli.batch.local import open_local
 from comdefend_cli.batch.networks import Networks
-from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
 
@@ -35,7 +35,7 @@ RECORDED = [
 
 def key(sha256: str, precision: str, backend: str, settings: Settings, options: Options) -> str:
     """The key of results so computed."""
-    return Identity((sha256,), precision, backend, settings).key(sha256, options)
+    return Identity((sha256,), precision, backend, settings).make_key(sha256, options)
 
 
 @pytest.mark.parametrize(("precision", "backend", "settings", "options", "recorded"), RECORDED)

@@ -23,21 +23,21 @@ def test_the_state_file_survives_torn_and_strange_lines(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with open_journal(Folder(out)) as state:
         state.begin(["a", "b"])
-        state.done("a", "a", stamp, stamp, "key")
-        state.done("b", "b", stamp, stamp, "key")
+        state.finish("a", "a", stamp, stamp, "key")
+        state.finish("b", "b", stamp, stamp, "key")
     path = out / STATE
     whole = path.read_bytes()
     for cut in range(len(whole.splitlines(keepends=True)[-1]) + 1):
         path.write_bytes(b"[1]\n\xff\n" + whole[: len(whole) - cut])
         with open_journal(Folder(out)) as state:
-            assert state.finished("a", "a", stamp, stamp, "key")
-            assert state.finished("b", "b", stamp, stamp, "key") == (cut <= 1)
+            assert state.is_finished("a", "a", stamp, stamp, "key")
+            assert state.is_finished("b", "b", stamp, stamp, "key") == (cut <= 1)
             assert state.knows("b")
-            state.done("c", "c", stamp, stamp, "key")
+            state.finish("c", "c", stamp, stamp, "key")
         with open_journal(Folder(out)) as state:
-            assert state.finished("c", "c", stamp, stamp, "key")
-            assert not state.finished("c", "c", stamp, stamp, "other")
-            assert not state.finished("c", "a", stamp, stamp, "key")
+            assert state.is_finished("c", "c", stamp, stamp, "key")
+            assert not state.is_finished("c", "c", stamp, stamp, "other")
+            assert not state.is_finished("c", "a", stamp, stamp, "key")
     path.write_text('{"comdefend_state": 2}\n')
     with pytest.raises(UsageError, match="another version"), open_journal(Folder(out)):
         pass
@@ -49,13 +49,13 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     (out / "sub").mkdir(parents=True)
     with open_journal(Folder(out)) as state:
         state.begin(["a.png", "sub/b.png", "c.png", "../out-of-it.png"])
-        state.done("c.png", "c.png", status(out / "c.png"), status(out / "c.png"), "key")
+        state.finish("c.png", "c.png", status(out / "c.png"), status(out / "c.png"), "key")
     ours = [out / ".a.png.0123abcd.part", out / "sub" / ".b.png.0123abcd.part"]
     others = [out / ".c.png.0123abcd.part", out / ".x.png.0123abcd.part", out / ".a.png.part", tmp_path / ".out-of-it.png.0123abcd.part"]
     for path in (*ours, *others):
         path.touch()
     with open_journal(Folder(out)) as state:
-        Folder(out).sweep(state.leftovers())
+        Folder(out).sweep(state.list_leftovers())
     assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in others)
 

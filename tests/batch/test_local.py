@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from comdefend_cli import Purifier
 from comdefend_cli.batch import local
 from comdefend_cli.batch.local import LocalEngine, open_local
 from comdefend_cli.batch.networks import Networks
-from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.errors import UsageError
@@ -84,6 +86,26 @@ def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weigh
     with open_local(Folder(source), Folder(tmp_path / "out"), Networks(Request(str(small_weights), "cpu", backend="torch"))) as work:
         assert [result.status for result in work.results()] == ["done"] * 8
     assert most == [1] * 8
+
+
+def test_no_thread_outlives_a_run_that_is_left_half_way(tmp_path: Path, small_weights: Path) -> None:
+    """Who leaves a run while holding on to its results ends it: all threads with the journal, and the next run does the rest."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for index in range(30):
+        Image.fromarray(photo("astronaut.png")[: 40 + index, :60]).save(source / f"{index}.png")
+    networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
+    before = set(threading.enumerate())
+    opening = open_local(Folder(source), Folder(tmp_path / "out"), networks)
+    with pytest.raises(ZeroDivisionError), opening as engine:
+        results = engine.results()
+        next(results)
+        raise ZeroDivisionError
+    assert set(threading.enumerate()) <= before
+    done = len(list((tmp_path / "out").glob("*.png")))
+    assert done < 30
+    with open_local(Folder(source), Folder(tmp_path / "out"), networks) as engine:
+        assert Counter(result.status for result in engine.results()) == {"kept": done, "done": 30 - done}
 
 
 def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path, small_weights: Path) -> None:

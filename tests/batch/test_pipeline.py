@@ -32,7 +32,7 @@ class Recorder:
         self.held = self.most = 0.0
         self.lock = threading.Lock()
 
-    def size(self, item: Number) -> float:
+    def weigh(self, item: Number) -> float:
         return item.megapixels / 4
 
     def measure(self, item: Number) -> float:
@@ -158,14 +158,14 @@ def run_to_its_end(pipeline: Pipeline[Number], consume: Callable[[Number], objec
     return raised[0]
 
 
-@pytest.mark.parametrize("stage", ["size", "measure", "read", "group", "compute", "write", "release"])
+@pytest.mark.parametrize("stage", ["weigh", "measure", "read", "group", "compute", "write", "release"])
 def test_a_mistake_in_any_stage_ends_the_run(stage: str) -> None:
     """What is no failure of an item comes out of the results, and no thread is left waiting."""
     error = run_to_its_end(Pipeline(Broken(stage, Fatal), map(Number, range(100)), readers=3, writers=3, budget=8.0))
     assert isinstance(error, Fatal)
 
 
-@pytest.mark.parametrize("stage", ["size", "measure", "read", "group", "compute", "write"])
+@pytest.mark.parametrize("stage", ["weigh", "measure", "read", "group", "compute", "write"])
 def test_an_exception_in_any_stage_fails_its_item_alone(stage: str) -> None:
     """All others are done, and no thread is left waiting."""
     seen: list[Number] = []

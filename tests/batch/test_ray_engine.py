@@ -16,14 +16,17 @@ import pytest
 from conftest import Run
 from PIL import Image
 
+from comdefend_cli import Settings
 from comdefend_cli.batch import ray_engine
 from comdefend_cli.batch.engine import BEGUN, Result
-from comdefend_cli.batch.journal import STATE
+from comdefend_cli.batch.identity import Identity
+from comdefend_cli.batch.journal import STATE, open_journal
 from comdefend_cli.batch.local import open_local
 from comdefend_cli.batch.networks import Networks
-from comdefend_cli.batch.plan import Job, Options
+from comdefend_cli.batch.options import Options
+from comdefend_cli.batch.plan import Job, Plan
 from comdefend_cli.batch.ray_cluster import Cluster, connect, fit_cluster
-from comdefend_cli.batch.ray_engine import _cut_into_chunks, open_ray
+from comdefend_cli.batch.ray_engine import RayEngine, _cut_into_chunks, open_ray
 from comdefend_cli.batch.ray_worker import ATTEMPTS, Task, Worker
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
@@ -161,6 +164,23 @@ def test_chunks_end_where_they_have_enough() -> None:
     chunks = list(_cut_into_chunks(jobs, 64))
     assert [len(chunk) for chunk in chunks] == [1, 1, 1, 1, 1]
     assert [job for chunk in chunks for job in chunk] == jobs
+
+
+def test_a_run_that_is_left_half_way_stops_its_workers(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does not want the results to their end lets no worker go on behind the journal's back."""
+    rows = [{"number": 0, "results": json.dumps([{"status": "failed", "notices": [], "width": None, "done": None}]), "left": "[]"}]
+    monkeypatch.setattr(RayEngine, "_receive_rows", lambda engine, chunks: iter(rows))
+    source, out = Folder(images), Folder(tmp_path / "out")
+    plan = Plan([Job("0.png", "0.png", 1, False), Job("1.png", "1.png", 1, False)])
+    with open_journal(out) as journal:
+        task = Task(source.address, out.address, Request(), Options(), 1.0, "run")
+        engine = RayEngine(
+            None, source, out, task, Cluster(workers=1), None, Identity((), "float32", "torch", Settings()), "", plan, journal
+        )
+        for result in engine.results():
+            assert result.status == "failed"
+            break
+    assert engine._stop_asked
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, images: Path, run: Run) -> None:

@@ -16,7 +16,7 @@ from comdefend_cli import Purifier
 from comdefend_cli.batch.engine import Result, prepare
 from comdefend_cli.batch.local import LocalEngine
 from comdefend_cli.batch.networks import Networks
-from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.batch.storage.place import Place, choose_output, open_place

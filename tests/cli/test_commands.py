@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from comdefend_cli.batch.plan import Options
+from comdefend_cli.batch.options import Options
 from comdefend_cli.cli import app
 from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.inference.purifier import Settings

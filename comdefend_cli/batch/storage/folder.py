@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from comdefend_cli.batch.storage.listing import Found
-from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
+from comdefend_cli.batch.storage.listing import Found, make_read_error
+from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.runtime.files import make_write_error, shorten_name, write_atomically
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Folder:
 
     def stamp(self, name: str) -> os.stat_result | None:
         """Of a file, or of what a link leads to; None if there is none."""
-        return _status(self.root / name)
+        return _stat(self.root / name)
 
     stamp_found = stamp
 
@@ -52,12 +52,12 @@ class Folder:
         Raises:
             ImageError: it cannot be read.
         """
-        with self.open(name) as file, _reading(file.name):
+        with self.open(name) as file, _translate_errors(file.name):
             return file.read()
 
     def open(self, name: str) -> BinaryIO:
         """A file, to look at its beginning; errors as of :meth:`read`."""
-        with _reading(self.root / name):
+        with _translate_errors(self.root / name):
             return (self.root / name).open("rb")
 
     def write(self, name: str, data: bytes, *, overwrite: bool) -> os.stat_result:
@@ -148,7 +148,7 @@ class Folder:
                 the way there leads out of the folder.
         """
         self._refuse_linked_folder(output.rpartition("/")[0])
-        there = _status(self.root / output, follow=False)
+        there = _stat(self.root / output, follow=False)
         if there is not None:
             _refuse_unfit(self.root / output, there, linked)
         return there
@@ -205,14 +205,14 @@ class Folder:
 
 
 @contextmanager
-def _reading(name: object) -> Iterator[None]:
+def _translate_errors(name: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
+        raise make_read_error(name, error) from error
 
 
-def _status(path: Path, *, follow: bool = True) -> os.stat_result | None:
+def _stat(path: Path, *, follow: bool = True) -> os.stat_result | None:
     try:
         return path.stat(follow_symlinks=follow)
     except OSError:

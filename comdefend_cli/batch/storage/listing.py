@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from comdefend_cli.errors import ImageError, reason
+
 
 class Stamp(Protocol):
     """What tells a file's versions apart: size in bytes and time of change in nanoseconds, or what stands for that."""
@@ -35,3 +37,8 @@ class Found:
     subfolders: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     linked: set[tuple[int, int]] = field(default_factory=set)
+
+
+def make_read_error(name: object, error: OSError) -> ImageError:
+    """The error to raise where a file of a place could not be read."""
+    return ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read")

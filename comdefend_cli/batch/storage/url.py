@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from comdefend_cli.batch.storage.listing import Found
-from comdefend_cli.errors import ComdefendError, ImageError, UsageError, reason
+from comdefend_cli.batch.storage.listing import Found, make_read_error
+from comdefend_cli.errors import ComdefendError, UsageError, reason
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.files import make_write_error, shorten_name
 
@@ -36,7 +36,7 @@ class UrlStamp:
         self.st_size = int(about.get("size") or 0)
         told = {key: about[key] for key in ("ETag", "etag", "md5Hash", "mtime", *_COARSE, "created") if about.get(key) is not None}
         key, mark = next(iter(told.items()), ("", 0))
-        self.st_mtime_ns = _as_number(mark.replace(microsecond=0) if key in _COARSE and isinstance(mark, datetime) else mark)
+        self.st_mtime_ns = _make_number(mark.replace(microsecond=0) if key in _COARSE and isinstance(mark, datetime) else mark)
 
 
 class Url:
@@ -80,7 +80,7 @@ class Url:
         if self._listing is None:
             there: dict[str, dict[str, Any]] = {}
             # Not by `exists`, for which whatever goes wrong means no.
-            with suppress(FileNotFoundError), _answering(self.url, "cannot list", OSError):
+            with suppress(FileNotFoundError), _translate_errors(self.url, "cannot list", OSError):
                 there = self.fs.find(self.root, detail=True)
             cut = len(self.root) + 1
             self._listing = {path[cut:]: UrlStamp(about) for path, about in sorted(there.items()) if len(path) > cut}
@@ -93,8 +93,8 @@ class Url:
             ComdefendError: the store does not answer.
         """
         try:
-            with _answering(self.show(name), "cannot look it up", OSError):
-                return UrlStamp(self.fs.info(self._path(name)))
+            with _translate_errors(self.show(name), "cannot look it up", OSError):
+                return UrlStamp(self.fs.info(self._make_path(name)))
         except FileNotFoundError:
             return None
 
@@ -109,18 +109,18 @@ class Url:
             ImageError: it cannot be read.
         """
         try:
-            with _answering(self.show(name), "cannot read"):
-                return bytes(self.fs.cat_file(self._path(name)))
+            with _translate_errors(self.show(name), "cannot read"):
+                return bytes(self.fs.cat_file(self._make_path(name)))
         except OSError as error:
-            raise _unreadable(self.show(name), error) from error
+            raise make_read_error(self.show(name), error) from error
 
     def open(self, name: str) -> BinaryIO:
         """A file, to look at its beginning; errors as of :meth:`read`."""
         try:
-            with _answering(self.show(name), "cannot read"):
-                return cast(BinaryIO, self.fs.open(self._path(name), "rb"))
+            with _translate_errors(self.show(name), "cannot read"):
+                return cast(BinaryIO, self.fs.open(self._make_path(name), "rb"))
         except OSError as error:
-            raise _unreadable(self.show(name), error) from error
+            raise make_read_error(self.show(name), error) from error
 
     def write(self, name: str, data: bytes, *, overwrite: bool) -> UrlStamp:
         """Put a file into its place whole; its stamp.
@@ -129,9 +129,9 @@ class Url:
             UsageError: it is there and `overwrite` is false.
             ComdefendError: it cannot be written.
         """
-        path = self._path(name)
+        path = self._make_path(name)
         try:
-            with _answering(self.show(name), "cannot write"):
+            with _translate_errors(self.show(name), "cannot write"):
                 if not overwrite and self.stamp(name) is not None:
                     raise UsageError(f"{self.show(name)}: already exists; use --overwrite to replace it")
                 self._put(path, data)
@@ -142,8 +142,8 @@ class Url:
     def remove(self, name: str) -> None:
         """Delete a file that may have gone already."""
         try:
-            with _answering(self.show(name), "cannot delete"):
-                self.fs.rm_file(self._path(name))
+            with _translate_errors(self.show(name), "cannot delete"):
+                self.fs.rm_file(self._make_path(name))
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -152,7 +152,7 @@ class Url:
     def find_beginning(self, prefix: str) -> list[str]:
         """Files directly in the place whose names begin so."""
         try:
-            with _answering(self.url, "cannot list", OSError):
+            with _translate_errors(self.url, "cannot list", OSError):
                 self.fs.invalidate_cache(self.root)
                 paths = self.fs.ls(self.root, detail=False)
         except FileNotFoundError:
@@ -219,7 +219,7 @@ class Url:
 
             yield path, put
 
-    def _path(self, name: str) -> str:
+    def _make_path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def _put(self, path: str, data: bytes) -> None:
@@ -240,7 +240,7 @@ class Url:
 
 
 @contextmanager
-def _answering(what: str, fault: str, *faults: type[Exception]) -> Iterator[None]:
+def _translate_errors(what: str, fault: str, *faults: type[Exception]) -> Iterator[None]:
     """Turn what a store's library raises into an error of ours, but for files that are not there and for `OSError`, unless it is named.
 
     Raises:
@@ -265,11 +265,7 @@ def _name_below(upper: Place, lower: Place) -> str | None:
     return lower.root.removeprefix(f"{upper.root}/") if lower.root.startswith(f"{upper.root}/") else None
 
 
-def _unreadable(name: object, error: OSError) -> ImageError:
-    return ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read")
-
-
-def _as_number(mark: object) -> int:
+def _make_number(mark: object) -> int:
     """Nanoseconds of a time; of any other mark, a number that differs where the mark does."""
     if isinstance(mark, datetime):
         return int(mark.timestamp() * 1e9)
