@@ -21,7 +21,7 @@ from systems import Line, lines_of_imagenet
 
 from comdefend_cli.data.labelled import Labelled, load_labelled
 from comdefend_cli.errors import ComdefendError, UsageError, reason
-from comdefend_cli.evaluate.attacks.catalogue import name_attack
+from comdefend_cli.evaluate.attacks.recipes import name_attack
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
 from comdefend_cli.evaluate.evaluation import Evaluation

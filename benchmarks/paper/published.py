@@ -17,7 +17,7 @@ class Column:
 
     Attributes:
         title: its head in the paper.
-        attack: the attack's name in `comdefend_cli.evaluate.attacks.catalogue`; `CLEAN` for none.
+        attack: the attack's name in `comdefend_cli.evaluate.attacks.recipes`; `CLEAN` for none.
         epsilons: L-infinity bounds of its values, in 8-bit levels; of clean images, those beside which a value stands. () where a cell
             has one value and names no bound.
     """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from comdefend_cli.evaluate.cells import ADAPTIVE, BLACK_BOX, CLEAN, GRAY_BOX
-from comdefend_cli.evaluate.protocol import ADAPTIVE_ATTACKS, BLACK_ATTACKS, GRAY_ATTACKS, Protocol
+from comdefend_cli.evaluate.protocol import ADAPTIVE_ATTACKS, BLACK_ATTACKS, ENSEMBLE, GRAY_ATTACKS, Protocol
 from comdefend_cli.evaluate.systems import System
 
 #: Of a defence's gradients, the order in which they are tried; the ensemble goes through the first that it offers alone.
@@ -48,4 +48,4 @@ def plan_cells(protocol: Protocol, systems: list[System]) -> Iterator[Planned]:
 
 def _choose_gradients(system: System, attack: str) -> list[str]:
     offered = [gradient for gradient in _PREFERENCE if gradient in system.defence.gradients]
-    return offered[:1] if attack == "autoattack" else offered
+    return offered[:1] if attack == ENSEMBLE else offered

@@ -8,19 +8,25 @@ every defence then meets. Adaptive: the attacker has both, and differentiates th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.attacks.catalogue import Attack, make_attack, name_attack
+from comdefend_cli.evaluate.attacks.recipes import name_attack
 from comdefend_cli.evaluate.cells import THREATS
 
+if TYPE_CHECKING:
+    from comdefend_cli.evaluate.attacks.catalogue import Attack
+
+#: The strongest adaptive attack, which stands for several.
+ENSEMBLE = "apgd-fmn-square"
 #: Attacks on the classifier alone; FGSM's single step also tells how much PGD's many gain, in the adaptive model.
 GRAY_ATTACKS = ("fgsm", "bim", "mi-fgsm", "pgd", "deepfool", "cw")
-ADAPTIVE_ATTACKS = ("fgsm", "pgd", "autoattack")
+ADAPTIVE_ATTACKS = ("fgsm", "pgd", ENSEMBLE)
 BLACK_ATTACKS = ("square",)
-SLOW_ATTACKS = ("autoattack", "square")
+SLOW_ATTACKS = (ENSEMBLE, "square")
 #: At which these are made unless told otherwise; where it is not asked for, at the middle one that is.
 SLOW_EPSILON = 8.0
-DEFAULT_ATTACKS = (*GRAY_ATTACKS, "autoattack", *BLACK_ATTACKS)
+DEFAULT_ATTACKS = (*GRAY_ATTACKS, ENSEMBLE, *BLACK_ATTACKS)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Protocol:
     Attributes:
         attacks: names, see `DEFAULT_ATTACKS`.
         epsilons: most L-infinity distances, in 8-bit levels.
-        slow_epsilons: those of them at which AutoAttack and Square are made, which take far longer than the rest.
+        slow_epsilons: those of them at which the ensemble and Square are made, which take far longer than the rest.
         threats: of `THREATS`; "clean" is always measured.
         limit_adaptive: images that adaptive attacks are made for, the first of all.
         limit_black_box: images for Square, likewise.
@@ -71,7 +77,7 @@ class Protocol:
         if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in (*self.epsilons, *(self.slow_epsilons or ()))):
             raise UsageError("epsilons must be above 0 and at most 255 8-bit levels")
         if self.slow_epsilons is not None and not set(self.slow_epsilons) & set(self.epsilons):
-            raise UsageError("the slow attacks' epsilons must be some of the epsilons, or AutoAttack and Square would be left out")
+            raise UsageError("the slow attacks' epsilons must be some of the epsilons, or APGD + FMN + Square and Square would be left out")
         for name in ("limit_adaptive", "limit_black_box", "steps", "restarts", "eot", "queries", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
@@ -92,10 +98,12 @@ class Protocol:
 
     def make(self, name: str, *, stochastic: bool = False) -> Attack:
         """An attack with these settings, in its version for random defences where there is one."""
+        from comdefend_cli.evaluate.attacks.catalogue import make_attack
+
         if name == "pgd":
             return make_attack("pgd", steps=self.steps, restarts=self.restarts)
         if name == "square":
             return make_attack("square", queries=self.queries)
-        if name == "autoattack":
-            return make_attack("autoattack-rand") if stochastic else make_attack("autoattack", queries=self.queries)
+        if name == ENSEMBLE:
+            return make_attack("apgd-rand") if stochastic else make_attack(ENSEMBLE, queries=self.queries)
         return make_attack(name)

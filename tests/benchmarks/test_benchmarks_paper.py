@@ -19,7 +19,8 @@ from comdefend_cli.classifiers.loading import ClassifierHeader, build, save_clas
 from comdefend_cli.classifiers.networks import ARCHITECTURES
 from comdefend_cli.data.labelled import CLASSES
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.attacks.catalogue import NAMES, Attack
+from comdefend_cli.evaluate.attacks.catalogue import Attack
+from comdefend_cli.evaluate.attacks.recipes import NAMES
 from comdefend_cli.evaluate.cells import Cell
 from comdefend_cli.network.registry import load_weights
 

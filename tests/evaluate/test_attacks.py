@@ -21,7 +21,8 @@ pytest.importorskip("foolbox")
 pytest.importorskip("art")
 
 from comdefend_cli.evaluate.attacks import with_art
-from comdefend_cli.evaluate.attacks.catalogue import NAMES, Attack, find_versions, make_attack
+from comdefend_cli.evaluate.attacks.catalogue import Attack, find_versions, make_attack
+from comdefend_cli.evaluate.attacks.recipes import NAMES
 from comdefend_cli.evaluate.attacks.victim import Expectation, Guarded, Victim, Worst, gradient_is_zero, within
 
 EPSILON = 14 / 255
@@ -30,8 +31,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 4, "restarts": 2},
     "deepfool": {"steps": 10},
     "cw": {"search_steps": 2, "steps": 15},
-    "autoattack": {"steps": 8, "targets": 2, "fmn_steps": 8, "queries": 30},
-    "autoattack-rand": {"steps": 8},
+    "apgd-fmn-square": {"steps": 8, "targets": 2, "fmn_steps": 8, "queries": 30},
+    "apgd-rand": {"steps": 8},
     "square": {"queries": 60},
 }
 
@@ -174,7 +175,7 @@ def test_repeatable_and_leaves_no_trace(name: str, classifier: nn.Module, images
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("name", ["pgd", "autoattack-rand", "square"])
+@pytest.mark.parametrize("name", ["pgd", "apgd-rand", "square"])
 def test_seed_matters(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Another seed gives other images where starts or squares are random."""
     x, y = images[0][:4], images[1][:4]
@@ -252,7 +253,7 @@ def test_model_comes_back_as_it_was(classifier: nn.Module, images: tuple[Tensor,
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["fgsm", "deepfool", "autoattack-rand", "square"])
+@pytest.mark.parametrize("name", ["fgsm", "deepfool", "apgd-rand", "square"])
 def test_works_without_gradients_around(name: str, classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """A caller in inference mode gets the same images."""
     x, y = images[0][:4], images[1][:4]
@@ -487,7 +488,7 @@ def test_square_is_arts(classifier: nn.Module, images: tuple[Tensor, Tensor]) ->
 
 
 @pytest.mark.slow
-def test_autoattack_is_no_weaker_than_arts(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+def test_the_ensemble_is_no_weaker_than_arts(classifier: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     """Our ensemble leaves no more images standing than ART's class with its default ensemble, or than PGD."""
     pytest.importorskip("multiprocess")
     from art.attacks.evasion import AutoAttack
@@ -498,7 +499,7 @@ def test_autoattack_is_no_weaker_than_arts(classifier: nn.Module, images: tuple[
         part.set_params(verbose=False)
     theirs.attacks[-1].set_params(max_iter=200, nb_restarts=1)
     left = accuracy(classifier, torch.from_numpy(theirs.generate(x.numpy(), y.numpy())), y)
-    ours = accuracy(classifier, make_attack("autoattack", queries=200).run(classifier, x, y, 9 / 255, seed=0), y)
+    ours = accuracy(classifier, make_attack("apgd-fmn-square", queries=200).run(classifier, x, y, 9 / 255, seed=0), y)
     assert ours <= left
     assert ours <= accuracy(classifier, make_attack("pgd").run(classifier, x, y, 9 / 255, seed=0), y)
 
@@ -586,7 +587,7 @@ def test_expected_gradient_frees_each_sample(classifier: nn.Module, images: tupl
         def forward(self, x: Tensor) -> Tensor:
             return classifier(Counted.apply(x) if x.requires_grad else x)
 
-    for name in ("bim", "autoattack-rand"):
+    for name in ("bim", "apgd-rand"):
         quick(name).run(Expectation(Model(), 5), images[0][:2], images[1][:2], 0.01, seed=0)
     assert most == [1] and alive == [0]
 
@@ -629,7 +630,9 @@ def test_unknown_names_and_settings(name: str, overrides: dict[str, Any], messag
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "library"), [("fgsm", "foolbox"), ("square", "art"), ("autoattack", "foolbox"), ("autoattack", "art")])
+@pytest.mark.parametrize(
+    ("name", "library"), [("fgsm", "foolbox"), ("square", "art"), *(("apgd-fmn-square", each) for each in ("foolbox", "art"))]
+)
 def test_missing_library(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a library, one line says how to install it, before any work."""
     monkeypatch.setitem(sys.modules, library, None)

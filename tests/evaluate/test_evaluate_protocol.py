@@ -306,11 +306,11 @@ def test_a_classifier_that_does_not_fit_is_refused(answer: Any, message: str) ->
 def test_slow_attacks_are_made_at_one_epsilon() -> None:
     """At 8 levels, where that is not asked for at the middle one, and else at those that were named; other names are known."""
     assert Protocol().epsilons_of("square") == (8.0,)
-    assert Protocol(epsilons=(4.0,)).epsilons_of("autoattack") == (4.0,)
-    assert Protocol(epsilons=(1.0, 2.0, 4.0)).epsilons_of("autoattack") == (2.0,)
+    assert Protocol(epsilons=(4.0,)).epsilons_of("apgd-fmn-square") == (4.0,)
+    assert Protocol(epsilons=(1.0, 2.0, 4.0)).epsilons_of("apgd-fmn-square") == (2.0,)
     assert Protocol(slow_epsilons=(2.0, 16.0)).epsilons_of("square") == (2.0, 16.0)
     assert Protocol(epsilons=(4.0,)).epsilons_of("pgd") == (4.0,)
-    assert Protocol(attacks=("ifgsm", "c&w", "MI-FGSM")).attacks == ("bim", "cw", "mi-fgsm")
+    assert Protocol(attacks=("ifgsm", "c&w", "MI-FGSM", "AutoAttack")).attacks == ("bim", "cw", "mi-fgsm", "apgd-fmn-square")
 
 
 def test_an_interrupted_run_goes_on(classifier: Classifier, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_images_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
     [
         ({"attacks": ("magic",)}, "unknown attack 'magic'"),
         ({"threats": ("white-box",)}, "unknown threat model"),
-        ({"attacks": ("autoattack-rand",)}, "unknown attack"),
+        ({"attacks": ("apgd-rand",)}, "unknown attack"),
         ({"attacks": ()}, "no attack"),
         ({"threats": ()}, "no threat model"),
         ({"epsilons": (2.0,), "slow_epsilons": (4.0,)}, "would be left out"),

@@ -236,6 +236,15 @@ def test_headlines_count_images_that_no_attack_breaks() -> None:
     assert "rey-box attacks at ε = 8 (10.0 %)" in judged_x and "adaptive attacks at ε = 8 (40.0 %)" in judged_x
 
 
+def test_what_was_called_autoattack_has_its_own_name() -> None:
+    """Results of earlier releases, whose ensembles without FAB were called AutoAttack, show what these are."""
+    cells = [cell("none", "clean", 90.0), cell("x", "clean", 90.0)]
+    for defence, attack, title in (("none", "autoattack", "AutoAttack"), ("x", "autoattack-rand", "AutoAttack (rand)")):
+        cells.append(cell(defence, "adaptive", 10.0, attack, 8, title=title))
+    for text in (markdown_tables(made(cells)), Page(render(made(cells), [])).text):
+        assert "AutoAttack" not in text and "APGD (rand)" in text and "APGD + FMN + Square" in text
+
+
 @pytest.mark.parametrize("damage", [{"outcomes": None}, {"outcomes": "10x"}, {"epsilon": "8"}, {"threat": "white"}])
 def test_damaged_measurements_are_refused(damage: dict[str, Any]) -> None:
     """What is no measurement is an error of one line, not a wrong number."""

@@ -1,4 +1,4 @@
-"""The attacks by name, with their settings."""
+"""The attacks by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.attacks.recipes import RECIPES, name_attack
 from comdefend_cli.evaluate.attacks.victim import Expectation, Victim, device_of, seeded, undisturbed, within
 from comdefend_cli.runtime.extras import require
 
@@ -26,7 +27,7 @@ class Attack:
     """An attack with its settings; :func:`make_attack` makes one.
 
     Attributes:
-        name: one of `NAMES`.
+        name: one of `recipes.NAMES`.
         title: as tables show it.
         library: "foolbox" or "art".
         settings: everything that decides the result but the seed, fit for JSON.
@@ -93,129 +94,6 @@ class Attack:
         return torch.cat(done)
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How :func:`make_attack` makes an attack.
-
-    Attributes:
-        title, library: as in :class:`Attack`.
-        implementation: what runs, for the settings.
-        tunable: settings that the caller may choose, with their defaults.
-        fixed: further settings.
-        reach: length of all steps together over epsilon, from which `relative_step` follows; None without such steps.
-        needs: libraries.
-        minimum_norm: as in :class:`Attack`.
-        holds_samples: whether memory grows with the samples of an :class:`Expectation`.
-    """
-
-    title: str
-    library: str
-    implementation: str
-    tunable: dict[str, Any] = field(default_factory=dict)
-    fixed: dict[str, Any] = field(default_factory=dict)
-    reach: float | None = None
-    needs: tuple[str, ...] = ("foolbox",)
-    minimum_norm: bool = False
-    holds_samples: bool = False
-
-
-_CLIMB = {"loss": "cross-entropy, true labels", "kept": "last iterate"}
-_CLIPPED = "clipped to the L-infinity ball of epsilon"
-_APGD = "initial step 2 epsilon, uniform random start, every iterate counts"
-_RECIPES = {
-    "fgsm": _Recipe(
-        "FGSM",
-        "foolbox",
-        "LinfFastGradientAttack",
-        fixed={"steps": 1, "relative_step": 1.0, "random_start": False, "loss": "cross-entropy, true labels"},
-    ),
-    "bim": _Recipe("BIM", "foolbox", "LinfBasicIterativeAttack", {"steps": 10}, {"random_start": False, **_CLIMB}, reach=2.5),
-    "mi-fgsm": _Recipe(
-        "MI-FGSM",
-        "foolbox",
-        "LinfMomentumIterativeFastGradientMethod, accumulating gradients of L1 norm 1 instead of signs",
-        {"steps": 10, "momentum": 1.0},
-        {"random_start": False, **_CLIMB},
-        reach=1.0,
-    ),
-    "pgd": _Recipe(
-        "PGD",
-        "foolbox",
-        "LinfProjectedGradientDescentAttack",
-        {"steps": 40, "restarts": 5, "random_start": True},
-        {"loss": "cross-entropy, true labels", "kept": "last iterate of the first start that succeeds, else of lowest margin"},
-        reach=2.5,
-    ),
-    "deepfool": _Recipe(
-        "DeepFool",
-        "foolbox",
-        "LinfDeepFoolAttack",
-        {"steps": 50, "candidates": 10, "overshoot": 0.02},
-        {"norm": "L-infinity", "loss": "logits", "result": _CLIPPED},
-        minimum_norm=True,
-        holds_samples=True,
-    ),
-    "cw": _Recipe(
-        "C&W",
-        "foolbox",
-        "L2CarliniWagnerAttack",
-        {"search_steps": 5, "steps": 100, "step_size": 0.01, "confidence": 0.0, "initial_const": 0.1, "abort_early": True},
-        {"norm": "L2", "result": _CLIPPED},
-        minimum_norm=True,
-        holds_samples=True,
-    ),
-    "autoattack": _Recipe(
-        "AutoAttack",
-        "art",
-        "AutoProjectedGradientDescent and SquareAttack of ART, LInfFMNAttack of foolbox",
-        {"steps": 100, "restarts": 1, "targets": 9, "fmn_steps": 100, "queries": 5000, "p_init": 0.8},
-        {
-            "version": "standard",
-            "ensemble": [
-                f"APGD on cross-entropy: {_APGD}",
-                f"APGD on targeted DLR, each of the highest other classes: {_APGD}",
-                f"FMN in place of FAB, {_CLIPPED}",
-                "Square: one square for all images of a batch a query",
-            ],
-        },
-        needs=("foolbox", "art"),
-        holds_samples=True,
-    ),
-    "autoattack-rand": _Recipe(
-        "AutoAttack (rand)",
-        "art",
-        "AutoProjectedGradientDescent",
-        {"steps": 100, "restarts": 1},
-        {"version": "rand", "ensemble": [f"APGD on cross-entropy: {_APGD}", f"APGD on DLR: {_APGD}"]},
-        needs=("art",),
-    ),
-    "square": _Recipe(
-        "Square",
-        "art",
-        "SquareAttack",
-        {"queries": 5000, "p_init": 0.8},
-        {"restarts": 1, "loss": "margin of logits", "squares": "one for all images of a batch a query"},
-        needs=("art",),
-    ),
-}
-#: Every attack, in the order of a table.
-NAMES: tuple[str, ...] = tuple(_RECIPES)
-#: Other names for them.
-_ALIASES = {"ifgsm": "bim", "i-fgsm": "bim", "mifgsm": "mi-fgsm", "c&w": "cw"}
-
-
-def name_attack(name: str) -> str:
-    """An attack's own name, of `NAMES`.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    known = _ALIASES.get(name.lower(), name.lower())
-    if known not in _RECIPES:
-        raise UsageError(f"unknown attack {name!r}: use some of {', '.join(NAMES)}")
-    return known
-
-
 def make_attack(name: str, **overrides: Any) -> Attack:
     """The attack of that name, with settings other than its defaults: `make_attack("pgd", steps=40, restarts=5)`.
 
@@ -223,7 +101,7 @@ def make_attack(name: str, **overrides: Any) -> Attack:
         UsageError: an unknown name or setting, a value out of range, or a library that is not installed.
     """
     known = name_attack(name)
-    recipe = _RECIPES[known]
+    recipe = RECIPES[known]
     allowed = {**recipe.tunable, **({} if recipe.reach is None else {"relative_step": 1.0})}
     for setting, value in overrides.items():
         _check_setting(known, setting, value, allowed)

@@ -18,7 +18,7 @@ from comdefend_cli.classifiers.signed_gradient import input_gradient
 class Expectation(nn.Module):
     """A stochastic model seen through many of its answers: expectation over transformation (EOT, Athalye et al., ICML 2018).
 
-    Attacks of this package that follow the gradient of a loss (FGSM, BIM, MI-FGSM, PGD and AutoAttack's APGD), given an
+    Attacks of this package that follow the gradient of a loss (FGSM, BIM, MI-FGSM, PGD and APGD), given an
     `Expectation`, follow the gradient of the expected loss E[loss(model(x), y)]: the mean of `samples` gradients, each
     drawn and freed in turn, so that memory does not grow with `samples`.
 

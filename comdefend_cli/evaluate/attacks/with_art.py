@@ -23,15 +23,16 @@ Settings = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def autoattack(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
-    """AutoAttack, the standard version (Croce and Hein, ICML 2020), as near as ART and foolbox come.
+def apgd_fmn_square(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
+    """An ensemble after AutoAttack's standard version (Croce and Hein, ICML 2020), of what ART and foolbox have.
 
     APGD on the cross-entropy, APGD on the targeted DLR loss against each of the highest other classes, a minimum-norm
     attack, and Square, each on the images that stood the ones before. Images that the model gets wrong without
-    any attack come back as they are. Two differences to the paper: FAB is in neither library, and foolbox's FMN has its
-    place; APGD starts uniformly in the ball, not on its surface.
+    any attack come back as they are. It is not AutoAttack: FAB is in neither library, and foolbox's FMN has its place; APGD starts
+    uniformly in the ball, not on its surface; Square draws one square for a whole batch. The authors' own code, which is not on
+    PyPI, fails on fewer than ten classes.
 
-    ART's own `AutoAttack` runs something else by default, APGD on cross-entropy and on the untargeted DLR loss,
+    ART's `AutoAttack` runs something else by default, APGD on cross-entropy and on the untargeted DLR loss,
     DeepFool for L2, and Square, and takes APGD's last iterate only; its targeted mode has a DLR loss
     that is flat where the target comes third. Hence its parts are used, and not that class.
     """
@@ -53,8 +54,8 @@ def autoattack(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon
     return worst.images
 
 
-def autoattack_rand(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
-    """AutoAttack's version for stochastic models: APGD on the cross-entropy, and on the DLR loss.
+def apgd_rand(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
+    """For stochastic models, the parts of AutoAttack's version for them: APGD on the cross-entropy, and on the DLR loss.
 
     The caller wraps the model in an :class:`~comdefend_cli.evaluate.attacks.victim.Expectation` of 20 samples, as the authors do.
     """
@@ -77,7 +78,7 @@ def square(settings: Settings, victim: Victim, x: Tensor, y: Tensor, epsilon: fl
     return worst.images
 
 
-ATTACKS = {"autoattack": autoattack, "autoattack-rand": autoattack_rand, "square": square}
+ATTACKS = {"apgd-fmn-square": apgd_fmn_square, "apgd-rand": apgd_rand, "square": square}
 
 
 def apgd(settings: Settings, victim: Victim, x: Tensor, worst: Worst, epsilon: float, loss: Loss, targets: Tensor | None = None) -> None:

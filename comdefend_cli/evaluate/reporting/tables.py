@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
 from comdefend_cli.evaluate.cells import Cell, compute_headlines, count_right, held
 
 FORMAT = 1
@@ -76,13 +77,14 @@ class Measured:
 
 
 def _measured(record: Mapping[str, Any], titles: Mapping[str, str]) -> Measured:
-    attack, epsilon = record.get("attack"), record.get("epsilon")
+    attack, epsilon = record.get("attack") or "", record.get("epsilon")
+    title = RECIPES[RENAMED[attack]].title if attack in RENAMED else titles.get(attack, attack)
     system = System(plain(record["classifier"]), plain(record["defence"]))
     gradient = "" if system.defence == UNDEFENDED else record.get("gradient") or ""  # Nothing to differentiate in more than one way.
     return Measured(
         system,
         plain(record["threat"]),
-        plain(titles.get(attack, attack)) if attack else "",  # Clean cells may have a title without being an attack.
+        plain(title),  # Clean cells may have a title without being an attack.
         plain(gradient),
         None if epsilon is None else float(epsilon),
         int(record["n"]),
