@@ -35,18 +35,13 @@ LONGER = {
     "batch/storage.py": "to be split",
     "batch/strips.py": "to be split",
     "cli/evaluate.py::evaluate": "to be split",
-    "cli/purify.py::purify": "to be split",
     "cli/purify_dir.py": "to be split",
     "cli/purify_dir.py::purify_dir": "to be split",
     "cli/train.py": "to be split",
     "cli/train.py::train": "to be split",
     "cli/train_classifier.py::train_classifier": "to be split",
-    "data/datasets.py": "to be split",
-    "evaluate/protocol.py": "to be split",
-    "imaging/images.py": "to be split",
     "inference/purifier.py": "to be split",
     "runtime/unpickle.py": "to be split",
-    "training/classifier.py": "to be split",
     "training/trainer.py": "to be split",
 }
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console, options, progress, purify_strips
+from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
-from comdefend_cli.cli.work import purifier_record
+from comdefend_cli.cli.purify_strips import choose_strips, purify_in_strips
+from comdefend_cli.cli.work import image_record, make_purifier
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from comdefend_cli.batch.request import Request
     from comdefend_cli.imaging.raster import Raster
-    from comdefend_cli.inference.purifier import Purifier, Settings
-    from comdefend_cli.network.weight_file import Weights
+    from comdefend_cli.inference.purifier import Purifier
 
 STANDARD = Path("-")
 #: Megapixels from which a progress bar is worth its place.
@@ -58,127 +59,134 @@ def purify(
     max_megapixels: options.MaxMegapixels = 512,
     strips: Annotated[
         bool | None,
-        typer.Option("--strips/--no-strips", help="In strips, from file to file, in little memory.", show_default="over 50 megapixels"),
+        typer.Option("--strips/--no-strips", help="Go from file to file in strips, in little memory.", show_default="over 50 megapixels"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of what was done.")] = False,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Purify one image.
 
     Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile, EXIF, XMP and IPTC. Grey images stay grey.
     """
-    from comdefend_cli.imaging.formats import LOSSY, find_format, refuse_misfit
-    from comdefend_cli.imaging.limits import refuse_sides
-    from comdefend_cli.imaging.reading import lift_pillow_limit, read_image
-    from comdefend_cli.imaging.writing import encode_image, write_image
+    from comdefend_cli.imaging.reading import lift_pillow_limit
 
     console.show_warnings(quiet)
     lift_pillow_limit()
     if target == STANDARD and as_json:
         raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
-    _refuse_outputs(source, target, compare, overwrite=overwrite)
-    format_name = _format(target, format)
-    if purify_strips.wanted(strips, source, target, whole=compare is not None, quiet=quiet):
-        purify_strips.run(
-            source,
-            target,
-            weights=weights,
-            device=device,
-            precision=precision,
-            backend=backend,
-            settings=_settings(tiling, tile, noise_std, seed, input_noise, samples),
-            strip=strip,
-            overwrite=overwrite,
-            max_megapixels=max_megapixels,
-            as_json=as_json,
-            quiet=quiet,
-        )
-        return
-    image = read_image(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
-    refuse_misfit(image, format_name)
-    for text in image.notices:
-        notice(text, quiet=quiet)
+    output = Output(target, format, compare, quality, strip, overwrite)
+    output.refuse(source)
+    in_strips = choose_strips(strips, source, target, whole=compare is not None, quiet=quiet)
+    image = None if in_strips else _read(source, output, max_megapixels, quiet)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
-    from comdefend_cli.inference.purifier import Purifier
-    from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
-    from comdefend_cli.runtime.device import describe_device
-    from comdefend_cli.runtime.machine import limit_threads
+    from comdefend_cli.batch.request import Request
+    from comdefend_cli.inference.purifier import Settings
 
-    limit_threads()
-    if compare is not None:
-        from comdefend_cli.inference.compare import comparison_width
+    settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
+    request = Request(weights, device, precision, backend, settings)
+    if image is None:
+        record = purify_in_strips(request, source, target, strip=strip, overwrite=overwrite, max_megapixels=max_megapixels, quiet=quiet)
+    else:
+        record = _purify_whole(request, image, output, measured=as_json, quiet=quiet)
+    if as_json:
+        console.print_json({"input": str(source), "output": str(target), **record})
 
-        height, width = image.pixels.shape[:2]
-        refuse_sides(find_format(compare), comparison_width(width), height)
-    settings = _settings(tiling, tile, noise_std, seed, input_noise, samples)
-    name = weights or (DEFAULT_GRAY if image.gray else DEFAULT_COLOR)
-    loaded = load_weights(name)
-    purifier = Purifier.from_weights([loaded], device=device, precision=precision, backend=backend, settings=settings)
-    if device == "auto":
-        notice(f"computing on {describe_device(next(purifier.parameters()).device)} in {purifier.how}", quiet=quiet)
 
+@dataclass(frozen=True)
+class Output:
+    """What is to be written, and how, as the options say; `wanted` is the format of standard output."""
+
+    target: Path
+    wanted: str | None
+    compare: Path | None
+    quality: int | None
+    strip: bool
+    overwrite: bool
+
+    @property
+    def format(self) -> str:
+        """Pillow's name of OUT's format."""
+        from comdefend_cli.imaging.formats import find_format
+
+        if self.target == STANDARD:
+            return find_format(Path(f"standard-output.{(self.wanted or 'png').lstrip('.')}"))
+        if self.wanted is not None:
+            raise UsageError("--format is for standard output; a file's format is its ending's")
+        return find_format(self.target)
+
+    def refuse(self, source: Path) -> None:
+        """Find out before the work what would fail after it."""
+        from comdefend_cli.imaging.formats import find_format
+        from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
+
+        if self.compare is not None:
+            for path, name in ((source, "IN"), (self.target, "OUT")):
+                if self.compare.resolve() == path.resolve():
+                    raise UsageError(f"{self.compare}: is {name} too; give --compare another file")
+        for output in (self.target, self.compare):
+            if output is not None and output != STANDARD:
+                refuse_existing(output, overwrite=self.overwrite)
+                find_format(output)
+                refuse_unwritable_folder(output)
+        _ = self.format  # Raises what is wrong with `wanted`.
+
+    def write(self, cleaned: Raster, quiet: bool) -> None:
+        """Write OUT; its format may change it again."""
+        from comdefend_cli.imaging.formats import LOSSY
+        from comdefend_cli.imaging.writing import encode_image
+        from comdefend_cli.runtime.files import write_atomically
+
+        if self.format in LOSSY:
+            notice(f"{LOSSY[self.format]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
+        data = encode_image(cleaned, self.format, quality=self.quality, strip=self.strip)
+        if self.target == STANDARD:
+            console.write_out(data)
+        else:
+            write_atomically(self.target, data, overwrite=self.overwrite)
+
+
+def _read(source: Path, output: Output, max_megapixels: float, quiet: bool) -> Raster:
+    from comdefend_cli.imaging.formats import refuse_misfit
+    from comdefend_cli.imaging.reading import read_image
+
+    image = read_image(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
+    refuse_misfit(image, output.format)
+    for text in image.notices:
+        notice(text, quiet=quiet)
+    return image
+
+
+def _purify_whole(request: Request, image: Raster, output: Output, *, measured: bool, quiet: bool) -> dict[str, Any]:
+    """Purify an image in memory and write it; the record of it, with PSNR and SSIM if it is to be measured."""
+    if output.compare is not None:
+        _refuse_comparison(image, output.compare)
+    purifier, weights = make_purifier(request, gray=image.gray, quiet=quiet)
     began = time.perf_counter()
     cleaned = _run(purifier, image, quiet)
     seconds = time.perf_counter() - began
-    if format_name in LOSSY:
-        notice(f"{LOSSY[format_name]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
-    _write(target, encode_image(cleaned, format_name, quality=quality, strip=strip), overwrite)
-    if compare is not None:
+    output.write(cleaned, quiet)
+    if output.compare is not None:
+        from comdefend_cli.imaging.writing import write_image
         from comdefend_cli.inference.compare import comparison
 
-        write_image(compare, comparison(purifier, image.pixels, cleaned.pixels), overwrite=overwrite)
-    if as_json:
-        where = {"input": str(source), "output": str(target)}
-        console.print_json({**where, **_record(image, cleaned, purifier, loaded, seconds)})
-
-
-def _settings(tiling: str, tile: int | None, noise_std: float, seed: int, input_noise: float | None, samples: int) -> Settings:
-    from comdefend_cli.inference.purifier import Settings
-
-    return Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
-
-
-def _record(image: Raster, cleaned: Raster, purifier: Purifier, loaded: Weights, seconds: float) -> dict[str, Any]:
-    """What was done, for scripts; times in seconds, PSNR in dB."""
+        write_image(output.compare, comparison(purifier, image.pixels, cleaned.pixels), overwrite=output.overwrite)
+    if not measured:
+        return {}
+    fidelity = _measure_fidelity(image, cleaned)
     height, width, channels = image.pixels.shape
-    return {
-        "width": width,
-        "height": height,
-        "channels": channels,
-        "alpha": image.alpha is not None,
-        "seconds": round(seconds, 4),
-        "megapixels_per_second": round(image.megapixels / seconds, 4),
-        **purifier_record(purifier, loaded),
-        **_fidelity(image, cleaned),
-        "notices": image.notices,
-    }
+    record = image_record((height, width, channels), image.alpha is not None, seconds, purifier, weights, **fidelity)
+    return {**record, "notices": image.notices}
 
 
-def _refuse_outputs(source: Path, target: Path, compare: Path | None, *, overwrite: bool) -> None:
-    """Find out before the work what would fail after it."""
+def _refuse_comparison(image: Raster, path: Path) -> None:
+    """Refuse a comparison that is too wide for its format."""
     from comdefend_cli.imaging.formats import find_format
-    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
+    from comdefend_cli.imaging.limits import refuse_sides
+    from comdefend_cli.inference.compare import comparison_width
 
-    if compare is not None:
-        for path, name in ((source, "IN"), (target, "OUT")):
-            if compare.resolve() == path.resolve():
-                raise UsageError(f"{compare}: is {name} too; give --compare another file")
-    for output in (target, compare):
-        if output is not None and output != STANDARD:
-            refuse_existing(output, overwrite=overwrite)
-            find_format(output)
-            refuse_unwritable_folder(output)
-
-
-def _format(target: Path, wanted: str | None) -> str:
-    from comdefend_cli.imaging.formats import find_format
-
-    if target != STANDARD:
-        if wanted is not None:
-            raise UsageError("--format is for standard output; a file's format is its ending's")
-        return find_format(target)
-    return find_format(Path(f"standard-output.{(wanted or 'png').lstrip('.')}"))
+    height, width = image.pixels.shape[:2]
+    refuse_sides(find_format(path), comparison_width(width), height)
 
 
 def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
@@ -191,23 +199,11 @@ def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
     return replace(image, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
 
 
-def _write(target: Path, data: bytes, overwrite: bool) -> None:
-    from comdefend_cli.runtime.files import write_atomically
-
-    if target == STANDARD:
-        console.write_out(data)
-    else:
-        write_atomically(target, data, overwrite=overwrite)
-
-
-def _fidelity(image: Raster, cleaned: Raster) -> dict[str, float | None]:
-    """PSNR in dB and SSIM of the result to the input; null where they are not finite."""
-    import math
-
+def _measure_fidelity(image: Raster, cleaned: Raster) -> dict[str, float]:
+    """PSNR in dB and SSIM of the result to the input."""
     import torch
 
     from comdefend_cli.network.metrics import psnr, ssim
 
     a, b = (torch.from_numpy(item.pixels).permute(2, 0, 1)[None] for item in (image, cleaned))
-    values = {"psnr_db": float(psnr(a, b)), "ssim": ssim(a, b)}
-    return {name: round(value, 4) if math.isfinite(value) else None for name, value in values.items()}
+    return {"psnr_db": float(psnr(a, b)), "ssim": ssim(a, b)}

@@ -238,7 +238,7 @@ def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatc
     Image.fromarray(astronaut[:40, :40]).quantize(8).save(other)
 
     def wanted(asked: bool | None = None, source: Path = source, target: str = "out.png", whole: bool = False) -> bool:
-        return purify_strips.wanted(asked, source, tmp_path / target if target != "-" else Path("-"), whole=whole, quiet=True)
+        return purify_strips.choose_strips(asked, source, tmp_path / target if target != "-" else Path("-"), whole=whole, quiet=True)
 
     assert (wanted(), wanted(True), wanted(False)) == (False, True, False)
     monkeypatch.setattr(purify_strips, "LARGE", 0.001)
