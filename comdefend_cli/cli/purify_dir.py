@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from comdefend_cli.batch.options import Options
+from comdefend_cli.batch.ray_cluster import Cluster
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.engines import open_engine, refuse_engine
 from comdefend_cli.cli.run_report import open_report
@@ -28,11 +30,13 @@ def purify_dir(
         str | None,
         typer.Option("--out", metavar="DIR", help="Where the purified images go.", show_default="DIR-purified"),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also subfolders; the output mirrors them.")] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Go through subfolders too; the output mirrors them.")
+    ] = Options.recursive,
     format: Annotated[
         str | None,
         typer.Option("--format", metavar="png|jpg|...", help="Write all in this format.", show_default="each file's own"),
-    ] = None,
+    ] = Options.format,
     weights: options.Weights = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -43,28 +47,34 @@ def purify_dir(
     input_noise: options.InputNoise = None,
     samples: options.Samples = 1,
     seed: options.NoiseSeed = 0,
-    quality: options.Quality = None,
-    strip: options.Strip = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = False,
-    max_megapixels: options.MaxMegapixels = 512,
+    quality: options.Quality = Options.quality,
+    strip: options.Strip = Options.strip,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = Options.overwrite,
+    max_megapixels: options.MaxMegapixels = Options.max_megapixels,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record an image, as lines.", **options.UNCHECKED)
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="ray: on a Ray cluster, see docs/cluster.md.")] = "local",
+    engine: Annotated[
+        str,
+        typer.Option("--engine", metavar="local|ray", help="Work on this machine (local) or on a Ray cluster, see docs/cluster.md (ray)."),
+    ] = "local",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Ray: processes that hold the networks.", show_default="all that have room")
-    ] = None,
+        int | None,
+        typer.Option("--workers", min=1, help="Processes of a cluster that hold the networks.", show_default="all that have room"),
+    ] = Cluster.workers,
     cpus_per_worker: Annotated[
-        float | None, typer.Option("--cpus-per-worker", min=0.0, help="Ray: CPUs of each.", show_default="1")
-    ] = None,
+        float | None, typer.Option("--cpus-per-worker", min=0.0, help="CPUs of each worker.", show_default="1")
+    ] = Cluster.cpus,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option("--gpus-per-worker", min=0.0, help="Ray: GPUs of each; 0.5: two share one.", show_default="1 where there are any"),
-    ] = None,
+        typer.Option(
+            "--gpus-per-worker", min=0.0, help="GPUs of each worker; with 0.5, two share one.", show_default="1 where there are any"
+        ),
+    ] = Cluster.gpus,
     ray_address: Annotated[
-        str | None, typer.Option("--ray-address", help="Of a running cluster.", show_default="RAY_ADDRESS, or this machine")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record of the whole.")] = False,
+        str | None, typer.Option("--ray-address", help="Address of a running cluster.", show_default="RAY_ADDRESS, or this machine")
+    ] = Cluster.address,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Purify a folder of images.
@@ -74,8 +84,6 @@ def purify_dir(
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
-    from comdefend_cli.batch.options import Options
-    from comdefend_cli.batch.ray_cluster import Cluster
     from comdefend_cli.batch.storage.place import choose_output, is_url, open_place
     from comdefend_cli.imaging.reading import lift_pillow_limit
 
