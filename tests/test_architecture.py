@@ -30,13 +30,7 @@ def test_every_package_has_a_layer() -> None:
 FILE, FUNCTION, COMMAND = 300, 50, 40
 #: Files and functions that are longer, and why; one that is long for no reason is split.
 LONGER = {
-    "batch/local.py": "to be split",
-    "batch/ray_engine.py": "to be split",
-    "batch/storage.py": "to be split",
-    "batch/strips.py": "to be split",
     "cli/evaluate.py::evaluate": "to be split",
-    "cli/purify_dir.py": "to be split",
-    "cli/purify_dir.py::purify_dir": "to be split",
     "cli/train.py": "to be split",
     "cli/train.py::train": "to be split",
     "cli/train_classifier.py::train_classifier": "to be split",

@@ -15,6 +15,7 @@ from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.purify_strips import choose_strips, purify_in_strips
 from comdefend_cli.cli.work import image_record, make_purifier
 from comdefend_cli.errors import UsageError
+from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.request import Request
@@ -56,7 +57,7 @@ def purify(
     quality: options.Quality = None,
     strip: options.Strip = False,
     overwrite: options.Overwrite = False,
-    max_megapixels: options.MaxMegapixels = 512,
+    max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     strips: Annotated[
         bool | None,
         typer.Option("--strips/--no-strips", help="Go from file to file in strips, in little memory.", show_default="over 50 megapixels"),
