@@ -1,0 +1,78 @@
+"""Bars are shown on a terminal that wants them, and nowhere else; what folders leave out is told."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from comdefend_cli.cli import console, preparation, progress
+
+BARS: dict[str, tuple[Callable[[bool], AbstractContextManager[Any]], tuple[Any, ...], str]] = {
+    "pixels": (lambda quiet: progress.pixels(100, shown=not quiet), (50,), "50%"),
+    "images": (lambda quiet: progress.images("purifying the images", 10, quiet=quiet), (3,), "3/10"),
+    "files": (lambda quiet: progress.files(4, 1000, lambda: 0, quiet=quiet), (250, "stopping  "), "stopping  1/4 files"),
+    "steps": (lambda quiet: progress.steps(20, done=5, quiet=quiet), (6, "loss 0.5"), "loss 0.5"),
+    "cells": (lambda quiet: progress.cells(8, quiet=quiet), (2, "PGD", 5, 50), "5/50"),
+    "download": (lambda quiet: progress.download(quiet=quiet), (1000, 2000), "1.0/2.0 kB"),
+}
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> io.StringIO:
+    """What is written to a terminal, or to a file where the test asks for none."""
+    file = io.StringIO()
+    err = Console(file=file, force_terminal=getattr(request, "param", True), width=100, color_system=None)
+    for module in (console, progress):
+        monkeypatch.setattr(module, "err", err)
+    return file
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_bars_say_how_far_the_work_is(name: str, said: io.StringIO) -> None:
+    """On a terminal each bar shows what it was told last."""
+    show, arguments, expected = BARS[name]
+    with show(False) as update:
+        update(*arguments)
+    assert expected in said.getvalue()
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_quiet_shows_no_bar(name: str, said: io.StringIO) -> None:
+    """With --quiet there is nothing to call, and nothing is written."""
+    with BARS[name][0](True) as update:
+        assert update is None
+    assert said.getvalue() == ""
+
+
+@pytest.mark.parametrize("said", [False], indirect=True)
+@pytest.mark.parametrize("name", BARS)
+def test_no_bar_goes_into_a_file(name: str, said: io.StringIO) -> None:
+    """Where standard error is no terminal there is nothing to call; long work is at most named once."""
+    with BARS[name][0](False) as update:
+        assert update is None
+    assert said.getvalue().count("\n") <= 1 and "%" not in said.getvalue()
+
+
+@pytest.mark.parametrize(("said", "quiet", "expected"), [(False, False, "note: quantizing\n"), (False, True, "")], indirect=["said"])
+def test_work_that_cannot_be_counted_is_named(said: io.StringIO, quiet: bool, expected: str) -> None:
+    """Where there is no terminal for a spinner, a notice says what takes so long, unless nothing is to be said."""
+    with progress.spinner("quantizing", quiet=quiet):
+        pass
+    assert said.getvalue() == expected
+
+
+def test_files_that_a_folder_leaves_out_are_told(tmp_path: Path, said: io.StringIO) -> None:
+    """Images smaller than the crops, which every training command may ask for, are counted in a notice."""
+    for name, side in (("a", 64), ("b", 64), ("small", 40)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    dataset = preparation.fetch_dataset(str(tmp_path), tmp_path, download=False, quiet=False, crop=48)
+    assert dataset.skipped == 1
+    assert f"1 files in {tmp_path} are no images of 48x48 pixels or more" in " ".join(said.getvalue().split())
