@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from json_out import emit
 from speed import image
-from speed_rivals import PATCH, Method, flops_a_pixel
+from speed_rivals import PATCH, Method, PlainComDefend, flops_a_pixel
 from torch import Tensor
 
 from comdefend_cli import Purifier
-from comdefend_cli.backends.graphs import PlainComDefend
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,15 +10,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, elu
 
-from comdefend_cli.backends.graphs import PlainComDefend
-from comdefend_cli.network.model import ComDefend
+from comdefend_cli.network.model import ComDefend, Conv3x3, Network
 from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 PATCH = 32
 #: Side of the matrices whose product is the machine's limit.
 MATRIX = 2048
+
+
+class PlainComDefend(nn.Module):
+    """The networks of PyTorch's own layers alone, which is what others write."""
+
+    def __init__(self, model: ComDefend) -> None:
+        super().__init__()
+        self.com, self.rec = copy.deepcopy(model.com), copy.deepcopy(model.rec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to the same."""
+        code = (_plainly(self.com, x - 0.5) > 0).to(x.dtype)
+        return torch.sigmoid(_plainly(self.rec, code))
+
+
+def _plainly(network: Network, x: Tensor) -> Tensor:
+    for layer in network:
+        x = conv2d(x, layer.weight, layer.bias, padding=1) if isinstance(layer, Conv3x3) else elu(x)
+    return x
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ before the first band lies one row of zeros, after the last another: the padding
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from comdefend_cli.network.model import HIDDEN, RADIUS, ComDefend, Conv3x3, ConvELU, binarize, elu_, to_image
+from comdefend_cli.network.model import ELU, HIDDEN, ComDefend, Conv3x3, Network
 
 #: Bytes of a band's widest activations for each thread: 8,192 pixels in float32, 16,384 in 16 bits. See the table of bands in
 #: docs/performance.md.
@@ -32,7 +32,6 @@ def band_pixels(dtype: torch.dtype) -> int:
     return THREAD_BYTES // (max(HIDDEN) * dtype.itemsize) * min(torch.get_num_threads(), MOST_THREADS)
 
 
-@torch.no_grad()
 def purify(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int | None = None) -> Iterator[Tensor]:
     """`model(x, noise)`, without gradient, from top to bottom.
 
@@ -45,55 +44,62 @@ def purify(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int
     Yields:
         float32 (N, channels, rows, W); H rows in all.
     """
-    rec = _Layers(model.rec)
-    for bits, last in _codes(model, x, noise, pixels):
-        yield to_image(rec(bits, last))
+    return _run(model.forward, model, x, noise, pixels)
+
+
+def code(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int | None = None) -> Iterator[Tensor]:
+    """The code likewise, `model.code(x, noise)`: (N, bits, rows, W) of zeros and ones."""
+    return _run(model.code, model, x, noise, pixels)
 
 
 @torch.no_grad()
-def code(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int | None = None) -> Iterator[Tensor]:
-    """The code likewise: (N, bits, rows, W) of zeros and ones."""
-    for bits, _ in _codes(model, x, noise, pixels):
-        yield bits
+def _run(forward: Callable[..., Tensor], model: ComDefend, x: Tensor, noise: Tensor | None, pixels: int | None) -> Iterator[Tensor]:
+    """What `forward`, a method of the model, makes of each band in turn."""
+    bands, height, coded = _Bands(), x.shape[2], 0
+    most = max(1, (pixels or band_pixels(model.com.dtype)) // (len(x) * x.shape[3]))
+    for start, stop in _cut(height, most, model.com.radius + model.rec.radius):
+        bands.last = stop == height
+        rows = slice(coded, stop if bands.last else stop - model.com.radius)  # Those of the code that will be complete.
+        yield forward(x[:, :, start:stop], None if noise is None else noise[:, :, rows], compute=bands)
+        coded = rows.stop
 
 
-def _codes(model: ComDefend, x: Tensor, noise: Tensor | None, pixels: int | None) -> Iterator[tuple[Tensor, bool]]:
-    """Bands of the code in the weights' dtype, each with whether it is the last."""
-    com, dtype, done = _Layers(model.com), next(model.parameters()).dtype, 0
-    for rows, last in _cut(x.shape[2], max(1, (pixels or band_pixels(dtype)) // (len(x) * x.shape[3]))):
-        logits = com((x[:, :, rows] - 0.5).to(dtype).contiguous(memory_format=torch.channels_last), last)
-        if noise is not None:
-            logits = logits + noise[:, :, done : done + logits.shape[2]]
-        done += logits.shape[2]
-        yield binarize(logits).to(dtype), last
-
-
-def _cut(height: int, rows: int) -> Iterator[tuple[slice, bool]]:
-    """Bands of a window, each with whether it is the last; the first is longer by what the layers hold back."""
-    start, stop = 0, rows + RADIUS
+def _cut(height: int, rows: int, held: int) -> Iterator[tuple[int, int]]:
+    """First row, and the one after the last, of the bands of a window; the first is longer by the rows that the layers hold back."""
+    start, stop = 0, rows + held
     while stop < height:
-        yield slice(start, stop), False
+        yield start, stop
         start, stop = stop, stop + rows
-    yield slice(start, height), True
+    yield start, height
 
 
-class _Layers:
-    """The layers of one network, fed with bands from top to bottom."""
+class _Bands:
+    """Computes the layers of networks, fed with bands from top to bottom: of each the rows that are complete by then.
 
-    def __init__(self, network: ConvELU) -> None:
-        self._convolutions = [layer for layer in network if isinstance(layer, Conv3x3)]
-        self._kept: list[Tensor | None] = [None] * len(self._convolutions)
+    Attributes:
+        last: whether the band is the last one.
+    """
 
-    def __call__(self, band: Tensor, last: bool) -> Tensor:
-        """(N, C, rows, W) to the rows that are complete by now."""
-        for index, convolution in enumerate(self._convolutions):
-            band = convolution.rows(self._joined(index, elu_(band) if index else band, last))
+    def __init__(self) -> None:
+        self.last = False
+        self._kept: dict[nn.Module, Tensor] = {}
+
+    def __call__(self, network: Network, band: Tensor) -> Tensor:
+        """(N, C, rows, W) to (N, another C, other rows, W)."""
+        band = band.contiguous(memory_format=torch.channels_last)
+        for layer in network:
+            match layer:
+                case Conv3x3():
+                    band = layer.rows(self._join(layer, band))
+                case ELU():
+                    band = layer(band)
+                case _:
+                    raise TypeError(f"bands do not know {layer}")
         return band
 
-    def _joined(self, index: int, band: Tensor, last: bool) -> Tensor:
+    def _join(self, layer: Conv3x3, band: Tensor) -> Tensor:
         """The band below what was kept of the one before, of which the last two rows are kept in turn."""
         zeros = torch.zeros_like(band[:, :, :1])
-        kept = self._kept[index]
-        rows = torch.cat([zeros if kept is None else kept, band, *[zeros] * last], 2)
-        self._kept[index] = rows[:, :, -2:].clone(memory_format=torch.channels_last)
+        rows = torch.cat([self._kept.get(layer, zeros), band, *[zeros] * self.last], 2)
+        self._kept[layer] = rows[:, :, -2:].clone(memory_format=torch.channels_last)
         return rows

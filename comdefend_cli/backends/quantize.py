@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 import torch
 from torch import Tensor
 
-from comdefend_cli.backends.graphs import openvino_model, serialized
+from comdefend_cli.backends.openvino import build_graph, serialize
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import Quantized
@@ -30,7 +30,7 @@ def quantize(model: ComDefend, images: Tensor) -> Quantized:
     """
     if images.shape[1] != model.architecture.channels:
         raise UsageError(f"the networks take {model.architecture.channels} channels, the images have {images.shape[1]}: use others")
-    graph = openvino_model(model)
+    graph = build_graph(model)
     os.environ.setdefault("NNCF_CI", "1")  # Else NNCF reports its use over the network.
     nncf = require("nncf", extra="int8")
     generator = torch.Generator().manual_seed(0)
@@ -40,4 +40,4 @@ def quantize(model: ComDefend, images: Tensor) -> Quantized:
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(io.StringIO()):  # Where NNCF shows its progress.
         made = nncf.quantize(graph, data, subset_size=len(images), preset=nncf.QuantizationPreset.MIXED)
-    return serialized(made)
+    return serialize(made)

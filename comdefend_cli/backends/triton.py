@@ -9,9 +9,11 @@ In "float8" the layers that take most of the time multiply numbers of 8 bits (e4
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 import triton
@@ -19,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from comdefend_cli.network.model import ComDefend, Conv3x3, ConvELU, binarize, to_image
+from comdefend_cli.network.model import ELU, ComDefend, Conv3x3, Network
 from comdefend_cli.runtime.device import dtype_name
 
 #: Fewest channels that a product of the tensor cores takes.
@@ -108,11 +110,16 @@ class Layer:
     Args:
         convolution: its weights are read now.
         float8: whether it takes activations in 8 bits.
+
+    Attributes:
+        elu: whether an ELU follows it.
+        channels: that are more than filling, of its output.
     """
 
     def __init__(self, convolution: Conv3x3, *, float8: bool = False) -> None:
-        self.inputs, self.outputs = _wide(convolution.in_channels), _wide(convolution.out_channels)
-        more = self.outputs - convolution.out_channels
+        self.elu, self.channels = False, convolution.out_channels
+        self.inputs, self.outputs = _wide(convolution.in_channels), _wide(self.channels)
+        more = self.outputs - self.channels
         weight, bias = convolution.weight.detach().permute(0, 2, 3, 1), convolution.bias
         assert bias is not None
         weight = pad(weight, (0, self.inputs - convolution.in_channels, 0, 0, 0, 0, 0, more)).contiguous()
@@ -125,12 +132,11 @@ class Layer:
             weight, self.factor = weight / scale[:, None, None, None], scale * SHRINK
         self.weight = weight.to(self.dtype)
 
-    def __call__(self, x: Tensor, *, elu: bool, dtype: torch.dtype) -> Tensor:
-        """The layer's output, on request through an ELU.
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer's output.
 
         Args:
             x: (N, H, W, inputs), contiguous, of this layer's dtype; in 8 bits divided by `SHRINK`.
-            elu: whether an ELU follows.
             dtype: of the result.
 
         Returns:
@@ -142,7 +148,7 @@ class Layer:
         with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
             _conv3x3[triton.cdiv(pixels, cut.rows), self.outputs // cut.columns](
                 x, self.weight, self.factor, self.bias, y, pixels, x.shape[1], x.shape[2],
-                inputs=self.inputs, outputs=self.outputs, elu=elu, shrink=SHRINK, most=MOST,
+                inputs=self.inputs, outputs=self.outputs, elu=self.elu, shrink=SHRINK, most=MOST,
                 rows=cut.rows, columns=cut.columns, depth=cut.depth, stages=cut.stages, num_warps=cut.warps,
             )  # fmt: skip
         return y
@@ -170,10 +176,12 @@ class TritonNetworks:
     name = "triton"
 
     def __init__(self, model: ComDefend, *, float8: bool = False) -> None:
-        self._com, self._rec = (_layers(network, float8) for network in (model.com, model.rec))
-        self._dtype = next(model.parameters()).dtype
-        self._widths = model.architecture.bits, model.architecture.channels
-        self.precision = "float8" if float8 else dtype_name(self._dtype)
+        self.precision = "float8" if float8 else dtype_name(model.com.dtype)
+        self._model = copy.deepcopy(model).to("meta")  # For its forward pass; its weights take no memory.
+        self._layers: dict[Network, list[Layer]] = {
+            self._model.com: _fuse(model.com, float8),
+            self._model.rec: _fuse(model.rec, float8),
+        }
 
     def tile(self, pixels: int) -> int:
         """Side of a tile, whatever the image's size."""
@@ -182,21 +190,30 @@ class TritonNetworks:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """The image (N, C, H, W), float32 in [0, 1], of one likewise."""
-        bits, channels = self._widths
-        return to_image(self._through(self._rec, binarize(self._through(self._com, x - 0.5, bits)), channels))
+        return cast(Tensor, self._model(x, compute=self._compute))
 
-    def _through(self, layers: list[Layer], x: Tensor, outputs: int) -> Tensor:
-        """Of x (N, C, H, W) what all layers make of it, (N, outputs, H, W)."""
-        y = x.permute(0, 2, 3, 1).to(self._dtype)
+    def _compute(self, network: Network, x: Tensor) -> Tensor:
+        """Of x (N, C, H, W) what all layers make of it, (N, another C, H, W)."""
+        layers = self._layers[network]
+        y = x.permute(0, 2, 3, 1)
         y = pad(y, (0, layers[0].inputs - y.shape[3])).contiguous()
         for layer, after in zip(layers, [*layers[1:], None], strict=True):
-            y = layer(y, elu=after is not None, dtype=after.dtype if after else self._dtype)
-        return y[..., :outputs].permute(0, 3, 1, 2)
+            y = layer(y, dtype=after.dtype if after else x.dtype)
+        return y[..., : layers[-1].channels].permute(0, 3, 1, 2)
 
 
-def _layers(network: ConvELU, float8: bool) -> list[Layer]:
-    convolutions = [layer for layer in network if isinstance(layer, Conv3x3)]
-    return [Layer(each, float8=float8 and each.in_channels * each.out_channels >= LARGE) for each in convolutions]
+def _fuse(network: Network, float8: bool) -> list[Layer]:
+    """A network's layers for the kernel, each convolution with the ELU that follows it."""
+    fused: list[Layer] = []
+    for layer in network:
+        match layer:
+            case Conv3x3():
+                fused.append(Layer(layer, float8=float8 and layer.in_channels * layer.out_channels >= LARGE))
+            case ELU():
+                fused[-1].elu = True
+            case _:
+                raise TypeError(f"the kernel does not know {layer}")
+    return fused
 
 
 @cache

@@ -20,7 +20,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.noise import batch_noise, mixed_seed
 from comdefend_cli.inference.tiles import Tile, exact_grid, paper_grid
 from comdefend_cli.inference.windows import IN_FLIGHT, Batch, batches, counted, fetched, filled, stacked, true_float32
-from comdefend_cli.network.model import GRADIENTS, ComDefend, Gradient, binarize
+from comdefend_cli.network.model import GRADIENTS, ComDefend, Gradient
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
 from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.device import dtype_name, resolve_device, resolve_precision
@@ -290,11 +290,7 @@ class Purifier(nn.Module):
 
         def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
             noisy, noise = self._noisy(route.adapt(windows), batch, route.model), self._logit_noise(batch, route.model)
-            if _large(noisy, route.model):
-                parts = bands.code(route.model, noisy, noise)
-            else:
-                logits = route.model.com(noisy)
-                parts = iter([binarize(logits if noise is None else logits + noise)])
+            parts = bands.code(route.model, noisy, noise) if _large(noisy, route.model) else iter([route.model.code(noisy, noise)])
             return (part.to(torch.uint8) for part in parts)
 
         return self._in_tiles(x, room, replace(route, engine=None), network, None)

@@ -20,7 +20,7 @@ through, and one output pixel depends on the 37x37 input pixels around it (`RADI
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast, get_args
@@ -82,14 +82,14 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H, W)."""
-        return self._convolved(input, (1, 1))
+        return self._convolve(input, (1, 1))
 
     def rows(self, input: Tensor) -> Tensor:
         """As `forward` for an image's rows without padding above and below: (N, inputs, H, W) to (N, outputs, H - 2, W)."""
-        return self._convolved(input, (0, 1))
+        return self._convolve(input, (0, 1))
 
-    def _convolved(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        if input.device.type != "cpu":
+    def _convolve(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
+        if not _is_exact(input):
             return conv2d(input, self.weight, self.bias, padding=padding)
         # The weight's layout decides over the input's; of one input channel, only the strides tell, which `contiguous` leaves as they are.
         weight = self.weight if self.weight.stride(1) == 1 else self.weight.clone(memory_format=torch.channels_last)
@@ -98,12 +98,17 @@ class Conv3x3(nn.Conv2d):
         return conv2d(input, weight, self.bias, padding=padding)
 
 
+def _is_exact(x: Tensor) -> bool:
+    """Whether tiles of x must equal the whole bit for bit: on a CPU, but not where the networks are recorded for other software."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def elu_(x: Tensor) -> Tensor:
     """exp(x) - 1 where x is negative, in place; in float32 on a CPU without gradient, wherever a value lies in memory.
 
     PyTorch's own computes the last few values of a tensor, and of a thread's part of it, by another routine than the others.
     """
-    if x.requires_grad or x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.requires_grad or x.dtype != torch.float32 or not _is_exact(x):
         return torch_elu_(x)
     return torch.maximum(x, x.clamp(max=0).expm1_(), out=x)
 
@@ -116,8 +121,11 @@ class ELU(nn.Module):
         return elu_(x)
 
 
-class ConvELU(nn.Sequential):
-    """Nine 3x3 convolutions with an ELU after each but the last: the body of both networks."""
+class Network(nn.Sequential):
+    """Nine 3x3 convolutions with an ELU after each but the last: the layers of both networks.
+
+    This is their only description: what computes them in another way, see :data:`Compute`, walks over the same layers.
+    """
 
     def __init__(self, widths: Sequence[int]) -> None:
         layers: list[nn.Module] = []
@@ -129,34 +137,48 @@ class ConvELU(nn.Sequential):
         """All layers in turn, (N, first width, H, W) to (N, last width, H, W)."""
         return cast(Tensor, nn.Sequential.forward(self, x))  # type: ignore[no-untyped-call]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
 
-class ComCNN(ConvELU):
+    @property
+    def radius(self) -> int:
+        """How far the input reaches into the output, in pixels each way: one a 3x3 layer."""
+        return sum(isinstance(layer, Conv3x3) for layer in self)
+
+
+#: What computes the layers of a network, of an input in the weights' dtype: the layers themselves, or another backend in their place.
+Compute = Callable[[Network, Tensor], Tensor]
+
+
+class ComCNN(Network):
     """Compression (3.2): an image in [0, 1], (N, C, H, W), to logits (N, bits, H, W)."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__((architecture.channels, *architecture.hidden, architecture.bits))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, compute: Compute = Network.layers) -> Tensor:
         """Logits (N, bits, H, W), in the weights' dtype, of x (N, C, H, W)."""
         # Centred, as the authors' released checkpoint expects it; the paper does not say.
-        return self.layers((x - 0.5).to(next(self.parameters()).dtype))
+        return compute(self, (x - 0.5).to(self.dtype))
 
 
-class RecCNN(ConvELU):
+class RecCNN(Network):
     """Reconstruction (3.3): a code in [0, 1], (N, bits, H, W), to an image in [0, 1]."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__((architecture.bits, *reversed(architecture.hidden), architecture.channels))
 
-    def forward(self, code: Tensor) -> Tensor:
+    def forward(self, code: Tensor, compute: Compute = Network.layers) -> Tensor:
         """The image (N, C, H, W), float32, of a code (N, bits, H, W)."""
         # Noise in float32 makes a code in float32 of bfloat16 logits.
-        return to_image(self.layers(code.to(next(self.parameters()).dtype)))
+        return to_image(compute(self, code.to(self.dtype)))
 
 
 def to_image(x: Tensor) -> Tensor:
     """The sigmoid of RecCNN's last layer, float32; on a CPU in double precision between, for the reason of :func:`elu_`."""
-    return torch.sigmoid(x.double() if x.device.type == "cpu" else x.float()).float()
+    return torch.sigmoid(x.double() if _is_exact(x) else x.float()).float()
 
 
 class _Binarize(torch.autograd.Function):
@@ -211,18 +233,21 @@ class ComDefend(nn.Module):
         self.com = ComCNN(self.architecture)
         self.rec = RecCNN(self.architecture)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none") -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.layers) -> Tensor:
         """Purify.
 
         Args:
-            x: (N, channels, H, W) in [0, 1], any floating dtype the weights have.
+            x: (N, channels, H, W) in [0, 1], any floating dtype.
             noise: added to the logits (N, bits, H, W) before they are rounded, or None.
             gradient: see :func:`binarize`.
+            compute: what computes the layers of both networks.
 
         Returns:
             (N, channels, H, W) in [0, 1], float32.
         """
-        logits = self.com(x)
-        if noise is not None:
-            logits = logits + noise
-        return cast(Tensor, self.rec(binarize(logits, gradient)))
+        return cast(Tensor, self.rec(self.code(x, noise, gradient, compute), compute))
+
+    def code(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.layers) -> Tensor:
+        """The code of x: zeros and ones, (N, bits, H, W). Takes what :meth:`forward` takes."""
+        logits = self.com(x, compute)
+        return binarize(logits if noise is None else logits + noise, gradient)

@@ -16,9 +16,8 @@ from PIL import Image
 
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import openvino, select
-from comdefend_cli.backends.export import made_images
-from comdefend_cli.backends.graphs import serialized
-from comdefend_cli.backends.openvino import OpenVINONetworks
+from comdefend_cli.backends.export import make_images
+from comdefend_cli.backends.openvino import OpenVINONetworks, serialize
 from comdefend_cli.backends.select import resolve_backend
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences.catalogue import make_defence
@@ -181,7 +180,7 @@ def quantized() -> Quantized:
     pytest.importorskip("nncf")
     from comdefend_cli.backends.quantize import quantize
 
-    return quantize(small_model(), torch.cat([image[:, :, :37, :37] for image in made_images(3)]))
+    return quantize(small_model(), torch.cat([image[:, :, :37, :37] for image in make_images(3)]))
 
 
 def test_int8_resembles_float32_and_is_not_it(quantized: Quantized, photograph: torch.Tensor) -> None:
@@ -227,9 +226,9 @@ def test_int8_networks_from_outside_are_refused_where_they_are_something_else(
     graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "c"], ["y"])], "g", ends[:1], ends[1:], [outside])
     foreign = Quantized(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]).SerializeToString(), b"none")
     x = op.parameter([-1, 3, -1, -1], np.float32)
-    spaced = serialized(ov.Model([op.result(op.interpolate(x, [4, 4], "nearest", "sizes", axes=[2, 3]))], [x], "other"))
+    spaced = serialize(ov.Model([op.result(op.interpolate(x, [4, 4], "nearest", "sizes", axes=[2, 3]))], [x], "other"))
     x = op.parameter([-1, 1, -1, -1], np.float32)
-    narrow = serialized(ov.Model([op.result(op.sigmoid(x))], [x], "narrow"))
+    narrow = serialize(ov.Model([op.result(op.sigmoid(x))], [x], "narrow"))
     for bad in (
         Quantized(b"garbage", b"none"),
         Quantized(b"<?xml", b"none"),

@@ -42,7 +42,8 @@ for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (
     wide[..., :inputs] = x.permute(0, 2, 3, 1)
     exact = conv2d(x.double(), convolution.weight.double(), convolution.bias.double(), padding=1)
     for active, wanted in ((False, exact), (True, elu(exact))):
-        found = layer(wide, elu=active, dtype=torch.half)
+        layer.elu = active
+        found = layer(wide, torch.half)
         error = (found[..., :outputs].permute(0, 3, 1, 2) - wanted).norm() / wanted.norm()
         assert error < 1e-3, (inputs, outputs, active, error)
         assert not found[..., outputs:].any(), "channels that only fill up are zero"
@@ -171,9 +172,9 @@ def test_one_layer_in_8_bits_on_cuda() -> None:
     exact = conv2d(
         triton.SHRINK * x.double().permute(0, 3, 1, 2), convolution.weight.double(), convolution.bias.double(), padding=1
     ).permute(0, 2, 3, 1)
-    assert (layer(x, elu=False, dtype=torch.bfloat16) - exact).norm() / exact.norm() < 0.04
+    assert (layer(x, torch.bfloat16) - exact).norm() / exact.norm() < 0.04
     convolution.bias[:] = 1e5
-    cut = triton.Layer(convolution, float8=True)(x, elu=True, dtype=triton.FLOAT8)
+    cut = triton.Layer(convolution, float8=True)(x, triton.FLOAT8)
     assert (cut.float() == triton.MOST).all()
 
 
