@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from conftest import photo
+from hypothesis import strategies as st
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 
@@ -77,10 +78,17 @@ def cifar_batch(images: np.ndarray, labels: list[int]) -> bytes:
     return python2_pickle({b"batch_label": b"training batch 1 of 5", b"labels": labels, b"data": rows, b"filenames": names})
 
 
-def cifar_files(count: int = 3) -> dict[str, bytes]:
-    """All six batch files, of `count` images each: `cuts(6 * count, 32)` in order."""
+def cifar_rows(images: np.ndarray, labels: list[int]) -> bytes:
+    """A batch file of the binary release: a label and 3072 values an image."""
+    return b"".join(bytes([label]) + image.transpose(2, 0, 1).tobytes() for image, label in zip(images, labels, strict=True))
+
+
+def cifar_files(count: int = 3, *, binary: bool = False) -> dict[str, bytes]:
+    """All six batch files of either release, of `count` images each: `cuts(6 * count, 32)` in order."""
     images = cuts(6 * count, 32)
-    return {name: cifar_batch(images[i * count : (i + 1) * count], [(i + j) % 10 for j in range(count)]) for i, name in enumerate(BATCHES)}
+    write_batch, ending = (cifar_rows, ".bin") if binary else (cifar_batch, "")
+    parts = [(images[i * count : (i + 1) * count], [(i + j) % 10 for j in range(count)]) for i in range(6)]
+    return {name + ending: write_batch(*part) for name, part in zip(BATCHES, parts, strict=True)}
 
 
 def tar_gz(members: dict[str, bytes]) -> bytes:
@@ -94,10 +102,11 @@ def tar_gz(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def cifar_archive(count: int = 3) -> bytes:
-    """An archive like the official one, with its other members."""
-    other = {"cifar-10-batches-py/batches.meta": b"", "cifar-10-batches-py/readme.html": b"<a>"}
-    return tar_gz(other | {f"cifar-10-batches-py/{name}": data for name, data in cifar_files(count).items()})
+def cifar_archive(count: int = 3, *, binary: bool = False) -> bytes:
+    """An archive like the official one of either release, with its other members."""
+    other = {"batches.meta.txt" if binary else "batches.meta": b"airplane", "readme.html": b"<a>"}
+    folder = f"cifar-10-batches-{'bin' if binary else 'py'}"
+    return tar_gz({f"{folder}/{name}": data for name, data in (other | cifar_files(count, binary=binary)).items()})
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -152,3 +161,11 @@ def png(width: int, height: int, data: bytes, *, depth: int = 8, color: int = 2,
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header claims any size."""
     return png(width, height, b"\0" * 64)
+
+
+def damage(content: bytes, data: st.DataObject) -> bytes:
+    """A file with one to three of its bytes changed."""
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(damaged)

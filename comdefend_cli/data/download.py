@@ -38,7 +38,7 @@ class Archive:
 #: Checksums: https://www.cs.toronto.edu/~kriz/cifar.html and https://github.com/zalandoresearch/fashion-mnist;
 #: MNIST's are those of the four files on its mirror, as torchvision lists them.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
-    "cifar10": (Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
+    "cifar10": (Archive("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
     "fashion-mnist": tuple(
         Archive(f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}", md5)
         for name, md5 in (
@@ -58,7 +58,7 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         )
     ),
 }
-#: Guards against files that are more than a data set's can be: CIFAR-10's archive takes 178 MB, a batch in it 31 MB; MNIST's
+#: Guards against files that are more than a data set's can be: CIFAR-10's archive takes 170 MB, a batch in it 31 MB; MNIST's
 #: largest file 47 MB, unpacked.
 MAX_DOWNLOAD = 2**28
 MAX_FILE = 2**26

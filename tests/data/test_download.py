@@ -212,14 +212,14 @@ def test_two_processes_may_download_at_once(server: Server, tmp_path: Path) -> N
 
 def test_cifar10_is_downloaded_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent archive is downloaded into --data-dir, made if need be; the next time no server is asked."""
-    server.files = {"cifar-10-python.tar.gz": cifar_archive()}
-    monkeypatch.setitem(ARCHIVES, "cifar10", (server.archive("cifar-10-python.tar.gz"),))
+    server.files = {"cifar-10-binary.tar.gz": cifar_archive(binary=True)}
+    monkeypatch.setitem(ARCHIVES, "cifar10", (server.archive("cifar-10-binary.tar.gz"),))
     folder = tmp_path / "new" / "data"
     for _ in range(2):
         dataset = load_dataset("cifar10", folder)
         assert torch.equal(dataset.test.pixels, torch.from_numpy(cuts(18, 32))[15:].permute(0, 3, 1, 2))
-    assert server.asked == ["cifar-10-python.tar.gz"]
-    assert [path.name for path in folder.iterdir()] == ["cifar-10-python.tar.gz"]
+    assert server.asked == ["cifar-10-binary.tar.gz"]
+    assert [path.name for path in folder.iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
 def test_only_absent_idx_files_are_downloaded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,14 +238,14 @@ def test_only_absent_idx_files_are_downloaded(server: Server, tmp_path: Path, mo
 def test_a_failed_download_says_what_to_put_where(server: Server, manner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the download fails, the message holds why, the address, the folder and the file; nothing is left but the folder."""
     server.manner = manner
-    server.files = {"cifar-10-python.tar.gz": CONTENT}
-    monkeypatch.setitem(ARCHIVES, "cifar10", (server.archive("cifar-10-python.tar.gz"),))
+    server.files = {"cifar-10-binary.tar.gz": CONTENT}
+    monkeypatch.setitem(ARCHIVES, "cifar10", (server.archive("cifar-10-binary.tar.gz"),))
     folder = tmp_path / "data"
     with pytest.raises(DatasetError) as caught:
         load_dataset("cifar10", folder)
     message = str(caught.value)
     assert message.startswith(f"cifar10 is not in {folder}, and downloading it failed (") and "\n" not in message
-    assert f"download {server.address}/cifar-10-python.tar.gz yourself and put it into {folder}, or point --data-dir at" in message
+    assert f"download {server.address}/cifar-10-binary.tar.gz yourself and put it into {folder}, or point --data-dir at" in message
     assert list(folder.iterdir()) == []
 
 
