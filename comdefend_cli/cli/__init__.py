@@ -4,7 +4,8 @@ import sys
 
 import typer
 
-from comdefend_cli.cli import evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
+from comdefend_cli.cli import console, evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
+from comdefend_cli.runtime.files import make_write_error
 
 app = typer.Typer(
     name="comdefend",
@@ -46,3 +47,8 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # Between commands; within one it is handled there.
         sys.exit(130)
+    except OSError as error:  # Of help and version, which a full disk has no room for.
+        if error.filename is not None:
+            raise
+        console.abandon_output()
+        sys.exit(f"error: {make_write_error('standard output', error)}")

@@ -11,13 +11,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 
 from comdefend_cli.errors import ComdefendError, reason
 from comdefend_cli.runtime.files import make_write_error
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: Results go to standard output; everything said to a person goes to standard error.
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -53,8 +56,7 @@ def command(function: Function) -> Function:
             err.print("interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # Whoever read our output has left; Python would complain again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            abandon_output()  # Whoever read it has left.
             raise typer.Exit(1) from None
         except OSError as error:  # Such as a folder that may not be entered, wherever it was looked into first.
             if error.filename is None:
@@ -68,6 +70,11 @@ def command(function: Function) -> Function:
             fail(ComdefendError("out of memory: use a smaller --tile or --batch-size, or another --device"))
 
     return guarded  # type: ignore[return-value]
+
+
+def abandon_output() -> None:
+    """Let nothing more go to standard output: what could not be written would be tried, and complained of, again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_out(data: bytes) -> None:
@@ -96,6 +103,13 @@ def print_line(text: str) -> None:
 def print_json(value: object, *, indent: int | None = None) -> None:
     """Write a record to standard output, for scripts; errors as of :func:`write_out`."""
     print_line(json.dumps(value, indent=indent))
+
+
+def print_table(table: Table) -> None:
+    """Write a table as wide as the terminal to standard output; errors as of :func:`write_out`."""
+    with out.capture() as drawn:
+        out.print(table, soft_wrap=False)
+    write_out(drawn.get().encode())
 
 
 @contextmanager

@@ -7,16 +7,18 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console, options
+from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
+from comdefend_cli.evaluate.cells import THREATS
+from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
     from comdefend_cli.classifiers.loading import Classifier
     from comdefend_cli.data.labelled import Labelled
     from comdefend_cli.evaluate.evaluation import Evaluation
-    from comdefend_cli.evaluate.protocol import Protocol
     from comdefend_cli.evaluate.systems import System
+
+DEFENCES = "none comdefend-12bit comdefend-12bit-denoise:input-noise=0 comdefend-12bit-denoise bits:depth=3 median:size=3 jpeg:quality=75"
+
+
+def _join_numbers(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 @console.command
@@ -33,7 +40,7 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            "--data", metavar="NAME|DIR", help="cifar10, fashion-mnist, mnist, or a folder with labels.csv or a sub-folder a class."
+            "--data", metavar="NAME|DIR", help="Images: cifar10, fashion-mnist, mnist, or a folder with labels.csv or a sub-folder a class."
         ),
     ],
     classifier: Annotated[
@@ -45,7 +52,7 @@ def evaluate(
             "or a function of yours that returns a torch module from (N, C, H, W) in [0, 1] to logits. May be given again.",
         ),
     ],
-    data_dir: Annotated[Path, typer.Option("--data-dir", help="Where the official files of NAME are, or go.")] = Path("data"),
+    data_dir: options.DataDir = Path("data"),
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.json, report.html, tables.md and charts.")] = Path(
         "evaluation"
     ),
@@ -56,34 +63,42 @@ def evaluate(
             help="Names with options, separated by spaces or semicolons: none, weights that ship or a weight file, bits, median, jpeg, tv, "
             "resize-pad, pixeldefend, hgd; for example 'none comdefend-12bit:noise=20,votes=8 jpeg:quality=75'.",
         ),
-    ] = "none comdefend-12bit comdefend-12bit-denoise:input-noise=0 comdefend-12bit-denoise bits:depth=3 median:size=3 jpeg:quality=75",
+    ] = DEFENCES,
     attacks: Annotated[
         str | None,
-        typer.Option(
-            "--attacks", help="Names, separated by commas: fgsm, bim, mi-fgsm, pgd, deepfool, cw, autoattack, square.", show_default="all"
-        ),
+        typer.Option("--attacks", help=f"Names, separated by commas: {', '.join(DEFAULT_ATTACKS)}.", show_default="all"),
     ] = None,
-    epsilons: Annotated[str, typer.Option("--epsilons", help="Most L-infinity distances in 8-bit levels, separated by commas.")] = "2,8,16",
+    epsilons: Annotated[
+        str, typer.Option("--epsilons", help="Most L-infinity distances in 8-bit levels, separated by commas.")
+    ] = _join_numbers(Protocol.epsilons),
     threat_models: Annotated[
         str | None,
         typer.Option("--threat-models", help="Some of grey-box, adaptive, black-box; clean is always measured.", show_default="all"),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Images, a random sample of all.")] = 500,
-    limit_adaptive: Annotated[int, typer.Option("--limit-adaptive", min=1, help="Of these, images for adaptive attacks.")] = 50,
-    limit_black_box: Annotated[int, typer.Option("--limit-black-box", min=1, help="Of these, images for Square.")] = 20,
+    limit_adaptive: Annotated[
+        int, typer.Option("--limit-adaptive", min=1, help="Images for adaptive attacks, the first of the sample.")
+    ] = Protocol.limit_adaptive,
+    limit_black_box: Annotated[
+        int, typer.Option("--limit-black-box", min=1, help="Images for Square, the first of the sample.")
+    ] = Protocol.limit_black_box,
     slow_epsilons: Annotated[
         str | None,
         typer.Option(
-            "--slow-epsilons", help="Those of --epsilons at which AutoAttack and Square are made.", show_default="8, or the middle one"
+            "--slow-epsilons",
+            help="Those of --epsilons at which APGD + FMN + Square and Square are made.",
+            show_default="8, or the middle one",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of PGD.")] = 20,
-    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Of PGD; from the second on, for the images that still stand.")] = 2,
-    eot: Annotated[int, typer.Option("--eot", min=1, help="Samples of a random defence that a gradient is averaged over.")] = 20,
-    queries: Annotated[int, typer.Option("--queries", min=1, help="Of Square, also of AutoAttack's.")] = 5000,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")] = Protocol.steps,
+    restarts: Annotated[
+        int, typer.Option("--restarts", min=1, help="Starts of PGD; from the second on, for the images that still stand.")
+    ] = Protocol.restarts,
+    eot: Annotated[int, typer.Option("--eot", min=1, help="Samples of a random defence that a gradient is averaged over.")] = Protocol.eot,
+    queries: Annotated[int, typer.Option("--queries", min=1, help="Queries of Square, also in APGD + FMN + Square.")] = Protocol.queries,
     float_pixels: Annotated[
         bool, typer.Option("--float", help="Do not round adversarial images to 8 bits, as saved files are; for comparison.")
-    ] = False,
+    ] = Protocol.float_pixels,
     save_adversarial: Annotated[
         Path | None,
         typer.Option("--save-adversarial", metavar="DIR", help="Write the grey-box images as PNG, a folder an attack, with labels.csv."),
@@ -91,13 +106,13 @@ def evaluate(
     size: Annotated[
         int | None, typer.Option("--size", min=8, help="Scale a folder's images to this and crop the centre.", show_default="as they are")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample, the attacks and random defences.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sample, the attacks and random defences.")] = Protocol.seed,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = Protocol.batch,
     no_download: options.NoDownload = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     overwrite: options.Overwrite = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json in place of tables.")] = False,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     r"""Measure how much a purifier protects a classifier: grey-box, adaptive and black-box, side by side.
@@ -106,23 +121,19 @@ def evaluate(
 
     Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted.
     """
-    from comdefend_cli.data.labelled import load_labelled
-    from comdefend_cli.evaluate.cells import THREATS
-    from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, Protocol
     from comdefend_cli.runtime.device import describe_device, resolve_device
     from comdefend_cli.runtime.extras import require
-    from comdefend_cli.runtime.files import refuse_existing
-    from comdefend_cli.runtime.machine import count_cores, limit_threads
+    from comdefend_cli.runtime.machine import limit_threads
 
     for module in ("foolbox", "art", "matplotlib"):
         require(module, extra="evaluate")
     limit_threads()
     began = time.perf_counter()
     protocol = Protocol(
-        attacks=tuple(_names(attacks, DEFAULT_ATTACKS)),
-        epsilons=_numbers("--epsilons", epsilons),
-        slow_epsilons=None if slow_epsilons is None else _numbers("--slow-epsilons", slow_epsilons),
-        threats=tuple(_names(threat_models, THREATS)),
+        attacks=_split_attacks(attacks, quiet),
+        epsilons=_split_numbers("--epsilons", epsilons),
+        slow_epsilons=None if slow_epsilons is None else _split_numbers("--slow-epsilons", slow_epsilons),
+        threats=_split_names(threat_models, THREATS),
         limit_adaptive=limit_adaptive,
         limit_black_box=limit_black_box,
         steps=steps,
@@ -133,27 +144,13 @@ def evaluate(
         seed=seed,
         batch=batch_size,
     )
-    refuse_existing(out / "results.json", overwrite=overwrite)
-    _make_folder(out)
-    if save_adversarial is not None:
-        _refuse_filled(save_adversarial)
+    _prepare_outputs(out, save_adversarial, overwrite)
     where = resolve_device(device)
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
-    loaded = load_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download)
-    if loaded.skipped:
-        notice(f"{loaded.skipped} files could not be read as images", quiet=quiet)
-    systems = _systems(classifier, defences, data, where, precision)
-    evaluation = _measure(protocol, loaded, systems, out, where, quiet)
-    results = {
-        **evaluation.results(),
-        "device": describe_device(where),
-        "hardware": f"{platform.processor() or platform.machine()}, {count_cores()} cores",
-        "platform": platform.platform(),
-        "precision": precision,
-        "command": shlex.join(["comdefend", *sys.argv[1:]]),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+    images = _fetch_images(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download, quiet=quiet)
+    evaluation = _measure(protocol, images, _make_systems(classifier, defences, data, where, precision), out, where, quiet)
+    results = {**evaluation.results(), **_describe_run(where, precision, began)}
     _write(evaluation, results, out, overwrite)
     if save_adversarial is not None:
         _save_adversarial(evaluation, save_adversarial, quiet)
@@ -161,37 +158,56 @@ def evaluate(
     notice(f"wrote {out / 'report.html'}, {out / 'results.json'} and the charts beside them", quiet=quiet)
 
 
-def _names(text: str | None, default: tuple[str, ...]) -> list[str]:
+def _split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     if text is None:
-        return list(default)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return list(dict.fromkeys(names))
+        return default
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def _split_attacks(text: str | None, quiet: bool) -> tuple[str, ...]:
+    names = _split_names(text, DEFAULT_ATTACKS)
+    for name in names:
+        if name.lower() in RENAMED:
+            other = RENAMED[name.lower()]
+            notice(f"{name} stands for {other} here, {RECIPES[other].title}, which has no FAB and so is not AutoAttack", quiet=quiet)
+    return names
+
+
+def _split_numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError:
         raise UsageError(f"{option} takes numbers separated by commas, not {text!r}") from None
 
 
-def _make_folder(out: Path) -> None:
+def _prepare_outputs(out: Path, save_adversarial: Path | None, overwrite: bool) -> None:
+    """Make the folder; refuse before the work what could not be written after it."""
     from comdefend_cli.errors import ComdefendError, reason
-    from comdefend_cli.runtime.files import refuse_unwritable_folder
+    from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
+    refuse_existing(out / "results.json", overwrite=overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ComdefendError(f"{out}: cannot make this folder: {reason(error)}") from error
     refuse_unwritable_folder(out / "results.json")
-
-
-def _refuse_filled(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = save_adversarial
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there and not empty; name a new folder for --save-adversarial")
 
 
-def _systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str) -> list[System]:
+def _fetch_images(data: str, folder: Path, *, limit: int, seed: int, size: int | None, download: bool, quiet: bool) -> Labelled:
+    """The images, with a bar while they download and a notice of files that are left out."""
+    from comdefend_cli.data.labelled import load_labelled
+
+    with progress.download(quiet=quiet) as show:
+        images = load_labelled(data, folder, limit=limit, seed=seed, size=size, download=download, progress=show)
+    if images.skipped:
+        notice(f"{images.skipped} files could not be read as images", quiet=quiet)
+    return images
+
+
+def _make_systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str) -> list[System]:
     """Each classifier behind each defence."""
     from comdefend_cli.classifiers.loading import load_classifier
     from comdefend_cli.evaluate.defences.catalogue import make_defence
@@ -213,7 +229,9 @@ def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Pat
     from comdefend_cli.evaluate.evaluation import Evaluation
 
     evaluation = Evaluation(protocol, data, systems, Cache(out / "cache"), where)
-    with _live(evaluation, quiet):
+    with progress.cells(evaluation.count(), quiet=quiet) as show:
+        if show:
+            evaluation.progress = lambda label, done, count: show(len(evaluation.cells), label, done, count)
         for cell in evaluation.run():
             if not quiet and not err.is_terminal:
                 at = f" at {cell.epsilon:g}" if cell.epsilon is not None else ""
@@ -225,26 +243,19 @@ def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Pat
     return evaluation
 
 
-@contextmanager
-def _live(evaluation: Evaluation, quiet: bool) -> Iterator[None]:
-    """A bar of cells, and below it what is being attacked, on a terminal."""
-    if quiet or not err.is_terminal:
-        yield
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _describe_run(where: torch.device, precision: str, began: float) -> dict[str, Any]:
+    """What results.json says of the machine and the command."""
+    from comdefend_cli.runtime.device import describe_device
+    from comdefend_cli.runtime.machine import count_cores
 
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err, transient=True
-    ) as bar:
-        total = bar.add_task("cells", total=evaluation.count())
-        part = bar.add_task("")
-
-        def show(label: str, done: int, count: int) -> None:
-            bar.update(part, description=label, completed=done, total=count)
-            bar.update(total, completed=len(evaluation.cells))
-
-        evaluation.progress = show
-        yield
+    return {
+        "device": describe_device(where),
+        "hardware": f"{platform.processor() or platform.machine()}, {count_cores()} cores",
+        "platform": platform.platform(),
+        "precision": precision,
+        "command": shlex.join(["comdefend", *sys.argv[1:]]),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
 
 
 def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite: bool) -> None:
@@ -273,11 +284,11 @@ def _show(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     from comdefend_cli.evaluate.reporting.page import rich_tables
 
     if as_json:
-        typer.echo(json.dumps(results))
+        console.print_json(results)
         return
     if not quiet:
         for table in rich_tables(results):
-            console.out.print(table, soft_wrap=False)
+            console.print_table(table)
     for alarm in results["alarms"]:
         text = f"gradient masking alarm: {alarm['classifier']} behind {alarm['defence']}: {alarm['message']}"
         err.print(text, style="bold red")

@@ -31,7 +31,7 @@ def list_(as_json: options.Json = False) -> None:
         table = Table(*heads)
         for line in lines:
             table.add_row(*line)
-        console.out.print(table, soft_wrap=False)
+        console.print_table(table)
     else:  # One line each, never cut or wrapped to a width that is not there.
         widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
         for line in (heads, *lines):

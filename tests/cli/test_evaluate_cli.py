@@ -167,6 +167,19 @@ def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
     assert [cell["seconds"] for cell in same["cells"]] == [cell["seconds"] for cell in cells], time.perf_counter() - began
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(work: Path) -> None:
+    """Where standard output takes nothing, results as JSON and as tables, help and version end with exit code 1 and a line."""
+    arguments = ("evaluate", "--data", "cifar10", "--classifier", "small", "--defences", "none", "--attacks", "fgsm")
+    arguments += ("--threat-models", "grey-box", "--limit", "4", "--out", "full", "--device", "cpu", "--overwrite")
+    for options in ((*arguments, "--json"), arguments, ("--version",), ("evaluate", "--help")):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(command(*options), cwd=work, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        said = done.stderr.splitlines()
+        assert done.returncode == 1 and said[-1].startswith("error: standard output: cannot write: no space left"), done.stderr
+        assert "Traceback" not in done.stderr and (work / "full" / "results.json").exists()
+
+
 @pytest.mark.slow
 def test_own_classifier_on_a_folder(work: Path) -> None:
     """A user's module:function, on a folder with a sub-folder a class."""
@@ -190,6 +203,7 @@ def test_own_classifier_on_a_folder(work: Path) -> None:
     [
         (("--classifier", "nothing"), "nothing: no such classifier"),
         (("--classifier", "mine:make", "--attacks", "magic"), "unknown attack 'magic'"),
+        (("--classifier", "mine:make", "--attacks", "AutoAttack,magic"), "AutoAttack stands for apgd-fmn-square here"),
         (("--classifier", "mine:make", "--epsilons", "eight"), "--epsilons takes numbers"),
         (("--classifier", "mine:make", "--threat-models", "white"), "unknown threat model"),
         (("--classifier", "mine:make", "--defences", "magic"), "magic"),
