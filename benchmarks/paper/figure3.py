@@ -24,7 +24,6 @@ from side_by_side import grid
 from torch import Tensor
 from training import trained
 
-from comdefend_cli.cli.train import resolve_training_precision
 from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.compare import code_image
@@ -33,6 +32,7 @@ from comdefend_cli.network.model import ComDefend
 from comdefend_cli.runtime.device import resolve_device
 from comdefend_cli.runtime.files import write_atomically
 from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.loop import resolve_training_precision
 
 NOISE = 20.0
 #: How many times each pixel is repeated; pixels between cells, between panels, and of a line of text.

@@ -20,11 +20,11 @@ import torch
 from published import TABLE3
 from training import trained
 
-from comdefend_cli.cli.train import resolve_training_precision
 from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.runtime.device import describe_device, resolve_device
 from comdefend_cli.runtime.files import write_atomically
 from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.loop import resolve_training_precision
 
 
 def markdown(rows: dict[int, dict[str, Any]], about: str) -> str:

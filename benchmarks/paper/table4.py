@@ -24,7 +24,6 @@ from torch import Tensor
 from training import trained
 
 from comdefend_cli.classifiers.loading import Classifier, load_classifier
-from comdefend_cli.cli.train import resolve_training_precision
 from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
@@ -32,6 +31,7 @@ from comdefend_cli.evaluate.stats import compute_percentages
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.runtime.device import resolve_device
 from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.loop import resolve_training_precision
 
 QUICK_LAMBDAS, QUICK_PHIS = (0.01, 0.0001), (1.0, 20.0, 50.0)
 

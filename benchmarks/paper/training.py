@@ -11,7 +11,7 @@ from comdefend_cli.network.registry import load_weights
 from comdefend_cli.network.weight_file import Weights, save_weights
 from comdefend_cli.runtime.device import resolve_device
 from comdefend_cli.training.config import TrainConfig
-from comdefend_cli.training.trainer import Trainer
+from comdefend_cli.training.purifier import PurifierTrainer
 
 
 def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, images: int = 200) -> Weights:
@@ -23,10 +23,10 @@ def trained(config: TrainConfig, dataset: Dataset, device: str, folder: Path, im
     """
     path = folder / f"{stem(config)}.safetensors"
     if not path.exists():
-        trainer = Trainer(config, dataset, resolve_device(device))
-        for report in trainer.run(validate_every=max(1, config.steps // 4)):
-            if report.psnr is not None:
-                done = f"step {report.step} of {config.steps}: {report.psnr:.2f} dB, {report.images_per_second:.1f} images/s"
+        trainer = PurifierTrainer(config, dataset, resolve_device(device))
+        for report in trainer.run(measure_every=max(1, config.steps // 4)):
+            if report.measured is not None:
+                done = f"step {report.step} of {config.steps}: {report.measured:.2f} dB, {report.images_per_second:.1f} images/s"
                 print(f"{path.stem}, {done}", file=sys.stderr, flush=True)
         measured = trainer.measure(images)
         save_weights(path, trainer.model, {**asdict(config), **measured})

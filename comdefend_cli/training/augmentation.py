@@ -24,7 +24,7 @@ def purify_images(purifier: Purifier, images: Tensor, progress: Callable[[int], 
     return torch.cat(parts)
 
 
-def noisy(images: Tensor, most: float, seed: int, batch: int = 1000) -> Tensor:
+def add_noise(images: Tensor, most: float, seed: int, batch: int = 1000) -> Tensor:
     """Gaussian noise on all images, each of a standard deviation of its own, drawn from 0 to `most` 8-bit levels: uint8 to uint8."""
     generator = torch.Generator().manual_seed(seed)
     parts = []

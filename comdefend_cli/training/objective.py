@@ -107,7 +107,7 @@ class Objective(nn.Module):
         self.feature_weight = feature_weight
 
     def forward(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss (eq. 3) and the root mean square of the logits; float32 scalars, the second without gradient.
+        """The loss (eq. 3) and the mean square of the logits; float32 scalars, the second without gradient.
 
         Args:
             x: what ComCNN sees, (N, C, H, W) in [0, 1], float32.
@@ -120,7 +120,7 @@ class Objective(nn.Module):
         loss = (rebuilt - target).square().mean() + self.penalty * code.square().mean()
         if self.features is not None:
             loss = loss + self.feature_weight * self.features(rebuilt, target)
-        return loss, logits.detach().float().square().mean().sqrt()
+        return loss, logits.detach().float().square().mean()
 
 
 def top_rms(noise_std: float) -> float:

@@ -1,8 +1,8 @@
-"""Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for 3x3 kernels."""
+"""Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for 3x3 kernels, its partner, and the state of both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -73,3 +73,58 @@ class Muon(torch.optim.Optimizer):
         for parameter, update in zip(parameters, orthogonalize(torch.stack(directions)), strict=True):
             parameter.mul_(1 - lr * weight_decay)
             parameter.add_(update.view_as(parameter), alpha=-lr * max(1.0, outputs / inputs) ** 0.5)
+
+
+def pair_with_muon(
+    partner: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    model: nn.Module,
+    kernels: Sequence[nn.Parameter],
+    lr: float,
+    weight_decay: float = 0.0,
+) -> list[torch.optim.Optimizer]:
+    """Muon for those kernels of a model, and the optimizer that `partner` makes for its other parameters."""
+    chosen = {id(kernel) for kernel in kernels}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return [Muon(kernels, lr, weight_decay=weight_decay), partner(rest)]
+
+
+def gather_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer carries from step to step, each tensor under what it calls it, a dot, and the parameter's name in the model."""
+    names = _names(optimizer, model)
+    state = optimizer.state_dict()["state"]
+    return {f"{key}.{names[index][0]}": value for index, own in state.items() for key, value in own.items()}
+
+
+def scatter_state(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what :func:`gather_state` returned; other tensors are not looked at.
+
+    Raises:
+        KeyError: nothing is there for a parameter.
+        ValueError: something has another shape than its parameter.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        key, _, name = full.partition(".")
+        found.setdefault(name, {})[key] = value
+    state = {}
+    for index, (name, parameter) in enumerate(_names(optimizer, model)):
+        own = {key: value for key, value in found[name].items() if key != "model"}
+        if not own:
+            raise KeyError(f"{name} in the optimizer's state")
+        state[index] = {key: _like(parameter, value, f"{key}.{name}") for key, value in own.items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Its parameters with their names, in the order in which `state_dict` numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _like(parameter: Tensor, value: Tensor, name: str) -> Tensor:
+    """A scalar, such as Adam's count of steps, as it is; what has a value for each weight in the parameter's memory layout."""
+    if value.ndim == 0:
+        return value.clone()
+    if value.shape != parameter.shape:
+        raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+    return torch.empty_like(parameter).copy_(value)

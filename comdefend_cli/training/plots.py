@@ -1,4 +1,7 @@
-"""Images of a training run, drawn with Pillow: its curves, and what its networks rebuild."""
+"""Images of a training run: its curves, and what its networks rebuild.
+
+Pillow draws them, and not the library for curves, which comes with an extra that `comdefend train` is to finish without.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from comdefend_cli.inference.compare import code_image
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.training.trainer import Report
+from comdefend_cli.training.history import History
 
 WIDTH, PANEL = 960, 300
 #: Space around a panel's axes for title, numbers and name, in pixels.
@@ -27,27 +30,32 @@ GAP, LABEL = 4, 22
 Points = Sequence[tuple[int, float]]
 
 
-def curves(history: Sequence[Report]) -> Image.Image:
+def draw_curves(history: History) -> Image.Image:
     """Loss (logarithmic), PSNR in dB and the logits' spread against steps, one panel each.
 
     Single steps are faint, their running mean over a fiftieth of the run is strong.
 
     Args:
-        history: reports of steps, in order; may be empty.
+        history: the run's; may be empty.
 
     Returns:
         An RGB image, `WIDTH` pixels wide.
     """
-    loss = [(report.step, math.log10(report.loss)) for report in history if 0 < report.loss < math.inf]
-    measured = [(report.step, report.psnr) for report in history if report.psnr is not None and math.isfinite(report.psnr)]
-    logits = [(report.step, report.logit_rms) for report in history if math.isfinite(report.logit_rms)]
+    loss = [(step, math.log10(value)) for step, value in _points(history, "loss") if value > 0]
+    measured, logits = _points(history, history.measure), _points(history, "logit_rms")
     image = Image.new("RGB", (WIDTH, 3 * PANEL), "white")
     draw = ImageDraw.Draw(image)
-    last = max((report.step for report in history), default=1)
+    last = int(max(history.columns.get("step", ()), default=1))
     _panel(draw, 0, "training loss (eq. 3, mean over pixels in 0 to 1), logarithmic", loss, last, lambda value: f"{10**value:.2g}")
     _panel(draw, 1, "PSNR of the binarized reconstruction of test images, dB", measured, last, lambda value: f"{value:.1f}", dots=True)
     _panel(draw, 2, "root mean square of the logits", logits, last, lambda value: f"{value:.3g}")
     return image
+
+
+def _points(history: History, name: str) -> list[tuple[int, float]]:
+    """Steps and what was finite of a figure."""
+    pairs = zip(history.columns.get("step", ()), history.columns.get(name, ()), strict=False)
+    return [(int(step), value) for step, value in pairs if math.isfinite(value)]
 
 
 def _panel(
@@ -111,7 +119,7 @@ def _smoothed(points: Points) -> list[tuple[int, float]]:
     return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 
-def reconstructions(model: ComDefend, images: Tensor) -> Raster:
+def draw_reconstructions(model: ComDefend, images: Tensor) -> Raster:
     """A grid: a column an image; rows are input, code and binarized reconstruction with its PSNR.
 
     Args:

@@ -239,6 +239,6 @@ def test_table_4_trains_each_cell_once(tiny: Path, cifar: Path, tmp_path: Path, 
     table4.main(arguments)
     text = (tmp_path / "out" / "table4.md").read_text()
     assert re.search(r"^\| λ = 0.0001 \| paper 91.82<br>measured [\d.]+ \([\d.]+-[\d.]+\), [\d.]+ dB \|$", text, re.MULTILINE)
-    monkeypatch.setattr(training, "Trainer", None)
+    monkeypatch.setattr(training, "PurifierTrainer", None)
     table4.main(arguments)
     assert (tmp_path / "out" / "table4.md").read_text() == text

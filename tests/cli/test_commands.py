@@ -30,8 +30,6 @@ def walk(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 COMMANDS = dict(walk(typer.main.get_command(app)))
-#: Whose help is still to be rewritten.
-LATER = ("train", "train-classifier", "train-baseline")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -41,8 +39,7 @@ def test_help_is_sentences(name: str) -> None:
     texts |= {parameter.name: parameter.help for parameter in COMMANDS[name].params if not parameter.name.endswith("_completion")}
     for parameter, text in texts.items():
         assert text, f"{name}: {parameter} has no help"
-        if name not in LATER:
-            assert re.match(r"(?s)(?!Of )[A-Z].*\.$", text.strip()), f"{name}: {parameter}: {text!r} is no sentence"
+        assert re.match(r"(?s)(?!Of )[A-Z].*\.$", text.strip()), f"{name}: {parameter}: {text!r} is no sentence"
 
 
 def test_help_imports_nothing_large() -> None:

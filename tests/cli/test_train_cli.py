@@ -29,7 +29,7 @@ from comdefend_cli.cli.train import _outputs, _steps
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import Architecture
 from comdefend_cli.network.registry import load_weights
-from comdefend_cli.training import trainer as train
+from comdefend_cli.training import checkpoint, purifier
 from comdefend_cli.training.config import TrainConfig
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
@@ -37,12 +37,12 @@ PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 NARROW = f"""
 import os
 from functools import partial
-from comdefend_cli.training import plots, trainer
+from comdefend_cli.training import plots, purifier
 from comdefend_cli.cli import main
 from comdefend_cli.network.model import Architecture
-trainer.Architecture = partial(Architecture, hidden={SMALL})
+purifier.Architecture = partial(Architecture, hidden={SMALL})
 if "CUT_OFF" in os.environ:
-    plots.curves = lambda history: os._exit(9)
+    plots.draw_curves = lambda history: os._exit(9)
 main()
 """
 #: One thread each: these networks are too small for more, and threads that wait for a busy core take seconds.
@@ -73,7 +73,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, cifar: Path, tmp_path: Path) -> Iterator[Any]:
     """Run the command here, with narrow networks and --out in `tmp_path`."""
-    monkeypatch.setattr(train, "Architecture", partial(Architecture, hidden=SMALL))
+    monkeypatch.setattr(purifier, "Architecture", partial(Architecture, hidden=SMALL))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -188,7 +188,7 @@ def test_ctrl_c_twice_ends_at_once(narrow: Path, cifar: Path, tmp_path: Path) ->
     assert code == 130, said
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["w.checkpoint"]
-    assert not train.checkpoint_is_final(tmp_path / "w.checkpoint")
+    assert not checkpoint.checkpoint_is_final(tmp_path / "w.checkpoint", "comdefend train")
 
 
 @pytest.mark.slow
@@ -316,7 +316,7 @@ def test_a_full_disk_is_found_before_training(in_process: Any, tmp_path: Path) -
 def test_unfinished_and_finished_runs(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is not overwritten unasked, not resumed with other settings, and a finished run has none to resume."""
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(purifier.PurifierTrainer, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert in_process().exit_code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["w.checkpoint"]
     again = in_process()

@@ -100,13 +100,13 @@ def test_the_loss_is_the_distance_of_logits() -> None:
         return (x + 0.1).clamp(0, 1)
 
     made = trainer(1, attack=attack)
-    nn.init.normal_(made.network.leave.weight, std=0.1)
-    made.network.eval()
+    nn.init.normal_(made.model.leave.weight, std=0.1)
+    made.model.eval()
     pixels = made.dataset.test.pixels[:5]
     loss = made.loss(pixels, torch.Generator().manual_seed(0))
     clean = pixels.float() / 255
     wanted = made.classifier(clean)
-    got = made.classifier(made.network((clean + 0.1).clamp(0, 1)))
+    got = made.classifier(made.model((clean + 0.1).clamp(0, 1)))
     assert float(loss.detach()) == pytest.approx(float((got - wanted).detach().abs().mean()), rel=1e-4)
     assert torch.allclose(seen[0][0], clean) and torch.equal(seen[0][1], wanted.argmax(1))
     assert made.record()["attacks"] == "given"
@@ -144,7 +144,7 @@ def test_training_learns_to_undo_attacks(trained: HGDTrainer) -> None:
 
 
 def _evaluating(made: HGDTrainer) -> HGDTrainer:
-    made.network.eval()
+    made.model.eval()
     return made
 
 
@@ -181,8 +181,8 @@ def test_a_weight_file_gives_the_defence(weight_file: Path, trained: HGDTrainer)
     """It purifies as the trained network does, is differentiable itself, and names the classifier that it was trained with."""
     defence = make_defence(f"hgd:weights={weight_file}", device="cpu")
     x = trained.dataset.test.pixels.float() / 255
-    trained.network.eval()
-    assert torch.allclose(defence(x), trained.network(x), atol=1e-5)
+    trained.model.eval()
+    assert torch.allclose(defence(x), trained.model(x), atol=1e-5)
     assert not torch.equal(defence(x), x)
     assert not defence.stochastic and defence.gradients == ("straight-through",)
     assert defence.settings["classifier"] == {"name": "tiny", "sha256": "0" * 64}

@@ -278,7 +278,7 @@ def test_bits_are_those_of_the_likelihood(trained: PixelCNNTrainer) -> None:
     """`measure` is the mean of -log2 p over all channels of all pixels of the test images."""
     x = trained.dataset.test.pixels[:16].float()
     with torch.no_grad():
-        nats = trained.network.eval().log_probability(x)
+        nats = trained.model.eval().log_probability(x)
     assert trained.measure(16) == pytest.approx(-float(nats.sum()) / (16 * 3 * 16 * 16 * math.log(2)), rel=1e-5)
     assert trained.measure(16) == pytest.approx(float(bits_per_dimension(nats, 3)), rel=1e-5)
 
@@ -307,7 +307,7 @@ def test_training_ends_when_the_loss_is_not_finite() -> None:
     """A collapse is one line with what to do."""
     trainer = PixelCNNTrainer(BaselineConfig("crops"), dataset(), CPU, PixelCNNArchitecture(3, 4, 1, 1))
     with torch.no_grad():
-        trainer.network.enter.weight.fill_(math.nan)
+        trainer.model.enter.weight.fill_(math.nan)
     with pytest.raises(TrainingError, match=r"collapsed at step 1.*--lr"):
         trainer.step()
 
@@ -347,9 +347,9 @@ def test_a_weight_file_gives_the_network_again(weight_file: Path, trained: Pixel
     loaded = pixelcnn.load(weight_file)
     x = crops()[:2].float()
     assert loaded.model.architecture == PixelCNNArchitecture(3, 8, 1, 3)
-    kept, given = trained.network.state_dict(), loaded.model.state_dict()
+    kept, given = trained.model.state_dict(), loaded.model.state_dict()
     assert given.keys() == kept.keys() and all(torch.equal(given[name], kept[name]) for name in kept)
-    assert torch.allclose(loaded.model(x), trained.network.eval()(x), atol=1e-5)
+    assert torch.allclose(loaded.model(x), trained.model.eval()(x), atol=1e-5)
     assert not loaded.model.training and not any(parameter.requires_grad for parameter in loaded.model.parameters())
     record = loaded.training
     assert (record["steps"], record["seed"], record["data"], record["test_images"]) == (60, 0, "crops", 16)
@@ -455,7 +455,7 @@ def test_grey_images_train_and_decode(tmp_path: Path) -> None:
     """One channel goes through all of it."""
     config = BaselineConfig("crops", steps=2, batch_size=4)
     trainer = PixelCNNTrainer(config, dataset(8, 1), CPU)
-    assert trainer.network.architecture.channels == 1
+    assert trainer.model.architecture.channels == 1
     assert np.isfinite([report.loss for report in trainer.run()]).all()
     save_network(tmp_path / "grey.safetensors", trainer.kind, trainer.model, trainer.record())
     x = crops(8, 1)[:2].float() / 255

@@ -18,10 +18,12 @@ from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.network import metrics
 from comdefend_cli.network.model import Architecture, ComDefend
 from comdefend_cli.training import objective
-from comdefend_cli.training import trainer as train
+from comdefend_cli.training import purifier as train
+from comdefend_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.history import History
 from comdefend_cli.training.objective import Objective, noisy_code
-from comdefend_cli.training.trainer import Trainer, load_checkpoint, save_checkpoint
+from comdefend_cli.training.purifier import PurifierTrainer
 
 CPU = torch.device("cpu")
 
@@ -50,7 +52,7 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig(**{"data": "crops", "steps": 8, "batch_size": 4, "warmup": 2, **changes})  # type: ignore[arg-type]
 
 
-def weights_of(trainer: Trainer) -> torch.Tensor:
+def weights_of(trainer: PurifierTrainer) -> torch.Tensor:
     """All weights in one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
@@ -62,9 +64,9 @@ def test_subnormals_are_zero_within_a_step_only(narrow: None, dataset: Dataset, 
     def flushed() -> bool:
         return not torch.tensor(1e-39).mul(1)
 
-    run = Trainer(config(), dataset, CPU)
-    forward = run._forward_and_backward
-    monkeypatch.setattr(run, "_forward_and_backward", lambda: (seen.append(flushed()), forward())[1])
+    run = PurifierTrainer(config(), dataset, CPU)
+    forward = run.losses
+    monkeypatch.setattr(run, "losses", lambda: (seen.append(flushed()), forward())[1])
     try:
         for before in (False, True):
             torch.set_flush_denormal(before)
@@ -81,13 +83,13 @@ def test_the_loss_is_equation_3_in_float64() -> None:
     generator = torch.Generator().manual_seed(0)
     x, target = torch.rand(2, 3, 9, 8, generator=generator), torch.rand(2, 3, 9, 8, generator=generator)
     noise = 20 * torch.randn(2, 12, 9, 8, generator=generator)
-    loss, rms = Objective(model, 0.3, 20.0)(x, target, noise)
+    loss, mean_square = Objective(model, 0.3, 20.0)(x, target, noise)
     logits = model.com(x).double().numpy()
     code = 1 / (1 + np.exp(-(logits + noise.double().numpy())))
     rebuilt = model.rec(torch.from_numpy(code).float()).double().numpy()
     expected = ((rebuilt - target.double().numpy()) ** 2).mean() + 0.3 * (code**2).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert float(rms) == pytest.approx(math.sqrt((logits**2).mean()), rel=1e-5)
+    assert float(mean_square) == pytest.approx((logits**2).mean(), rel=1e-5)
 
 
 def test_the_noisy_code_and_its_gradient() -> None:
@@ -127,32 +129,33 @@ def test_initial_logits_are_centred_and_spread() -> None:
 @pytest.mark.usefixtures("narrow")
 def test_training_trains(dataset: Dataset) -> None:
     """A hundred small steps lower the loss and raise the PSNR of the rounded code's reconstruction."""
-    run = Trainer(config(steps=120, batch_size=8, warmup=10), dataset, CPU)
+    run = PurifierTrainer(config(steps=120, batch_size=8, warmup=10), dataset, CPU)
     first = run.validate()
-    reports = list(run.run(validate_every=120))
+    reports = list(run.run(measure_every=120))
     assert len(reports) == 120
     assert np.mean([report.loss for report in reports[-20:]]) < 0.5 * np.mean([report.loss for report in reports[:20]])
-    assert reports[-1].psnr is not None
-    assert reports[-1].psnr > first + 3
+    assert reports[-1].measured is not None
+    assert reports[-1].measured > first + 3
 
 
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adam"}, {"input_noise": 30.0}, {"precision": "bfloat16"}])
 def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path, changes: dict[str, object]) -> None:
     """Stopped after three steps and continued from the checkpoint: the same losses and weights, bit for bit."""
-    whole = Trainer(config(**changes), dataset, CPU)
+    whole = PurifierTrainer(config(**changes), dataset, CPU)
     expected = [report.loss for report in whole.run()]
-    first = Trainer(config(**changes), dataset, CPU)
-    history = []
+    first = PurifierTrainer(config(**changes), dataset, CPU)
+    history = History("psnr")
     for report in first.run():
         history.append(report)
         first.stop_asked = report.step == 2  # Seen in the step after.
     assert first.step_done == 3
     save_checkpoint(tmp_path / "run.checkpoint", first, history)
-    second = Trainer(config(**changes), dataset, CPU)
+    second = PurifierTrainer(config(**changes), dataset, CPU)
     history = load_checkpoint(tmp_path / "run.checkpoint", second)
-    history += list(second.run())
-    assert [report.loss for report in history] == expected
+    for report in second.run():
+        history.append(report)
+    assert list(history.columns["loss"]) == expected
     assert torch.equal(weights_of(second), weights_of(whole))
 
 
@@ -160,7 +163,7 @@ def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path, changes:
 def test_the_seed_decides(dataset: Dataset) -> None:
     """The same seed gives the same losses; another seed, and input noise, give others."""
     changes: list[dict[str, object]] = [{}, {}, {"seed": 1}, {"input_noise": 50.0}]
-    runs = [[report.loss for report in Trainer(config(**change), dataset, CPU).run()] for change in changes]
+    runs = [[report.loss for report in PurifierTrainer(config(**change), dataset, CPU).run()] for change in changes]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
     assert runs[0] != runs[3]
@@ -168,7 +171,7 @@ def test_the_seed_decides(dataset: Dataset) -> None:
 
 def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
     """Each image's noise has a standard deviation of its own from the least to the most, and the target stays clean."""
-    run = Trainer(config(input_noise=12.0, input_noise_least=8.0, batch_size=8), dataset, CPU)
+    run = PurifierTrainer(config(input_noise=12.0, input_noise_least=8.0, batch_size=8), dataset, CPU)
     clean, x, _ = run._draw(0)
     inside = (clean > 0.2) & (clean < 0.8)
     stds = [float(((b - a) * 255)[keep].std()) for a, b, keep in zip(clean, x, inside, strict=True) if keep.sum() > 500]
@@ -181,7 +184,7 @@ def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
 @pytest.mark.usefixtures("narrow")
 def test_noise_at_inference_is_measured_with_and_changes_no_step(dataset: Dataset) -> None:
     """What is measured has the noise that the weights will be used with; what is learnt is the same without."""
-    plain, noisy = (Trainer(config(inference_noise=std), dataset, CPU) for std in (0.0, 60.0))
+    plain, noisy = (PurifierTrainer(config(inference_noise=std), dataset, CPU) for std in (0.0, 60.0))
     losses = [[report.loss for report in run.run()] for run in (plain, noisy)]
     assert losses[0] == losses[1] and noisy.model.input_noise == 60.0
     assert plain.measure(4)["psnr_db"] != noisy.measure(4)["psnr_db"]
@@ -221,8 +224,8 @@ def test_features_enter_the_loss(dataset: Dataset) -> None:
     """The loss with features is the loss without them plus the weight times the distance."""
     torch.manual_seed(0)
     model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
-    plain = Trainer(config(), dataset, CPU)
-    zero, some = (Trainer(config(feature_weight=weight), dataset, CPU, features=model) for weight in (0.0, 0.5))
+    plain = PurifierTrainer(config(), dataset, CPU)
+    zero, some = (PurifierTrainer(config(feature_weight=weight), dataset, CPU, features=model) for weight in (0.0, 0.5))
     clean, x, noise = plain._draw(0)
     losses = [float(run._objective(x, clean, noise)[0].detach()) for run in (plain, zero, some)]
     assert losses[0] == losses[1] < losses[2]
@@ -235,20 +238,20 @@ def test_features_enter_the_loss(dataset: Dataset) -> None:
 def test_checkpoints_of_other_runs_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     """Another setting, no file, and a damaged file are each an error that says so."""
     path = tmp_path / "run.checkpoint"
-    save_checkpoint(path, Trainer(config(), dataset, CPU), [])
+    save_checkpoint(path, PurifierTrainer(config(), dataset, CPU), History("psnr"))
     with pytest.raises(TrainingError, match="--penalty"):
-        load_checkpoint(path, Trainer(config(penalty=0.5), dataset, CPU))
+        load_checkpoint(path, PurifierTrainer(config(penalty=0.5), dataset, CPU))
     with pytest.raises(TrainingError, match="no checkpoint"):
-        load_checkpoint(tmp_path / "absent", Trainer(config(), dataset, CPU))
+        load_checkpoint(tmp_path / "absent", PurifierTrainer(config(), dataset, CPU))
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(TrainingError, match="not a checkpoint"):
-        load_checkpoint(path, Trainer(config(), dataset, CPU))
+        load_checkpoint(path, PurifierTrainer(config(), dataset, CPU))
 
 
 @pytest.mark.usefixtures("narrow")
 def test_collapse_is_noticed(dataset: Dataset) -> None:
     """A constant image, logits that ran away, and a loss that is no number each end the run with advice."""
-    run = Trainer(config(steps=3, warmup=0), dataset, CPU)
+    run = PurifierTrainer(config(steps=3, warmup=0), dataset, CPU)
     list(run.run())
     with torch.no_grad():
         run.model.rec[-1].weight.zero_()
@@ -258,12 +261,12 @@ def test_collapse_is_noticed(dataset: Dataset) -> None:
         run.model.rec[-1].bias.fill_(-100)
     with pytest.raises(TrainingError, match="black image"):
         run.validate()
-    run = Trainer(config(), dataset, CPU)
+    run = PurifierTrainer(config(), dataset, CPU)
     with torch.no_grad():
         run.model.com[-1].weight.mul_(1e4)
     with pytest.raises(TrainingError, match=r"ran away.*--lr"):
         run.step()
-    run = Trainer(config(), dataset, CPU)
+    run = PurifierTrainer(config(), dataset, CPU)
     with torch.no_grad():
         run.model.rec[-1].bias.fill_(math.nan)
     with pytest.raises(TrainingError, match="not finite"):
@@ -275,13 +278,13 @@ def test_going_on_from_weights(dataset: Dataset) -> None:
     """A run can start from other weights, which it leaves alone, if they are of its architecture."""
     start = small_model()
     before = start.com[0].weight.clone()
-    run = Trainer(config(), dataset, CPU, start=start)
+    run = PurifierTrainer(config(), dataset, CPU, start=start)
     assert torch.equal(run.model.com[0].weight, before)
     run.step()
     assert not torch.equal(run.model.com[0].weight, before)
     assert torch.equal(start.com[0].weight, before)
     with pytest.raises(UsageError, match="start from"):
-        Trainer(config(), dataset, CPU, start=small_model(bits=8))
+        PurifierTrainer(config(), dataset, CPU, start=small_model(bits=8))
 
 
 @pytest.mark.parametrize(
@@ -308,15 +311,15 @@ def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
 @pytest.mark.usefixtures("narrow")
 def test_mixed_precision_trains_in_float32_weights(dataset: Dataset) -> None:
     """Under bfloat16 the weights stay float32 and the first loss is near that of float32."""
-    exact, mixed = (Trainer(config(precision=name), dataset, CPU) for name in ("float32", "bfloat16"))
-    assert mixed.step()[0] == pytest.approx(exact.step()[0], rel=0.05)
+    exact, mixed = (PurifierTrainer(config(precision=name), dataset, CPU) for name in ("float32", "bfloat16"))
+    assert mixed.step()["loss"] == pytest.approx(exact.step()["loss"], rel=0.05)
     assert {parameter.dtype for parameter in mixed.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.usefixtures("narrow")
 def test_the_paper_s_optimizer_is_adam(dataset: Dataset) -> None:
     """A step with --optimizer adam moves the weights as torch.optim.Adam moves a copy along the same gradient."""
-    run = Trainer(config(optimizer="adam", warmup=0, noise_std=50.0), dataset, CPU)
+    run = PurifierTrainer(config(optimizer="adam", warmup=0, noise_std=50.0), dataset, CPU)
     before = [parameter.detach().clone() for parameter in run.model.parameters()]
     run.step()
     copies = [torch.nn.Parameter(values) for values in before]
@@ -331,18 +334,18 @@ def test_the_paper_s_optimizer_is_adam(dataset: Dataset) -> None:
 def test_checkpoints_from_before_a_setting_existed(dataset: Dataset, tmp_path: Path) -> None:
     """A setting that a checkpoint does not know counts as its default; one from before the first step resumes too."""
     path = tmp_path / "run.checkpoint"
-    save_checkpoint(path, Trainer(config(), dataset, CPU), [])
+    save_checkpoint(path, PurifierTrainer(config(), dataset, CPU), History("psnr"))
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     field = rb"\"input_noise\": 0.0, "
     header = data[8 : 8 + length]
     assert field in header
     path.write_bytes(data[:8] + header.replace(field, b"") + b" " * len(field) + data[8 + length :])
-    run = Trainer(config(), dataset, CPU)
-    assert load_checkpoint(path, run) == []
+    run = PurifierTrainer(config(), dataset, CPU)
+    assert len(load_checkpoint(path, run)) == 0
     assert run.step_done == 0
     with pytest.raises(TrainingError, match=r"--input-noise 0\.0, not 5\.0"):
-        load_checkpoint(path, Trainer(config(input_noise=5.0), dataset, CPU))
+        load_checkpoint(path, PurifierTrainer(config(input_noise=5.0), dataset, CPU))
 
 
 @pytest.mark.usefixtures("narrow")
@@ -350,14 +353,14 @@ def test_checkpoints_from_before_a_setting_existed(dataset: Dataset, tmp_path: P
 def test_young_healthy_runs_are_left_alone(dataset: Dataset, changes: dict[str, object]) -> None:
     """Short runs, validated at every step and at their end, are not taken for collapsed ones; nor is one test image."""
     for count in (1, 16):
-        reports = list(Trainer(config(**changes), dataset, CPU, validation_images=count).run(validate_every=1))
-        assert all(report.psnr is not None for report in reports)
+        reports = list(PurifierTrainer(config(**changes), dataset, CPU, validation_images=count).run(measure_every=1))
+        assert all(report.measured is not None for report in reports)
 
 
 @pytest.mark.usefixtures("narrow")
 def test_exact_reconstructions_have_a_finite_psnr(dataset: Dataset) -> None:
     """An image rebuilt without error counts as `TOP_PSNR`, so that one black crop does not make the mean infinite."""
-    run = Trainer(config(), dataset, CPU)
+    run = PurifierTrainer(config(), dataset, CPU)
     black = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     run.dataset = Dataset("black", dataset.train, ImageArray(black, torch.empty(0, dtype=torch.int64)))
     with torch.no_grad():

@@ -15,7 +15,7 @@ from comdefend_cli.classifiers.loading import load_classifier_file, save_classif
 from comdefend_cli.classifiers.networks import ARCHITECTURES, Whitening
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
-from comdefend_cli.training.augmentation import augment, noisy, purify_images
+from comdefend_cli.training.augmentation import add_noise, augment, purify_images
 from comdefend_cli.training.classifier import ClassifierTrainer
 from comdefend_cli.training.config import ClassifierConfig
 
@@ -57,9 +57,9 @@ def test_it_learns() -> None:
     run = trainer()
     reports = list(run.run())
     assert len(reports) == run.steps == 32
-    assert reports[-1].accuracy is not None and reports[-1].accuracy > 90
+    assert reports[-1].measured is not None and reports[-1].measured > 90
     assert reports[-1].loss < reports[0].loss
-    assert run.training_record()["steps"] == 32 and run.header.classes == ("lying", "standing")
+    assert run.record()["steps"] == 32 and run.header.classes == ("lying", "standing")
 
 
 def test_weight_decay_keeps_kernels_small() -> None:
@@ -168,13 +168,15 @@ def test_purified_before_training() -> None:
 def test_noisy_images() -> None:
     """Noise of standard deviations spread from 0 to the most, the seed's alone, whatever the batch."""
     gray = torch.full((400, 1, 16, 16), 128, dtype=torch.uint8)
-    found = noisy(gray, 30.0, seed=1)
+    found = add_noise(gray, 30.0, seed=1)
     assert (
-        found.dtype == torch.uint8 and torch.equal(found, noisy(gray, 30.0, seed=1)) and not torch.equal(found, noisy(gray, 30.0, seed=2))
+        found.dtype == torch.uint8
+        and torch.equal(found, add_noise(gray, 30.0, seed=1))
+        and not torch.equal(found, add_noise(gray, 30.0, seed=2))
     )
     spread = (found.float() - 128).std((1, 2, 3))
     assert 27 < float(spread.max()) < 33 and float(spread.min()) < 3 and 13 < float(spread.mean()) < 17
-    assert torch.equal(noisy(gray, 0.0, seed=1), gray)
+    assert torch.equal(add_noise(gray, 0.0, seed=1), gray)
 
 
 def test_whitened_from_the_training_images() -> None:

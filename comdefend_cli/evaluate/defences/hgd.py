@@ -30,8 +30,9 @@ from comdefend_cli.data.sources import Dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network
-from comdefend_cli.training.baseline import BaselineTrainer, seeded
+from comdefend_cli.training.baseline import BaselineTrainer
 from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.loop import fix_seed
 
 KIND = "hgd"
 #: Most L-infinity distance of the attacks it is trained on, in 8-bit levels, and steps of the iterative one.
@@ -150,7 +151,9 @@ class HGDTrainer(BaselineTrainer):
         architecture: of the network.
     """
 
+    command: ClassVar[str] = f"comdefend train-baseline {KIND}"
     kind: ClassVar[str] = KIND
+    model: HGD
     unit: ClassVar[str] = f"% predicted as if clean under FGSM {MEASURED_EPSILON}/255"
 
     def __init__(
@@ -164,14 +167,18 @@ class HGDTrainer(BaselineTrainer):
         attack: Attack | None = None,
         architecture: HGDArchitecture | None = None,
     ) -> None:
-        with seeded(config.seed):
+        with fix_seed(config.seed):
             model = HGD(architecture or HGDArchitecture(dataset.train.channels))
         kernels = [cast(nn.Parameter, module.weight) for module in model.modules() if isinstance(module, nn.Conv2d)][1:-1]
         super().__init__(model, kernels, config, dataset, device)
-        self.network = model
         self.classifier = classifier.to(device)
         self._classifier_record = classifier_record or {}
         self._attack = attack
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """With the classifier that it is trained on."""
+        return {**super().settings, "classifier": self._classifier_record.get("sha256") or self._classifier_record.get("name", "")}
 
     def loss(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """L1 distance of the logits (their LGD loss)."""
@@ -180,7 +187,7 @@ class HGDTrainer(BaselineTrainer):
             wanted = self.classifier(clean).float()
         attacked = (self._attack or partial(self._signed, generator))(clean, wanted.argmax(1))
         with self.autocast():
-            return l1_loss(self.classifier(self.network(attacked)).float(), wanted)
+            return l1_loss(self.classifier(self.model(attacked)).float(), wanted)
 
     def _on_device(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.device).float().div(255).contiguous(memory_format=torch.channels_last)
@@ -192,7 +199,7 @@ class HGDTrainer(BaselineTrainer):
 
     def measure(self, count: int) -> float:
         """Share of attacked and denoised test images that the classifier sees as it sees the clean ones, in percent."""
-        self.network.eval()
+        self.model.eval()
         test = self.dataset.test.pixels[:count]
         alike = 0
         for pixels in torch.split(test, 64):
@@ -202,7 +209,7 @@ class HGDTrainer(BaselineTrainer):
             epsilon = torch.full((len(clean), 1, 1, 1), MEASURED_EPSILON / 255, device=self.device)
             attacked = signed_gradient(self.classifier, clean, wanted, epsilon, 1, self.autocast)
             with torch.no_grad(), self.autocast():
-                alike += int((self.classifier(self.network(attacked)).argmax(1) == wanted).sum())
+                alike += int((self.classifier(self.model(attacked)).argmax(1) == wanted).sum())
         return 100 * alike / len(test)
 
     def record(self) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from torch.nn.functional import conv2d, elu, linear, pad
 from comdefend_cli.data.sources import Dataset
 from comdefend_cli.evaluate.defences.mixture import Mixture, parameters_a_component, to_unit
 from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network
-from comdefend_cli.training.baseline import BaselineTrainer, seeded
+from comdefend_cli.training.baseline import BaselineTrainer
 from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.loop import fix_seed
 
 KIND = "pixelcnn"
 #: Reach of the first convolution, and of those in the blocks, in pixels.
@@ -208,30 +209,31 @@ def pixels_in_order(height: int, width: int, decoder: Decoder) -> Iterator[tuple
 class PixelCNNTrainer(BaselineTrainer):
     """Trains a PixelCNN on clean images, by maximum likelihood."""
 
+    command: ClassVar[str] = f"comdefend train-baseline {KIND}"
     kind: ClassVar[str] = KIND
+    model: PixelCNN
     unit: ClassVar[str] = "bits a channel of a pixel"
 
     def __init__(
         self, config: BaselineConfig, dataset: Dataset, device: torch.device, architecture: PixelCNNArchitecture | None = None
     ) -> None:
-        with seeded(config.seed):
+        with fix_seed(config.seed):
             model = PixelCNN(architecture or PixelCNNArchitecture(dataset.train.channels))
         kernels = [cast(nn.Parameter, cast(CausalConv, block).weight) for block in model.blocks]
         super().__init__(model, kernels, config, dataset, device)
-        self.network = model
 
     def loss(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Bits a channel of a pixel."""
         levels = pixels.to(self.device).float().contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            return bits_per_dimension(self.network.log_probability(levels), pixels.shape[1])
+            return bits_per_dimension(self.model.log_probability(levels), pixels.shape[1])
 
     @torch.no_grad()
     def measure(self, count: int) -> float:
         """Bits a channel of a pixel on the first test images, in float32."""
-        self.network.eval()
-        parts = [self.network.log_probability(part.to(self.device).float()) for part in torch.split(self.dataset.test.pixels[:count], 64)]
-        return float(bits_per_dimension(torch.cat(parts), self.network.architecture.channels))
+        self.model.eval()
+        parts = [self.model.log_probability(part.to(self.device).float()) for part in torch.split(self.dataset.test.pixels[:count], 64)]
+        return float(bits_per_dimension(torch.cat(parts), self.model.architecture.channels))
 
 
 def load(path: Path) -> StoredNetwork[PixelCNN]:

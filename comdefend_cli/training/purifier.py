@@ -1,0 +1,206 @@
+"""Training ComDefend on clean images (sections 3.4 to 3.6): the loss of eq. 3 on noisy codes, and signs of a collapse.
+
+Under torchrun every process computes its share of each batch, and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from comdefend_cli.data.sources import Dataset
+from comdefend_cli.errors import UsageError
+from comdefend_cli.inference.purifier import Purifier
+from comdefend_cli.network.metrics import mean_psnr, ssim
+from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
+from comdefend_cli.training.distributed import average, find_place, take_first
+from comdefend_cli.training.loop import Trainer
+from comdefend_cli.training.objective import START_RMS, FeatureDistance, Objective, hold_logits, initialize, top_rms
+from comdefend_cli.training.optim import pair_with_muon
+
+#: Adam's rate for what Muon does not take: biases, first and last layers.
+ADAM_BESIDE_MUON = 3e-3
+#: Healthy logits stay under 1.2 times `TOP_RMS`, Adam at 0.01 passes 24 times (and rebuilds one constant image).
+RUNAWAY = 20.0
+#: A collapsed run's reconstructions differ less from each other than this share of what the images do;
+#: healthy ones measure 0.45 before the first step and 0.6 to 1.1 after ten.
+COLLAPSED = 0.05
+#: Test images that PSNR is measured on for the weight file's header.
+FINAL_IMAGES = 5000
+
+
+class PurifierTrainer(Trainer):
+    """Trains the two networks; any number of processes share one global batch.
+
+    Reports have the logits' root mean square as "logit_rms".
+
+    Args:
+        config: the run's settings.
+        dataset: images to learn from and to measure on.
+        device: where to train.
+        start: networks to go on from, or None to draw new weights.
+        features: the classifier that `config.features` names, or None.
+        validation_images: how many test images `validate` measures.
+
+    Raises:
+        UsageError: the batch does not divide among the processes; the images or `start` do not fit the settings.
+    """
+
+    command: ClassVar[str] = "comdefend train"
+    unit: ClassVar[str] = "dB PSNR"
+    measure_name: ClassVar[str] = "psnr"
+    config: TrainConfig
+    model: ComDefend
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        *,
+        start: ComDefend | None = None,
+        features: nn.Module | None = None,
+        validation_images: int = 64,
+    ) -> None:
+        processes = find_place()[1]
+        if config.batch_size % processes:
+            raise UsageError(f"a batch of {config.batch_size} images does not divide among {processes} processes")
+        if dataset.train.channels != config.channels:
+            raise UsageError(f"{config.data} has {dataset.train.channels} channels, not {config.channels}")
+        self.config = config  # The generators read its seed.
+        model = ComDefend(Architecture(config.channels, config.bits))
+        sample = dataset.train.batch(64, self.generator(1))
+        if start is None:
+            initialize(model, sample, self.generator(0))
+        else:
+            model = _copy(start, model.architecture)
+        model.input_noise = config.inference_noise
+        # Weights to go on from may have logits of any scale; `hold_logits` brings them down with time.
+        start_rms = START_RMS if start is None else _logit_rms(model, sample)
+        self._runaway_rms = RUNAWAY * max(top_rms(config.noise_std), start_rms)
+        optimizers = make_optimizers(model, config)
+        super().__init__(config, dataset, device, model, optimizers, steps=config.steps, schedule=config.lr_factor)
+        distance = FeatureDistance(features.to(device)) if features is not None else None
+        self._objective = Objective(self.model, config.penalty, config.noise_std, distance, config.feature_weight)
+        self._test = dataset.test.pixels[:validation_images]
+
+    def losses(self) -> dict[str, Tensor]:
+        """Eq. 3 on this process's share of the batch, and the root mean square of the logits of all of it."""
+        clean, x, noise = (part.to(self.device) for part in self._draw(self.step_done))
+        with self.autocast():
+            loss, mean_square = self._objective(x, clean, noise)
+        average([mean_square])
+        return {"loss": loss, "logit_rms": mean_square.sqrt()}
+
+    def check(self, figures: dict[str, float]) -> None:
+        """Refuse logits that ran away, too."""
+        super().check(figures)
+        rms = figures["logit_rms"]
+        if rms > self._runaway_rms:
+            where = f"collapsed at step {self.step_done + 1}"
+            self.fail(f"{where}: the logits ran away to {rms:.3g}, far above the noise; {self.advice()}")
+
+    def after_step(self, figures: dict[str, float]) -> None:
+        """Keep the logits within reach of the noise."""
+        hold_logits(self.model, figures["logit_rms"], self.config.noise_std)
+
+    def advice(self) -> str:
+        """What to do about a collapse."""
+        adam = self.config.optimizer == "adam"
+        return f"train again with a lower --lr (such as {self.config.peak_lr / 3:.2g}), a longer --warmup" + ", or --optimizer muon" * adam
+
+    def validate(self) -> float:
+        """Mean PSNR in dB of the binarized 8-bit reconstructions of the first test images.
+
+        From `warmup` + 50 steps on, and at the end of a shorter run, it also looks for a collapse.
+
+        Raises:
+            TrainingError: every reconstruction is the same image.
+        """
+        # All processes hold the same weights; the first one's verdict counts, lest they part over a rounding.
+        result = self._purify(self._test)
+        constant = _variation(result) < COLLAPSED * _variation(self._test)
+        verdict = torch.tensor([mean_psnr(self._test, result), constant], dtype=torch.float64)
+        if self.processes > 1:
+            verdict = verdict.to(self.device)
+            take_first(verdict)
+        measured, constant = verdict.tolist()
+        if constant and self.step_done >= min(self.config.warmup + 50, self.config.steps):
+            image = "black" if result.float().mean() < 1 else "constant"
+            self.fail(f"collapsed at step {self.step_done}: every image is rebuilt as one {image} image; {self.advice()}")
+        return float(measured)
+
+    def measure(self, count: int) -> dict[str, Any]:
+        """Mean PSNR in dB ("psnr_db") and SSIM ("ssim") of the binarized 8-bit reconstructions of the first test images.
+
+        Args:
+            count: how many of them at most; "test_images" in the result says how many there were.
+        """
+        test = self.dataset.test.pixels[:count]
+        result = torch.cat([self._purify(part) for part in torch.split(test, 256)])
+        similarity = sum(ssim(a[None], b[None]) for a, b in zip(test, result, strict=True)) / len(test)
+        return {"psnr_db": round(mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
+
+    def record(self) -> dict[str, Any]:
+        """As every trainer's, with what is measured on `FINAL_IMAGES`."""
+        return {**super().record(), "lr": self.config.peak_lr, **self.measure(FINAL_IMAGES)}
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The step's batch, of which this process takes its share: clean and noisy images in [0, 1], noise for the logits."""
+        config, generator = self.config, self.generator(step + 2)
+        share = slice(*(config.batch_size // self.processes * (self.rank + i) for i in (0, 1)))
+        pixels = self.dataset.train.batch(config.batch_size, generator)
+        if self.device.type == "cuda":
+            # A CPU takes longer to draw the noise than a GPU takes for the step.
+            pixels, generator = pixels.to(self.device), torch.Generator(self.device).manual_seed(generator.initial_seed())
+        clean = pixels.float().div_(255)
+        draw = partial(torch.randn, generator=generator, device=clean.device)
+        noise = draw((len(clean), config.bits, *clean.shape[2:])).mul_(config.noise_std)
+        x = clean
+        if config.input_noise:
+            spread = config.input_noise - config.input_noise_least
+            std = torch.rand((len(clean), 1, 1, 1), generator=generator, device=clean.device) * spread + config.input_noise_least
+            x = (clean + std / 255 * draw(clean.shape)).clamp_(0, 1)
+        first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
+        return first, second, third
+
+    def _purify(self, images: Tensor) -> Tensor:
+        color, gray = (self.model, None) if self.config.channels == 3 else (None, self.model)
+        return Purifier(color, gray).purify(images)
+
+
+def _variation(images: Tensor) -> float:
+    """How much images (N, C, H, W) differ from each other, in 8-bit levels; a single one, its pixels."""
+    values = images.float()
+    return float(values.std(dim=0).mean() if len(values) > 1 else values.std())
+
+
+@torch.no_grad()
+def _logit_rms(model: ComDefend, images: Tensor) -> float:
+    return float(model.com(images.float().div(255)).square().mean().sqrt())
+
+
+def _copy(start: ComDefend, architecture: Architecture) -> ComDefend:
+    """A copy of `start` that can be trained."""
+    if start.architecture != architecture:
+        raise UsageError(f"the weights to start from are for {start.architecture}, not {architecture}: match --bits and the data")
+    model = ComDefend(architecture)
+    model.load_state_dict(start.state_dict())
+    return model
+
+
+def make_optimizers(model: ComDefend, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Optimizers at their peak learning rates.
+
+    Muon takes the kernels between each network's first and last layer: on those two, it lets the logits run away.
+    """
+    if config.optimizer == "adam":
+        return [torch.optim.Adam(model.parameters(), config.peak_lr)]
+    layers = [layer for network in (model.com, model.rec) for layer in list(network)[2:-1:2]]
+    inner = [cast(nn.Parameter, layer.weight) for layer in layers if isinstance(layer, nn.Conv2d)]
+    beside = ADAM_BESIDE_MUON * config.peak_lr / DEFAULT_LR["muon"]
+    return pair_with_muon(partial(torch.optim.Adam, lr=beside, betas=(0.9, 0.99)), model, inner, config.peak_lr)
