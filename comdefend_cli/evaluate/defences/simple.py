@@ -33,6 +33,8 @@ class NoDefence(Defence):
 class BitDepth(Defence):
     """Fewer bits a channel: feature squeezing (Xu et al., NDSS 2018, section III.A).
 
+    ART's leaves the device for NumPy in 64 bits, where single values of images that are not of 8 bits round to another level.
+
     Args:
         depth: bits a channel, 1 to 8.
     """
@@ -49,26 +51,27 @@ class BitDepth(Defence):
 
 
 class Median(Defence):
-    """A median of size x size pixels a channel, mirrored at the border: feature squeezing (Xu et al., NDSS 2018, section III.B).
+    """A median of size x size pixels a channel, mirrored at the border, by ART: feature squeezing (Xu et al., NDSS 2018, section III.B).
 
     Args:
         size: side of the window; with an even one the pixel is right and below of its middle, as in the paper's code.
     """
 
     def __init__(self, name: str, size: int) -> None:
-        self._ndimage = require("scipy.ndimage", extra="evaluate")
-        version = require("scipy", extra="evaluate").__version__
+        smoothing = require("art.defences.preprocessor.spatial_smoothing", extra="evaluate").SpatialSmoothing
+        version = require("scipy", extra="evaluate").__version__  # ART hands the work to it.
         super().__init__(name, {"defence": "median", "size": size, "scipy": version})
-        self.size = size
+        self._smoothing = smoothing(size, channels_first=True, clip_values=(0.0, 1.0))
 
     def purify(self, x: Tensor) -> Tensor:
         """The medians; computed on the CPU."""
-        window = (1, 1, self.size, self.size)
-        return _through_numpy(x, lambda array: self._ndimage.median_filter(array, size=window, mode="reflect"))
+        return _through_numpy(x, lambda array: self._smoothing(array)[0])
 
 
 class Jpeg(Defence):
     """JPEG by Pillow, in memory, with its default chroma subsampling 4:2:0 (Dziugaite et al., 2016; Guo et al., ICLR 2018).
+
+    ART's cuts images to 8 bits where this rounds them, so that three in four values of a float image differ.
 
     Args:
         quality: 1 to 100.
@@ -94,7 +97,7 @@ class Jpeg(Defence):
 class TotalVariation(Defence):
     """Total variation minimization (Rudin, Osher and Fatemi, 1992) a channel, by Chambolle's algorithm in scikit-image.
 
-    Guo et al. (ICLR 2018) also drop pixels at random first; this one does not.
+    Guo et al. (ICLR 2018) also drop pixels at random first, and so does ART's; this one does not.
 
     Args:
         weight: of the total variation against the squared error; larger is smoother.
