@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
 from comdefend_cli.classifiers.networks import ARCHITECTURES, Normalize
-from comdefend_cli.errors import UsageError, WeightsError, reason
+from comdefend_cli.errors import UsageError, reason
 from comdefend_cli.runtime.extras import require
-from comdefend_cli.runtime.files import write_atomically
-from comdefend_cli.runtime.tensor_files import read_file, read_metadata
+from comdefend_cli.runtime.tensor_files import TensorFormat, read_file
 
-KEY = "comdefend-classifier"
-FORMAT_VERSION = 1
+FORMAT = TensorFormat("comdefend-classifier", "classifier of comdefend", "make one with comdefend train-classifier")
 #: (level - 127) / 128, as EfficientNet-Lite was trained, and not ImageNet's usual constants.
 EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127 / 255,) * 3, (128 / 255,) * 3
 EFFICIENTNET = "efficientnet-lite0"
@@ -108,9 +102,7 @@ def save_classifier(path: Path, model: nn.Module, header: ClassifierHeader, *, o
         ComdefendError: it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = serialize_tensors(tensors, {KEY: json.dumps({"format_version": FORMAT_VERSION, **asdict(header)}, sort_keys=True)})
-    write_atomically(path, data, overwrite=overwrite)
-    return hashlib.sha256(data).hexdigest()
+    return FORMAT.write(path, asdict(header), tensors, overwrite=overwrite)
 
 
 def default_path(arch: str, data: str) -> Path:
@@ -156,14 +148,11 @@ def read_classifier_header(data: bytes, path: Path) -> ClassifierHeader:
     Raises:
         WeightsError: it is not one.
     """
-    try:
-        fields = read_metadata(data, KEY)
-        if fields.pop("format_version") != FORMAT_VERSION:
-            raise ValueError("its format version is unknown")
-        fields |= {name: tuple(fields[name]) for name in ("classes", "mean", "std")}
-        return ClassifierHeader(**fields)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path}: not a classifier of comdefend: {reason(error)}; make one with comdefend train-classifier") from error
+
+    def build(fields: dict[str, Any]) -> ClassifierHeader:
+        return ClassifierHeader(**fields | {name: tuple(fields[name]) for name in ("classes", "mean", "std")})
+
+    return FORMAT.read_header(data, path, build)
 
 
 def load_classifier_file(path: Path) -> Classifier:
@@ -174,11 +163,10 @@ def load_classifier_file(path: Path) -> Classifier:
     """
     data = read_file(path, "give another file")
     header = read_classifier_header(data, path)
-    model = build(header)
-    try:
-        model.load_state_dict(parse_tensors(data))
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: damaged or truncated classifier: {reason(error)[:200]}; copy or make it again") from error
+    tensors = FORMAT.read_tensors(data, path)
+    model = build(header)  # Of bounded size, whatever the header says.
+    FORMAT.check(tensors, model.state_dict(), path)
+    model.load_state_dict(tensors)
     return Classifier(path.stem, hashlib.sha256(data).hexdigest(), model, header.classes, header.training)
 
 

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from comdefend_cli.errors import UsageError, WeightsError, reason
+from comdefend_cli.errors import WeightsError, reason
 from comdefend_cli.network.weight_file import Header, Weights, parse_header, parse_weights
-from comdefend_cli.runtime.tensor_files import read_file
+from comdefend_cli.runtime.tensor_files import read_file, refuse_absent
 
 #: What `purify` takes when nothing is said, for colour and for grey images.
 DEFAULT_COLOR = "comdefend-12bit-denoise"
@@ -52,13 +52,7 @@ def locate_weights(name_or_path: str) -> tuple[str, Path, str | None]:
     if entry is not None:
         return name_or_path, find_folder() / entry["file"], entry["sha256"]
     path = Path(name_or_path)
-    try:
-        there = path.exists()
-    except OSError:  # A name that no file can have; before Python 3.12 it raises.
-        there = False
-    if not there:
-        known = ", ".join(sorted(read_registry()))
-        raise UsageError(f"{name_or_path}: no such weights; give a file or one of: {known}")
+    refuse_absent(path, f"no such weights; give a file or one of: {', '.join(sorted(read_registry()))}")
     return path.name, path, None
 
 

@@ -12,25 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as serialize_tensors
 
-from comdefend_cli.errors import WeightsError, reason
+from comdefend_cli.errors import WeightsError
 from comdefend_cli.network.model import Architecture, ComDefend
-from comdefend_cli.runtime.files import write_atomically
-from comdefend_cli.runtime.tensor_files import read_metadata
+from comdefend_cli.runtime.tensor_files import TensorFormat, read_metadata
 
-KEY = "comdefend"
-FORMAT_VERSION = 1
+FORMAT = TensorFormat("comdefend", "weight file of comdefend", "make one with comdefend train or comdefend weights import")
 
 
 @dataclass(frozen=True)
@@ -46,10 +38,6 @@ class Header:
     architecture: Architecture
     training: dict[str, Any] = field(default_factory=dict)
     input_noise: float = 0.0
-
-    def to_json(self) -> str:
-        """One JSON object, as it stands in the file's metadata."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -93,15 +81,12 @@ def save_weights(
         UsageError: the file is there and `overwrite` is false.
         ComdefendError: it cannot be written.
     """
-    header = Header(model.architecture, training, model.input_noise)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     for part, content in asdict(quantized).items() if quantized else ():
         tensors[f"int8.{part}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    fields = json.loads(header.to_json())
-    fields["sha256"] = _digest(fields, serialize_tensors(tensors))
-    data = serialize_tensors(tensors, {KEY: json.dumps(fields, sort_keys=True)})
-    write_atomically(path, data, overwrite=overwrite)
-    return hashlib.sha256(data).hexdigest()
+    header = asdict(Header(model.architecture, training, model.input_noise))
+    plain = FORMAT.serialize(header, tensors)
+    return FORMAT.write(path, {**header, "sha256": _compute_digest(plain)}, tensors, overwrite=overwrite)
 
 
 def parse_weights(data: bytes, path: Path, name: str, sha256: str) -> Weights:
@@ -117,10 +102,13 @@ def parse_weights(data: bytes, path: Path, name: str, sha256: str) -> Weights:
         WeightsError: the content was changed since it was saved, or does not fit its architecture.
     """
     header = parse_header(data, path)
-    tensors = _parse_tensors(data, path)
-    _refuse_changed(data, path)
+    tensors = FORMAT.read_tensors(data, path)
+    # Those from before files said their hash are taken as they are.
+    if read_metadata(data, FORMAT.key).get("sha256") not in (None, _compute_digest(data)):
+        raise WeightsError(f"{path}: not as it was saved: a byte was changed; copy or make it again")
     quantized = _take_quantized(tensors, path)
-    _check(header.architecture, tensors, path)
+    with torch.device("meta"):  # Takes no memory, whatever the header says.
+        FORMAT.check(tensors, ComDefend(header.architecture).state_dict(), path)
     model = ComDefend(header.architecture, header.input_noise)
     model.load_state_dict(tensors)
     return Weights(name, sha256, header, model.eval().requires_grad_(False), quantized)
@@ -132,35 +120,20 @@ def parse_header(data: bytes, path: Path) -> Header:
     Raises:
         WeightsError: it is not a weight file.
     """
-    try:
-        fields = read_metadata(data, KEY)
-        version = fields["format_version"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise WeightsError(f"{path}: written by a newer comdefend; upgrade with pip install -U comdefend-cli")
-        if version != FORMAT_VERSION:
-            raise ValueError("its format version is unknown")
+
+    def build(fields: dict[str, Any]) -> Header:
         shape = fields["architecture"]
         architecture = Architecture(_whole(shape["channels"]), _whole(shape["bits"]), tuple(map(_whole, shape["hidden"])))
         return Header(architecture, dict(fields["training"]), _level(fields.get("input_noise", 0.0)))
-    except KeyError as error:
-        problem = f"its header has no {error}"
-    except (ValueError, TypeError, RecursionError) as error:
-        problem = reason(error)
-    raise WeightsError(f"{path}: not a weight file of comdefend: {problem}; make one with comdefend train or comdefend weights import")
+
+    return FORMAT.read_header(data, path, build)
 
 
-def _digest(fields: dict[str, Any], data: bytes) -> str:
-    """SHA-256 of the header's fields but its own, and of the tensors in a safetensors file."""
+def _compute_digest(data: bytes) -> str:
+    """SHA-256 of a file's JSON object but for the hash in it, and of its tensors."""
     (length,) = struct.unpack_from("<Q", data)
-    text = json.dumps({name: value for name, value in fields.items() if name != "sha256"}, sort_keys=True)
+    text = json.dumps({name: value for name, value in read_metadata(data, FORMAT.key).items() if name != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode() + memoryview(data)[8 + length :]).hexdigest()
-
-
-def _refuse_changed(data: bytes, path: Path) -> None:
-    """Refuse a file that is not as it was saved; those from before it said so are taken as they are."""
-    fields = read_metadata(data, KEY)
-    if "sha256" in fields and fields["sha256"] != _digest(fields, data):
-        raise WeightsError(f"{path}: not as it was saved: a byte was changed; copy or make it again")
 
 
 def _whole(value: object) -> int:
@@ -177,13 +150,6 @@ def _level(value: object) -> float:
     return float(cast(float, value))
 
 
-def _parse_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return parse_tensors(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path}: damaged or truncated weight file: {reason(error)}; copy or make it again") from error
-
-
 def _take_quantized(tensors: dict[str, torch.Tensor], path: Path) -> Quantized | None:
     """Take the networks in 8-bit integers, where there are some, out of a file's tensors."""
     parts = [tensors.pop(f"int8.{part}", None) for part in ("graph", "constants")]
@@ -192,30 +158,3 @@ def _take_quantized(tensors: dict[str, torch.Tensor], path: Path) -> Quantized |
     if any(part is None or part.dtype != torch.uint8 or part.ndim != 1 for part in parts):
         raise WeightsError(f"{path}: its int8 networks are damaged; make them again with comdefend quantize")
     return Quantized(*(cast(torch.Tensor, part).numpy().tobytes() for part in parts))
-
-
-def _shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor in a weight file."""
-    widths = (architecture.channels, *architecture.hidden, architecture.bits)
-    for network, sizes in (("com", widths), ("rec", widths[::-1])):
-        for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
-            yield f"{network}.{2 * layer}.weight", (outputs, inputs, 3, 3)
-            yield f"{network}.{2 * layer}.bias", (outputs,)
-
-
-def _check(architecture: Architecture, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Refuse tensors that are missing, left over, misshapen or not finite, before networks of that size are made."""
-    wanted = dict(_shapes(architecture))
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-    if wrong:
-        name = wrong[0]
-        raise WeightsError(
-            f"{path}: tensor {name[:80]!r} is {given.get(name, 'missing')}, its header's architecture "
-            f"has {wanted.get(name, 'none')}; make the weights again"
-        )
-    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        raise WeightsError(f"{path}: holds tensors that are not float32; make the weights again")
-    # NumPy's, which starts no threads: where other programs keep the cores busy, PyTorch's took a seventh of `purify` on a thumbnail.
-    if not all(bool(np.isfinite(tensor.numpy()).all()) for tensor in tensors.values()):
-        raise WeightsError(f"{path}: holds values that are not finite; make the weights again")

@@ -24,7 +24,7 @@ from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import RADIUS
 from comdefend_cli.network.registry import load_weights
-from comdefend_cli.network.weight_file import KEY, Header, Quantized, Weights, save_weights
+from comdefend_cli.network.weight_file import FORMAT, Header, Quantized, Weights, save_weights
 from comdefend_cli.runtime.tensor_files import read_metadata
 
 pytest.importorskip("openvino")
@@ -206,7 +206,7 @@ def test_a_weight_file_keeps_int8_networks_beside_the_others(quantized: Quantize
     from safetensors.torch import load, save
 
     data = (tmp_path / "q.safetensors").read_bytes()
-    fields = {KEY: json.dumps({k: v for k, v in read_metadata(data, KEY).items() if k != "sha256"})}
+    fields = {FORMAT.key: json.dumps({k: v for k, v in read_metadata(data, FORMAT.key).items() if k != "sha256"})}
     halved = {name: tensor for name, tensor in load(data).items() if name != "int8.constants"}
     (tmp_path / "half.safetensors").write_bytes(save(halved, fields))
     with pytest.raises(WeightsError, match="int8"):

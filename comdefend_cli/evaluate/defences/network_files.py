@@ -6,24 +6,17 @@ Nothing in them is executed, and a network is made only after the tensors were s
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
-from comdefend_cli.errors import UsageError, WeightsError, reason
-from comdefend_cli.runtime.files import write_atomically
-from comdefend_cli.runtime.tensor_files import read_file, read_metadata
+from comdefend_cli.runtime.tensor_files import TensorFormat, read_file, refuse_absent
 
 KEY = "comdefend-baseline"
-FORMAT_VERSION = 1
 #: BatchNorm's count of batches, which nothing reads and which is not a float.
 _UNREAD = "num_batches_tracked"
 
@@ -57,11 +50,9 @@ def save_network(path: Path, kind: str, model: nn.Module, training: dict[str, An
         UsageError: the file is there and `overwrite` is false.
         ComdefendError: it cannot be written.
     """
-    header = {"format_version": FORMAT_VERSION, "kind": kind, "architecture": asdict(cast(Any, model).architecture), "training": training}
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in _tensors(model).items()}
-    data = serialize_tensors(tensors, {KEY: json.dumps(header, sort_keys=True)})
-    write_atomically(path, data, overwrite=overwrite)
-    return hashlib.sha256(data).hexdigest()
+    header = {"kind": kind, "architecture": asdict(cast(Any, model).architecture), "training": training}
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in _get_tensors(model).items()}
+    return _get_format(kind).write(path, header, tensors, overwrite=overwrite)
 
 
 def load_network(path: Path, kind: str, build: Callable[[dict[str, Any]], Network]) -> StoredNetwork[Network]:
@@ -75,46 +66,28 @@ def load_network(path: Path, kind: str, build: Callable[[dict[str, Any]], Networ
         UsageError: no such file.
         WeightsError: it cannot be read, is of another kind, or its tensors do not fit its architecture.
     """
-    remedy = f"make one with comdefend train-baseline {kind}"
-    try:
-        there = path.exists()
-    except OSError:  # A name that no file can have; before Python 3.12 it raises.
-        there = False
-    if not there:
-        raise UsageError(f"{path}: no such file; {remedy}")
-    data = read_file(path, remedy)
-    try:
-        header = read_metadata(data, KEY)
-        if header["kind"] != kind:
-            raise ValueError(f"it holds the weights of {header['kind']!r}")
-        if header["format_version"] != FORMAT_VERSION:
-            raise ValueError("its format version is unknown")
-        training = dict(header["training"])
+    form = _get_format(kind)
+    refuse_absent(path, f"no such file; {form.remedy}")
+    data = read_file(path, form.remedy)
+
+    def read(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Network]:
+        if fields["kind"] != kind:
+            raise ValueError(f"it holds the weights of {fields['kind']!r}")
+        architecture = dict(fields["architecture"])
         with torch.device("meta"):  # Takes no memory, whatever the header says.
-            model = build(dict(header["architecture"]))
-    except KeyError as error:
-        raise WeightsError(f"{path}: not a weight file for {kind}: its header has no {error}; {remedy}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path}: not a weight file for {kind}: {reason(error)[:200]}; {remedy}") from error
-    try:
-        tensors = parse_tensors(data)
-        _check(_tensors(model), tensors)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path}: damaged weight file: {reason(error)[:200]}; {remedy}") from error
-    model = build(dict(header["architecture"]))
+            return architecture, dict(fields["training"]), build(architecture)
+
+    architecture, training, shapes = form.read_header(data, path, read)
+    tensors = form.read_tensors(data, path)
+    form.check(tensors, _get_tensors(shapes), path)
+    model = build(architecture)
     model.load_state_dict(tensors, strict=False)
     return StoredNetwork(model.eval().requires_grad_(False), training, hashlib.sha256(data).hexdigest())
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _get_format(kind: str) -> TensorFormat:
+    return TensorFormat(KEY, f"weight file for {kind}", f"make one with comdefend train-baseline {kind}")
+
+
+def _get_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_UNREAD)}
-
-
-def _check(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Refuse tensors that are missing, left over, misshapen or not finite."""
-    shapes, there = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (wanted, given))
-    for name in sorted(wanted.keys() | given.keys()):
-        if shapes.get(name) != there.get(name):
-            raise ValueError(f"tensor {name[:80]!r} is {there.get(name, 'missing')}, not {shapes.get(name, 'there')}")
-    if any(tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()) for tensor in given.values()):
-        raise ValueError("it holds values that are not float32 or not finite")
