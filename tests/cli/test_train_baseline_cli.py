@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from comdefend_cli.cli.train_baseline import train_baseline
 from comdefend_cli.evaluate.defences import hgd, pixelcnn
 from comdefend_cli.evaluate.defences.catalogue import make_defence
+from comdefend_cli.training.baseline import BaselineTrainer
 
 #: A user's own classifier, for images of three channels.
 GUIDE = """
@@ -87,6 +88,46 @@ def test_outputs_are_not_replaced_unasked(invoke: Invoke) -> None:
     assert Path("p.safetensors").read_text() == "mine"
     assert invoke("pixelcnn", "--out", "p.safetensors", "--overwrite").exit_code == 0
     assert pixelcnn.load(Path("p.safetensors")).model.architecture.channels == 3
+
+
+@pytest.mark.parametrize("kind", ["pixelcnn", "hgd"])
+def test_a_stopped_run_goes_on(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Asked to stop, it leaves a checkpoint, from which --resume ends in the same file as without; another run does not take it."""
+    guide = ("--classifier", "guides:guide") if kind == "hgd" else ()
+    options = (*guide, "--steps", "5")
+    assert invoke(kind, *options, "--out", "whole.safetensors").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(BaselineTrainer, "after_step", lambda trainer, figures: setattr(trainer, "stop_asked", trainer.step_done == 1))
+        stopped = invoke(kind, *options, "--out", "w.safetensors")
+    assert stopped.exit_code == 130 and "stopped after step 3" in stopped.stderr
+    assert sorted(path.name for path in Path().glob("w.*")) == ["w.checkpoint"]
+    again = invoke(kind, *options, "--out", "w.safetensors")
+    assert again.exit_code == 2 and "unfinished run" in again.stderr
+    other = invoke(kind, *guide, "--steps", "6", "--out", "w.safetensors", "--resume")
+    assert other.exit_code == 1 and "--steps 5, not 6" in other.stderr
+    done = invoke(kind, *options, "--out", "w.safetensors", "--resume")
+    assert done.exit_code == 0 and "going on after step 3" in done.stderr
+    assert Path("w.safetensors").read_bytes() == Path("whole.safetensors").read_bytes() and not Path("w.checkpoint").exists()
+
+
+def test_a_checkpoint_is_of_one_network_and_classifier(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another kind's nor one with another guide is gone on from."""
+    with monkeypatch.context() as patch:
+        patch.setattr(BaselineTrainer, "after_step", lambda trainer, figures: setattr(trainer, "stop_asked", True))
+        assert invoke("hgd", "--classifier", "guides:guide", "--out", "w.safetensors", "--steps", "5").exit_code == 130
+    kind = invoke("pixelcnn", "--out", "w.safetensors", "--steps", "5", "--resume")
+    assert kind.exit_code == 1 and "not a checkpoint of comdefend train-baseline pixelcnn" in kind.stderr
+    guide = invoke("hgd", "--classifier", "guides:for_40_pixels", "--crop", "40", "--out", "w.safetensors", "--steps", "5", "--resume")
+    assert guide.exit_code == 1 and "--classifier guides:guide, not guides:for_40_pixels" in guide.stderr
+
+
+def test_images_past_pillows_own_limit_are_learnt_from(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have the limit that they have in the other commands; those that are left out are said."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Of the four images here each has 1,600.
+    Path("images/broken.png").write_bytes(b"no image")
+    result = invoke("pixelcnn")
+    assert result.exit_code == 0, result.stderr
+    assert "1 files in images are no images" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ from comdefend_cli.training import checkpoint, purifier
 from comdefend_cli.training.config import TrainConfig
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
-#: The command with networks of few channels, so that a step takes milliseconds; CUT_OFF kills it while it writes its results.
+#: The command with networks of few channels, so that a step takes milliseconds; CUT_OFF kills it while it writes its results,
+#: FAULT makes the second process of two fail in its first step.
 NARROW = f"""
 import os
 from functools import partial
@@ -41,6 +42,13 @@ from comdefend_cli.training import plots, purifier
 from comdefend_cli.cli import main
 from comdefend_cli.network.model import Architecture
 purifier.Architecture = partial(Architecture, hidden={SMALL})
+if "FAULT" in os.environ and os.environ["RANK"] == "1":
+    def forward(*arguments):
+        if os.environ["FAULT"] == "exit":
+            os._exit(3)
+        raise RuntimeError("a kernel failed")
+    from comdefend_cli.training.objective import Objective
+    Objective.forward = forward
 if "CUT_OFF" in os.environ:
     plots.draw_curves = lambda history: os._exit(9)
 main()
@@ -95,10 +103,10 @@ def _process(script: Path, *arguments: object, **variables: str) -> subprocess.C
     return subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, **variables}, check=False, timeout=300)
 
 
-def _torchrun(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def _torchrun(script: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, **variables}, check=False, timeout=300)
 
 
 def _interrupt(script: Path, times: int, *arguments: object) -> tuple[int, str]:
@@ -248,6 +256,17 @@ def test_an_error_ends_all_processes_and_is_said_once(narrow: Path, cifar: Path,
     assert done.returncode != 0
     assert done.stderr.count("already exists") == 1
     assert (tmp_path / "w.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["raise", "exit"])
+def test_an_error_of_one_process_is_told_from_its_loss(narrow: Path, cifar: Path, tmp_path: Path, fault: str) -> None:
+    """What the second process met in its computation is shown as it is, and the first says that it lost the other."""
+    done = _torchrun(narrow, *_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 2, "--batch-size", 2, FAULT=fault)
+    assert done.returncode != 0
+    assert done.stderr.count("error: another process was lost") == 1
+    assert ("RuntimeError: a kernel failed" in done.stderr) == (fault == "raise")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.checkpoint"]
 
 
 def test_a_folder_of_images(in_process: Any, tmp_path: Path) -> None:
