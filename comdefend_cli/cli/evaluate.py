@@ -15,6 +15,7 @@ import typer
 
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
 from comdefend_cli.evaluate.cells import THREATS
@@ -148,7 +149,7 @@ def evaluate(
     where = resolve_device(device)
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
-    images = _fetch_images(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download, quiet=quiet)
+    images = fetch_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download, quiet=quiet)
     evaluation = _measure(protocol, images, _make_systems(classifier, defences, data, where, precision), out, where, quiet)
     results = {**evaluation.results(), **_describe_run(where, precision, began)}
     _write(evaluation, results, out, overwrite)
@@ -194,17 +195,6 @@ def _prepare_outputs(out: Path, save_adversarial: Path | None, overwrite: bool) 
     folder = save_adversarial
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there and not empty; name a new folder for --save-adversarial")
-
-
-def _fetch_images(data: str, folder: Path, *, limit: int, seed: int, size: int | None, download: bool, quiet: bool) -> Labelled:
-    """The images, with a bar while they download and a notice of files that are left out."""
-    from comdefend_cli.data.labelled import load_labelled
-
-    with progress.download(quiet=quiet) as show:
-        images = load_labelled(data, folder, limit=limit, seed=seed, size=size, download=download, progress=show)
-    if images.skipped:
-        notice(f"{images.skipped} files could not be read as images", quiet=quiet)
-    return images
 
 
 def _make_systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str) -> list[System]:

@@ -68,8 +68,9 @@ def _read(path: Path, channels: int) -> Tensor:
     """The middle of an image, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
     import torch
 
-    from comdefend_cli.imaging.reading import read_image
+    from comdefend_cli.imaging.reading import lift_pillow_limit, read_image
 
+    lift_pillow_limit()
     pixels = torch.from_numpy(read_image(path).pixels).permute(2, 0, 1)[None]
     if pixels.shape[1] > channels:
         raise UsageError(f"{path}: is in colour, and the weights are for grey images: check on another")
@@ -113,7 +114,6 @@ def quantize(
     """
     from comdefend_cli.backends import quantize as quantizing
     from comdefend_cli.data.calibration import draw_calibration_images
-    from comdefend_cli.imaging.reading import lift_pillow_limit
     from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
     from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime.machine import limit_threads
@@ -121,7 +121,6 @@ def quantize(
     refuse_tensor_file(out, overwrite=overwrite)
     for module in ("openvino", "nncf"):  # Before the data, which may have to be downloaded.
         require(module, extra="int8")
-    lift_pillow_limit()
     limit_threads()
     loaded = load_weights(weights or DEFAULT_COLOR)
     dataset = fetch_dataset(data, data_dir, download=not no_download, quiet=quiet)

@@ -11,6 +11,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
 if TYPE_CHECKING:
+    from comdefend_cli.data.labelled import Labelled
     from comdefend_cli.data.sources import Dataset
 
 
@@ -37,10 +38,25 @@ def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop:
     """
     from comdefend_cli.data.datasets import load_dataset
     from comdefend_cli.data.sources import CROP
+    from comdefend_cli.imaging.reading import lift_pillow_limit
 
+    lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
     side = crop or CROP
     with progress.download(quiet=quiet) as show:
         dataset = load_dataset(data, folder, download=download, progress=show, crop=side)
     if dataset.skipped:
         notice(f"{dataset.skipped} files in {data} are no images of {side}x{side} pixels or more", quiet=quiet)
     return dataset
+
+
+def fetch_labelled(data: str, folder: Path, *, limit: int | None, seed: int, size: int | None, download: bool, quiet: bool) -> Labelled:
+    """Images with labels, with the same bar and notice; the rest as of :func:`comdefend_cli.data.labelled.load_labelled`."""
+    from comdefend_cli.data.labelled import load_labelled
+    from comdefend_cli.imaging.reading import lift_pillow_limit
+
+    lift_pillow_limit()
+    with progress.download(quiet=quiet) as show:
+        labelled = load_labelled(data, folder, limit=limit, seed=seed, size=size, download=download, progress=show)
+    if labelled.skipped:
+        notice(f"{labelled.skipped} files in {data} could not be read as images", quiet=quiet)
+    return labelled

@@ -93,7 +93,6 @@ def train(
     Beside --out OUT.safetensors it writes OUT.json (the log), OUT-curves.png, OUT-pictures.png, and OUT.checkpoint while it runs.
     Under torchrun, the processes share each batch.
     """
-    from comdefend_cli.imaging.reading import lift_pillow_limit
     from comdefend_cli.runtime.device import resolve_device
     from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.distributed import process_group, together
@@ -102,7 +101,6 @@ def train(
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
     limit_threads()
-    lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
     paths, checkpoint = _outputs(out), out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
         quiet = quiet or rank > 0

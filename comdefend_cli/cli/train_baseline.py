@@ -64,7 +64,6 @@ def train_baseline(
     pixelcnn learns clean images; hgd learns to undo attacks on --classifier. While it runs, a checkpoint is beside --out.
     """
     from comdefend_cli.data.datasets import DATASETS
-    from comdefend_cli.imaging.reading import lift_pillow_limit
     from comdefend_cli.runtime.device import resolve_device
     from comdefend_cli.runtime.machine import limit_threads
 
@@ -78,7 +77,6 @@ def train_baseline(
     overwrite = refuse_outputs([out], f"comdefend train-baseline {kind}", overwrite=overwrite, resume=resume)
     where = resolve_device(device)
     limit_threads()
-    lift_pillow_limit()
     dataset = fetch_dataset(data, data_dir, download=not no_download, quiet=quiet, crop=crop)
     sizes = {"steps": steps or STEPS[kind], "batch_size": batch_size or BATCH_SIZE[kind]}
     config = make_config(BaselineConfig, context.params, where, data=dataset.name, **sizes)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from comdefend_cli.data.cifar import read_cifar10
 from comdefend_cli.data.download import DownloadProgress
-from comdefend_cli.data.folder import read_folder
+from comdefend_cli.data.folder import find_folder, read_folder
 from comdefend_cli.data.idx import read_mnist
 from comdefend_cli.data.sources import CROP, Dataset
-from comdefend_cli.errors import DatasetError
 
 DATASETS = ("cifar10", "fashion-mnist", "mnist")
 
@@ -31,10 +30,4 @@ def load_dataset(name: str, folder: Path, *, download: bool = True, progress: Do
         return read_cifar10(folder, download, progress)
     if name in ("mnist", "fashion-mnist"):
         return read_mnist(name, folder, download, progress)
-    try:
-        is_folder = bool(name) and Path(name).is_dir()
-    except OSError:  # A name that no folder can have.
-        is_folder = False
-    if is_folder:
-        return read_folder(Path(name), crop)
-    raise DatasetError(f"{name}: no such data set or folder; use {', '.join(DATASETS)}, or a folder of images")
+    return read_folder(find_folder(name, f"{', '.join(DATASETS)}, or a folder of images"), crop)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from comdefend_cli.data.datasets import DATASETS, load_dataset
 from comdefend_cli.data.download import DownloadProgress
-from comdefend_cli.errors import DatasetError, ImageError, UsageError, reason
-from comdefend_cli.imaging.formats import list_suffixes
-from comdefend_cli.imaging.reading import read_image
+from comdefend_cli.data.folder import decode_images, find_folder, list_images
+from comdefend_cli.errors import DatasetError, UsageError, reason
 
 CLASSES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -25,8 +24,6 @@ CLASSES = {
     "mnist": tuple("0123456789"),
 }
 LABELS = "labels.csv"
-#: All images are kept in memory.
-MAX_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -99,17 +96,15 @@ def load_labelled(
         raise UsageError(f"the size must be at least 8 pixels, not {size}")
     if name in DATASETS:
         test = load_dataset(name, data_dir, download=download, progress=progress).test
-        chosen = _sample(len(test), limit, seed)
+        chosen = _draw_sample(len(test), limit, seed)
         return Labelled(name, test.pixels[chosen], test.labels[chosen], CLASSES[name])
-    folder = Path(name)
-    if not folder.is_dir():
-        raise DatasetError(f"{name}: no such data set or folder; use {', '.join(DATASETS)}, or a folder of images with labels")
-    entries, classes = _listed(folder / LABELS) if (folder / LABELS).exists() else _by_folder(folder)
-    entries = [entries[i] for i in _sample(len(entries), limit, seed).tolist()]
-    return _decoded(folder, entries, classes, size)
+    folder = find_folder(name, f"{', '.join(DATASETS)}, or a folder of images with labels")
+    entries, classes = _list_by_table(folder / LABELS) if (folder / LABELS).exists() else _list_by_folder(folder)
+    entries = [entries[i] for i in _draw_sample(len(entries), limit, seed).tolist()]
+    return _decode(folder, entries, classes, size)
 
 
-def _sample(count: int, limit: int | None, seed: int) -> Tensor:
+def _draw_sample(count: int, limit: int | None, seed: int) -> Tensor:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**32))
     return order[: count if limit is None else limit]
 
@@ -117,7 +112,7 @@ def _sample(count: int, limit: int | None, seed: int) -> Tensor:
 _Entries = list[tuple[Path, int]]
 
 
-def _listed(table: Path) -> tuple[_Entries, tuple[str, ...]]:
+def _list_by_table(table: Path) -> tuple[_Entries, tuple[str, ...]]:
     """Files and labels of labels.csv; files stay within its folder."""
     entries: _Entries = []
     names: dict[int, str] = {}
@@ -143,35 +138,25 @@ def _listed(table: Path) -> tuple[_Entries, tuple[str, ...]]:
     return entries, classes
 
 
-def _by_folder(folder: Path) -> tuple[_Entries, tuple[str, ...]]:
-    known = list_suffixes(writable=False)
+def _list_by_folder(folder: Path) -> tuple[_Entries, tuple[str, ...]]:
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    entries = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in known and path.is_file()
-    ]
+    entries = [(path, label) for label, name in enumerate(classes) for path in list_images(folder / name)]
     if len(classes) < 2 or not entries:
         raise DatasetError(f"{folder}: has neither {LABELS} nor one sub-folder of images a class")
     return entries, tuple(classes)
 
 
-def _decoded(folder: Path, entries: _Entries, classes: tuple[str, ...], size: int | None) -> Labelled:
+def _decode(folder: Path, entries: _Entries, classes: tuple[str, ...], size: int | None) -> Labelled:
     pixels: list[np.ndarray] = []
     labels: list[int] = []
-    total = 0
-    for path, label in entries:
-        try:
-            array = read_image(path).pixels
-        except ImageError:
-            continue
-        array = array if size is None else _cropped(array, size)
+
+    def fit(array: np.ndarray) -> np.ndarray:
+        return array if size is None else _crop(array, size)
+
+    for place, array in decode_images(folder, [path for path, _ in entries], fit, "use a smaller --limit or --size"):
+        path, label = entries[place]
         if pixels and array.shape[:2] != pixels[0].shape[:2]:
             raise DatasetError(f"{path}: is {array.shape[1]}x{array.shape[0]}, others are not; give one --size for all")
-        total += array.size
-        if total > MAX_BYTES:
-            raise DatasetError(f"{folder}: its images take more than {MAX_BYTES >> 30} GiB of memory; use a smaller --limit or --size")
         pixels.append(array)
         labels.append(label)
     if not pixels:
@@ -182,7 +167,7 @@ def _decoded(folder: Path, entries: _Entries, classes: tuple[str, ...], size: in
     return Labelled(folder.name, batch, torch.tensor(labels), classes, len(entries) - len(pixels))
 
 
-def _cropped(array: np.ndarray, size: int) -> np.ndarray:
+def _crop(array: np.ndarray, size: int) -> np.ndarray:
     """Scaled to `size` on the shorter side, and the centre cropped, as ImageNet's classifiers expect."""
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     fitted = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))

@@ -98,8 +98,9 @@ def test_settings_that_cannot_be(tmp_path: Path, options: dict[str, int], messag
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """A name that is neither a data set nor a folder, and a folder without classes."""
-    with pytest.raises(DatasetError, match="no such data set or folder"):
-        load_labelled("nonsense", tmp_path)
+    """A name that is neither a data set nor a folder, or that none can have, and a folder without classes."""
+    for name in ("nonsense", "", "x" * 300):
+        with pytest.raises(DatasetError, match="no such data set or folder"):
+            load_labelled(name, tmp_path)
     with pytest.raises(DatasetError, match=r"neither labels\.csv nor"):
         load_labelled(str(tmp_path), tmp_path)
