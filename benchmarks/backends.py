@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How near images purified by other backends and precisions lie to PyTorch's in float32, with the same weights.
 
-    python benchmarks/backends.py --int8 FILE [--data-dir DATA] [--pictures DIR] [--images 64] [--crop 128] [--out FILE]
+    python benchmarks/backends.py --int8 FILE [--data-dir DATA] [--photographs DIR] [--images 64] [--crop 128] [--out FILE]
 
 FILE is of `comdefend quantize`, and so holds the float32 networks too. The images are the first --images test images of CIFAR-10, and the
 middle of each photograph of a folder.
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--int8", type=Path, required=True, help="weights of comdefend quantize")
     parser.add_argument("--data-dir", type=Path, help="official files of CIFAR-10")
-    parser.add_argument("--pictures", type=Path, help="a folder of photographs, such as Kodak's")
+    parser.add_argument("--photographs", type=Path, help="a folder of photographs, such as Kodak's")
     parser.add_argument("--images", type=int, default=64, help="test images of CIFAR-10")
     parser.add_argument("--crop", type=int, default=128, help="pixels a side of each photograph")
     parser.add_argument("--out", type=Path, help="write the JSON object into a file too")
@@ -75,9 +75,9 @@ def main() -> None:
     if arguments.data_dir:
         test = load_dataset("cifar10", arguments.data_dir, download=False).test.pixels[: arguments.images]
         sets["CIFAR-10 test images"] = list(torch.split(test, 64))
-    if arguments.images:
-        crops = [middle(image, arguments.crop) for image in folder(arguments.images, 3)]
-        sets[f"{arguments.images.name}, {arguments.crop}x{arguments.crop}"] = [crop for crop in crops if crop.shape[1] == 3]
+    if arguments.photographs:
+        crops = [middle(image, arguments.crop) for image in folder(arguments.photographs, 3)]
+        sets[f"{arguments.photographs.name}, {arguments.crop}x{arguments.crop}"] = [crop for crop in crops if crop.shape[1] == 3]
     result = {
         "rows": [row for name, batches in sets.items() for row in rows(name, batches, str(arguments.int8))],
         "torch": torch.__version__,

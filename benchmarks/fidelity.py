@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How near purified images stay to their originals, and what precision changes in them.
 
-    python benchmarks/fidelity.py --data-dir DATA [--pictures DIR] [--images N] [--input-noise S] [--weights NAME|PATH ...]
+    python benchmarks/fidelity.py --data-dir DATA [--photographs DIR] [--images N] [--input-noise S] [--weights NAME|PATH ...]
 
 For each weight file: mean PSNR and SSIM over test images of the data it was trained on, and over the images of a
 folder (grey where the weights are grey). For each other precision: share of code bits flipped and PSNR to float32.
@@ -69,7 +69,7 @@ def main() -> None:
     """Measure, print a line a result, and all as JSON at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="official files of CIFAR-10 and Fashion-MNIST")
-    parser.add_argument("--pictures", type=Path, help="a folder of photographs, such as Kodak's")
+    parser.add_argument("--photographs", type=Path, help="a folder of photographs, such as Kodak's")
     parser.add_argument("--images", type=int, default=1000, help="test images a data set")
     parser.add_argument("--input-noise", type=float, help="in 8-bit levels; default: what the weights are made for")
     parser.add_argument("--precision-images", type=int, default=32, help="of these for each precision")
@@ -86,8 +86,8 @@ def main() -> None:
             data = "cifar10" if channels == 3 else "fashion-mnist"
         test = load_dataset(data, arguments.data_dir, download=False).test.pixels[: arguments.images]
         results[name] = {data: measure(purifier, list(torch.split(test, 256)))}
-        if arguments.images:
-            results[name][arguments.images.name] = measure(purifier, folder(arguments.images, channels))
+        if arguments.photographs:
+            results[name][arguments.photographs.name] = measure(purifier, folder(arguments.photographs, channels))
         results[name]["bfloat16"] = precision(name, "bfloat16", test[: arguments.precision_images], settings)
         print(name, json.dumps(results[name]), flush=True)
     native = {"native_bfloat16": cpu_has_bfloat16()}

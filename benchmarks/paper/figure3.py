@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The paper's figure 3: what noise in training does for the rounded code.
 
-    python benchmarks/paper/figure3.py --data-dir DATA --out FOLDER [--steps N] [--batch-size N] [--pictures N] [--images N]
+    python benchmarks/paper/figure3.py --data-dir DATA --out FOLDER [--steps N] [--batch-size N] [--shown N] [--images N]
 
 Trains ComDefend on CIFAR-10 twice for a small budget, without noise and with noise of standard deviation 20, and shows originals,
 codes and reconstructions: (a) without noise, the code not rounded; (b) without noise, rounded; (c) with noise, rounded. Weights that
@@ -86,11 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--data-dir", type=Path, required=True, help="official files of CIFAR-10")
     made.add_argument("--steps", type=int, default=800, help="of training, each; default 800")
     made.add_argument("--batch-size", type=int, default=8, help="images a step; default 8")
-    made.add_argument("--pictures", type=int, default=4, help="test images that are shown; default 4")
+    made.add_argument("--shown", type=int, default=4, help="test images that are shown; default 4")
     made.add_argument("--images", type=int, default=200, help="test images that PSNR is measured on; default 200")
     arguments = made.parse_args(argv)
-    if not 1 <= arguments.images <= arguments.images:
-        raise UsageError("--pictures must be at least 1 and at most --images")
+    if not 1 <= arguments.shown <= arguments.images:
+        raise UsageError("--shown must be at least 1 and at most --images")
     make_folder(arguments.out / "figure3")
     dataset = load_dataset("cifar10", arguments.data_dir, download=False)
     device = resolve_device(arguments.device)
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append([name or "not in the figure", trained_how, code_how, f"{decibels:.2f}", f"{100 * gray:.1f}"])
         records.append({"panel": name, "noise_std": noise, "rounded": rounded, "psnr_db": round(decibels, 3), "grey_share": round(gray, 4)})
         if name:
-            first = slice(arguments.images)
+            first = slice(arguments.shown)
             title, note = f"{name} {trained_how}", f"code {code_how}, {decibels:.1f} dB"
             panels.append(panel(pixels[first], code[first], result[first], title, note))
     file = io.BytesIO()
