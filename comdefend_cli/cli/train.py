@@ -53,9 +53,12 @@ def train(
     input_noise: Annotated[
         float, typer.Option("--input-noise", min=0.0, help="Most standard deviation of input noise, in 8-bit levels; 0 is the paper's.")
     ] = TrainConfig.input_noise,
+    input_noise_min: Annotated[
+        float, typer.Option("--input-noise-min", min=0.0, help="Least standard deviation of input noise; each image draws its own.")
+    ] = TrainConfig.input_noise_min,
     input_noise_least: Annotated[
-        float, typer.Option("--input-noise-least", min=0.0, help="Least standard deviation of input noise; each image draws its own.")
-    ] = TrainConfig.input_noise_least,
+        float | None, typer.Option("--input-noise-least", min=0.0, hidden=True, help="The old spelling of --input-noise-min.")
+    ] = None,
     inference_noise: Annotated[
         float,
         typer.Option("--inference-noise", min=0.0, max=255.0, help="Noise that images get before these weights, in 8-bit levels."),
@@ -130,6 +133,8 @@ def _trainer(chosen: Mapping[str, Any], dataset: Dataset, where: torch.device) -
     seen = load_classifier(features, data=dataset.name) if features else None
     if seen is not None and not seen.sha256:
         raise UsageError(f"{features}: --features takes a classifier that comdefend train-classifier made")
+    if chosen["input_noise_least"] is not None:
+        chosen = {**chosen, "input_noise_min": chosen["input_noise_least"]}
     config = make_config(
         TrainConfig,
         chosen,

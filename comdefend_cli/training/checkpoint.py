@@ -21,6 +21,8 @@ from comdefend_cli.training.history import PREFIX, History
 from comdefend_cli.training.loop import Report, Trainer
 
 KEY = "comdefend-checkpoint"
+#: What settings were called in older checkpoints.
+OLD_NAMES = {"input_noise_min": "input_noise_least"}
 
 
 def run_with_checkpoints(
@@ -112,7 +114,7 @@ def _refuse_other_settings(path: Path, saved: dict[str, Any], trainer: Trainer) 
     """Name the first setting in which a checkpoint differs; one that it does not know yet had its default."""
     defaults = {item.name: item.default for item in fields(trainer.config)}
     for name, now in trainer.settings.items():
-        before = saved.get(name, defaults.get(name))
+        before = saved.get(name, saved.get(OLD_NAMES.get(name, name), defaults.get(name)))
         if before != now:
             raise TrainingError(
                 f"{path}: is of a run with --{name.replace('_', '-')} {_said(before)}, not {_said(now)}; "

@@ -31,7 +31,7 @@ class TrainConfig:
         noise_std: phi of section 3.5, standard deviation of the noise on the logits.
         input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
             each image draws its own up to this. The target stays clean. 0 is the paper's objective.
-        input_noise_least: least standard deviation likewise. Above 0 the networks cannot take a clean image for one
+        input_noise_min: least standard deviation likewise. Above 0 the networks cannot take a clean image for one
             without noise, and so smooth an attack away that they would otherwise pass on.
         inference_noise: noise that images get before the trained networks unless told otherwise, in 8-bit levels; the weight
             file says it, and what is measured is measured with it. It changes nothing in training.
@@ -57,7 +57,7 @@ class TrainConfig:
     penalty: float = 1e-4
     noise_std: float = 20.0
     input_noise: float = 0.0
-    input_noise_least: float = 0.0
+    input_noise_min: float = 0.0
     inference_noise: float = 0.0
     features: str = ""
     feature_weight: float = 0.01
@@ -77,10 +77,10 @@ class TrainConfig:
             raise UsageError(str(error)) from error
         _check_common(self)
         _check(self, "steps", lambda value: value >= 1, "at least 1")
-        from_zero = "penalty noise_std input_noise input_noise_least feature_weight warmup"
+        from_zero = "penalty noise_std input_noise input_noise_min feature_weight warmup"
         _check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
         _check(self, "inference_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
-        _check(self, "input_noise_least", lambda value: value <= self.input_noise, f"at most input-noise, {self.input_noise}")
+        _check(self, "input_noise_min", lambda value: value <= self.input_noise, f"at most input-noise, {self.input_noise}")
         _check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")

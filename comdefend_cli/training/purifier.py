@@ -162,8 +162,8 @@ class PurifierTrainer(Trainer):
         noise = draw((len(clean), config.bits, *clean.shape[2:])).mul_(config.noise_std)
         x = clean
         if config.input_noise:
-            spread = config.input_noise - config.input_noise_least
-            std = torch.rand((len(clean), 1, 1, 1), generator=generator, device=clean.device) * spread + config.input_noise_least
+            spread = config.input_noise - config.input_noise_min
+            std = torch.rand((len(clean), 1, 1, 1), generator=generator, device=clean.device) * spread + config.input_noise_min
             x = (clean + std / 255 * draw(clean.shape)).clamp_(0, 1)
         first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
         return first, second, third

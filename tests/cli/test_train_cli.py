@@ -282,6 +282,16 @@ def test_a_folder_of_images(in_process: Any, tmp_path: Path) -> None:
     assert load_weights(str(tmp_path / "w.safetensors")).header.training["data"] == "folder:photos"
 
 
+@pytest.mark.parametrize("option", ["--input-noise-min", "--input-noise-least"])
+def test_the_least_input_noise_has_an_old_spelling(in_process: Any, tmp_path: Path, option: str) -> None:
+    """Both are taken, and the header has the new one; the old one is not in the help."""
+    assert in_process("--input-noise", 30, option, 20).exit_code == 0
+    training = load_weights(str(tmp_path / "w.safetensors")).header.training
+    assert training["input_noise_min"] == 20.0 and "input_noise_least" not in training
+    said = CliRunner().invoke(app, ["train", "--help"]).output
+    assert "--input-noise-min" in said and "--input-noise-least" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

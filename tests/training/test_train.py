@@ -171,14 +171,14 @@ def test_the_seed_decides(dataset: Dataset) -> None:
 
 def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
     """Each image's noise has a standard deviation of its own from the least to the most, and the target stays clean."""
-    run = PurifierTrainer(config(input_noise=12.0, input_noise_least=8.0, batch_size=8), dataset, CPU)
+    run = PurifierTrainer(config(input_noise=12.0, input_noise_min=8.0, batch_size=8), dataset, CPU)
     clean, x, _ = run._draw(0)
     inside = (clean > 0.2) & (clean < 0.8)
     stds = [float(((b - a) * 255)[keep].std()) for a, b, keep in zip(clean, x, inside, strict=True) if keep.sum() > 500]
     assert len(stds) >= 4 and all(7.5 < std < 12.5 for std in stds) and max(stds) - min(stds) > 0.3
     assert torch.equal((clean * 255).round() / 255, clean)
-    with pytest.raises(UsageError, match="input-noise-least must be at most input-noise"):
-        config(input_noise_least=1.0)
+    with pytest.raises(UsageError, match="input-noise-min must be at most input-noise"):
+        config(input_noise_min=1.0)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -346,6 +346,20 @@ def test_checkpoints_from_before_a_setting_existed(dataset: Dataset, tmp_path: P
     assert run.step_done == 0
     with pytest.raises(TrainingError, match=r"--input-noise 0\.0, not 5\.0"):
         load_checkpoint(path, PurifierTrainer(config(input_noise=5.0), dataset, CPU))
+
+
+@pytest.mark.usefixtures("narrow")
+def test_checkpoints_from_before_a_setting_was_renamed(dataset: Dataset, tmp_path: Path) -> None:
+    """One that calls the least input noise by its old name is resumed, with that setting."""
+    path, changes = tmp_path / "run.checkpoint", {"input_noise": 30.0, "input_noise_min": 10.0}
+    save_checkpoint(path, PurifierTrainer(config(**changes), dataset, CPU), History("psnr"))
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b"input_noise_min", b"input_noise_least")
+    path.write_bytes((len(header) + -len(header) % 8).to_bytes(8, "little") + header + b" " * (-len(header) % 8) + data[8 + length :])
+    assert len(load_checkpoint(path, PurifierTrainer(config(**changes), dataset, CPU))) == 0
+    with pytest.raises(TrainingError, match=r"--input-noise-min 10\.0, not 5\.0"):
+        load_checkpoint(path, PurifierTrainer(config(**{**changes, "input_noise_min": 5.0}), dataset, CPU))
 
 
 @pytest.mark.usefixtures("narrow")
