@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.evaluate.reporting.text import markdown_tables
 from comdefend_cli.runtime.files import write_atomically
 
@@ -40,7 +40,7 @@ def read_results(file: Path) -> dict[str, Any]:
     try:
         results = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: cannot be read as JSON: {reason(error)}") from error
+        raise UsageError(f"{file}: cannot be read as JSON: {explain(error)}") from error
     if not isinstance(results, dict) or not {"cells", "systems"} <= results.keys():
         raise UsageError(f"{file}: is not the results.json of comdefend evaluate")
     return results

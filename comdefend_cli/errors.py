@@ -33,7 +33,7 @@ class TrainingError(ComdefendError):
     """A training run that collapsed or cannot be continued."""
 
 
-def reason(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """The gist of an exception on one line; an `OSError` without its errno and path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]

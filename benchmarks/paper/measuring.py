@@ -20,7 +20,7 @@ from side_by_side import Reasons, beside, grid, interval
 from systems import Line, lines_of_imagenet
 
 from comdefend_cli.data.labelled import Labelled, load_labelled
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.evaluate.attacks.recipes import name_attack
 from comdefend_cli.evaluate.cache import Cache
 from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
@@ -114,7 +114,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ComdefendError(f"{folder}: cannot make this folder: {reason(error)}") from error
+        raise ComdefendError(f"{folder}: cannot make this folder: {explain(error)}") from error
 
 
 def _distinct(systems: list[System]) -> list[System]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comdefend_cli.errors import ComdefendError, UsageError, WeightsError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, WeightsError, explain
 from comdefend_cli.network.model import ELU, ComDefend, Conv3x3, Network
 from comdefend_cli.network.weight_file import Quantized
 from comdefend_cli.runtime.device import cpu_has_bfloat16
@@ -143,7 +143,7 @@ def serialize(graph: Any) -> Quantized:
             ov.save_model(graph, path, compress_to_fp16=False)
             return Quantized(path.read_bytes(), path.with_suffix(".bin").read_bytes())
     except (OSError, RuntimeError) as error:
-        raise ComdefendError(f"cannot write temporary files: {reason(error)}; free some space, or set TMPDIR to another folder") from error
+        raise ComdefendError(f"cannot write temporary files: {explain(error)}; free some space, or set TMPDIR to another folder") from error
 
 
 def read_int8(networks: Quantized, channels: int) -> Any:
@@ -162,7 +162,7 @@ def read_int8(networks: Quantized, channels: int) -> Any:
         strange = {operation.get_type_name() for operation in model.get_ops()} - _OPERATIONS
         ends = [_channels_and_dtype(end) for end in (*model.inputs, *model.outputs)]
     except RuntimeError as error:
-        raise _damaged(reason(error)) from error
+        raise _damaged(explain(error)) from error
     if strange:
         raise _damaged(f"they hold {', '.join(sorted(strange))}")
     if len(model.inputs) != 1 or ends != [(str(channels), "f32")] * 2:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from comdefend_cli.backends.openvino import OpenVINONetworks, openvino_is_installed
-from comdefend_cli.errors import UsageError, reason
+from comdefend_cli.errors import UsageError, explain
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.device import cpu_has_bfloat16, resolve_precision
@@ -98,7 +98,7 @@ def find_triton_problem(device: torch.device) -> str | None:
         TritonNetworks(ComDefend().to(device, resolve_precision("auto", device)))(x)
         torch.cuda.synchronize(device)
     except Exception as error:  # It compiles for this machine, with a C compiler of this machine: anything may be amiss.
-        problem = f"Triton cannot run its kernel here ({reason(error)})"
+        problem = f"Triton cannot run its kernel here ({explain(error)})"
         warnings.warn(problem, RuntimeWarning, stacklevel=2)
         return problem
     return None

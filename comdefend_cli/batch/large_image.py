@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from comdefend_cli.errors import ImageError, UsageError, reason
+from comdefend_cli.errors import ImageError, UsageError, explain
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 from comdefend_cli.imaging.metadata import read_exif
 from comdefend_cli.imaging.reading import open_image
@@ -81,7 +81,7 @@ class LargeImage:
         except pyvips.Error as error:
             raise _make_damage_error(self.path, error) from error
         except OSError as error:
-            raise ImageError(f"{self.path}: cannot read: {reason(error)}; check the disk that it is on") from error
+            raise ImageError(f"{self.path}: cannot read: {explain(error)}; check the disk that it is on") from error
         self._next += len(taken)
 
 
@@ -176,6 +176,6 @@ def _make_damage_error(path: Path, error: BaseException) -> ImageError:
 
 def take_last_line(error: BaseException) -> str:
     """Of libvips's account, which has a line for each layer of it."""
-    text = getattr(error, "detail", None) or getattr(error, "message", None) or reason(error)
+    text = getattr(error, "detail", None) or getattr(error, "message", None) or explain(error)
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
     return lines[-1] if lines else "unknown"

@@ -28,7 +28,7 @@ from comdefend_cli.batch.pipeline import Item, Pipeline
 from comdefend_cli.batch.plan import Job, Plan
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import Place
-from comdefend_cli.errors import ImageError, reason
+from comdefend_cli.errors import ImageError, explain
 from comdefend_cli.imaging.formats import find_format, find_readable_formats, refuse_misfit
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import read_image
@@ -213,7 +213,7 @@ class LocalEngine:
             source,
             output,
             "failed" if item.error else "done",
-            _cut_path(reason(item.error), source, output) if item.error else "",
+            _cut_path(explain(item.error), source, output) if item.error else "",
             item.job.size,
             item.shape[1] if item.shape else None,
             item.shape[0] if item.shape else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.extras import require
 
 #: The address of a cluster that is started on this machine for the run, and the least share of a resource that Ray knows.
@@ -62,7 +62,8 @@ def connect(cluster: Cluster) -> Iterator[Any]:
         with _silence():
             ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == LOCAL else {}))
     except Exception as error:  # Ray raises whatever, a bare `Exception` among it where its processes are slow to start.
-        raise ComdefendError(f"cannot reach a Ray cluster at {'this machine' if address == LOCAL else address}: {reason(error)}") from error
+        where = "this machine" if address == LOCAL else address
+        raise ComdefendError(f"cannot reach a Ray cluster at {where}: {explain(error)}") from error
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray sets its own.

@@ -19,7 +19,7 @@ from comdefend_cli.batch.plan import Job, Plan
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import open_place
-from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.errors import ComdefendError, explain
 from comdefend_cli.imaging.reading import lift_pillow_limit
 from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.extras import require
@@ -77,7 +77,7 @@ class Worker:
             engine = LocalEngine(self._source, self._out, self._networks, self._task.options, plan, notes, memory=memory)
             results = {str(result.input): result for result in engine.results()}
         except Exception as error:  # One chunk must not end the run.
-            fault = reason(error)
+            fault = explain(error)
         records = []
         for job in jobs:
             source, output = self._source.show(job.source), self._out.show(job.output)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.classifiers.networks import ARCHITECTURES, Normalize
-from comdefend_cli.errors import UsageError, reason
+from comdefend_cli.errors import UsageError, explain
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.tensor_files import TensorFormat, read_file
 
@@ -179,7 +179,7 @@ def _from_code(spec: str) -> Classifier:
         function = getattr(importlib.import_module(module_name), function_name)
         model = function()
     except Exception as error:  # The user's own code raises what it likes.
-        raise UsageError(f"{spec}: cannot make the classifier ({type(error).__name__}: {reason(error)})") from error
+        raise UsageError(f"{spec}: cannot make the classifier ({type(error).__name__}: {explain(error)})") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"{spec}: must return a torch.nn.Module, not {type(model).__name__}")
     return Classifier(spec, "", model)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 
-from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.errors import ComdefendError, explain
 from comdefend_cli.runtime.files import make_write_error
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def fail(error: ComdefendError) -> NoReturn:
     """Print an error on one line and exit with its code."""
-    err.print(f"error: {printable(reason(error))}", style="red")
+    err.print(f"error: {escape_unprintable(explain(error))}", style="red")
     raise typer.Exit(error.exit_code)
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """A text that may hold a file's name, and so anything, without what could move a terminal's cursor."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
@@ -48,7 +48,7 @@ def command(function: Function) -> Function:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
-            with terminable():
+            with end_on_signals():
                 return function(*args, **kwargs)
         except ComdefendError as error:
             fail(error)
@@ -61,7 +61,7 @@ def command(function: Function) -> Function:
         except OSError as error:  # Such as a folder that may not be entered, wherever it was looked into first.
             if error.filename is None:
                 raise
-            fail(ComdefendError(f"{error.filename}: {reason(error)}; check the path and its permissions"))
+            fail(ComdefendError(f"{error.filename}: {explain(error)}; check the path and its permissions"))
         except (MemoryError, RuntimeError) as error:
             from comdefend_cli.inference.purifier import is_out_of_memory
 
@@ -113,7 +113,7 @@ def print_table(table: Table) -> None:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def end_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it leaves nothing half-written."""
 
     def interrupt(number: int, frame: Any) -> NoReturn:
@@ -132,7 +132,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(ask: Callable[[int], object]) -> Iterator[None]:
+def catch_interrupts(ask: Callable[[int], object]) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) only call `ask` with its number, so that the work ends in order; the second ends it at once."""
 
     def first(number: int, frame: Any) -> None:

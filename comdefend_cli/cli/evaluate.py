@@ -183,14 +183,14 @@ def _split_numbers(option: str, text: str) -> tuple[float, ...]:
 
 def _prepare_outputs(out: Path, save_adversarial: Path | None, overwrite: bool) -> None:
     """Make the folder; refuse before the work what could not be written after it."""
-    from comdefend_cli.errors import ComdefendError, reason
+    from comdefend_cli.errors import ComdefendError, explain
     from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
     refuse_existing(out / "results.json", overwrite=overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ComdefendError(f"{out}: cannot make this folder: {reason(error)}") from error
+        raise ComdefendError(f"{out}: cannot make this folder: {explain(error)}") from error
     refuse_unwritable_folder(out / "results.json")
     folder = save_adversarial
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -219,7 +219,7 @@ def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Pat
     from comdefend_cli.evaluate.evaluation import Evaluation
 
     evaluation = Evaluation(protocol, data, systems, Cache(out / "cache"), where)
-    with progress.cells(evaluation.count(), quiet=quiet) as show:
+    with progress.show_cells(evaluation.count(), quiet=quiet) as show:
         if show:
             evaluation.progress = lambda label, done, count: show(len(evaluation.cells), label, done, count)
         for cell in evaluation.run():

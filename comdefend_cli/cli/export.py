@@ -125,7 +125,7 @@ def quantize(
     loaded = load_weights(weights or DEFAULT_COLOR)
     dataset = fetch_dataset(data, data_dir, download=not no_download, quiet=quiet)
     crops = draw_calibration_images(dataset, count, seed)
-    with progress.spinner("quantizing, which takes a minute or so", quiet=quiet):
+    with progress.show_spinner("quantizing, which takes a minute or so", quiet=quiet):
         quantized = quantizing.quantize(loaded.model, crops)
     about = {"data": dataset.name, "pictures": count, "side": crops.shape[-1], "seed": seed, "from_sha256": loaded.sha256}
     training = {**loaded.header.training, "quantized": about}

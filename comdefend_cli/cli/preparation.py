@@ -42,7 +42,7 @@ def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop:
 
     lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
     side = crop or CROP
-    with progress.download(quiet=quiet) as show:
+    with progress.show_download(quiet=quiet) as show:
         dataset = load_dataset(data, folder, download=download, progress=show, crop=side)
     if dataset.skipped:
         notice(f"{dataset.skipped} files in {data} are no images of {side}x{side} pixels or more", quiet=quiet)
@@ -55,7 +55,7 @@ def fetch_labelled(data: str, folder: Path, *, limit: int | None, seed: int, siz
     from comdefend_cli.imaging.reading import lift_pillow_limit
 
     lift_pillow_limit()
-    with progress.download(quiet=quiet) as show:
+    with progress.show_download(quiet=quiet) as show:
         labelled = load_labelled(data, folder, limit=limit, seed=seed, size=size, download=download, progress=show)
     if labelled.skipped:
         notice(f"{labelled.skipped} files in {data} could not be read as images", quiet=quiet)

@@ -1,7 +1,7 @@
 """How far a command is: a bar on a terminal, nothing or a notice elsewhere.
 
 Each function is a context manager around the work. It yields what the work calls as it goes on, or None where nothing is shown.
-Bars go when the work ends, but for :func:`steps`, whose last line says how training ended.
+Bars go when the work ends, but for :func:`show_steps`, whose last line says how training ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def pixels(total: int, *, shown: bool) -> Iterator[Advance | None]:
+def show_pixels(total: int, *, shown: bool) -> Iterator[Advance | None]:
     """A bar of an image's pixels, in percent."""
     from rich.progress import TaskProgressColumn
 
@@ -31,7 +31,7 @@ def pixels(total: int, *, shown: bool) -> Iterator[Advance | None]:
 
 
 @contextmanager
-def images(what: str, total: int, *, quiet: bool) -> Iterator[Advance | None]:
+def show_images(what: str, total: int, *, quiet: bool) -> Iterator[Advance | None]:
     """A bar of images of which each goes through `what`, such as "purifying the images"; elsewhere a notice that it begins."""
     from rich.progress import MofNCompleteColumn
 
@@ -41,7 +41,7 @@ def images(what: str, total: int, *, quiet: bool) -> Iterator[Advance | None]:
 
 
 @contextmanager
-def files(count: int, size: int, pixels: Callable[[], int], *, quiet: bool) -> Iterator[Callable[[int, str], None] | None]:
+def show_files(count: int, size: int, pixels: Callable[[], int], *, quiet: bool) -> Iterator[Callable[[int, str], None] | None]:
     """A bar of files, to be called with each one's bytes and a text that goes before their number.
 
     Args:
@@ -66,7 +66,7 @@ def files(count: int, size: int, pixels: Callable[[], int], *, quiet: bool) -> I
 
 
 @contextmanager
-def steps(total: int, *, done: int = 0, quiet: bool) -> Iterator[Callable[[int, str], None] | None]:
+def show_steps(total: int, *, done: int = 0, quiet: bool) -> Iterator[Callable[[int, str], None] | None]:
     """A line of training steps, to be called with the steps done in all and what to say of them."""
     from rich.progress import MofNCompleteColumn
 
@@ -79,7 +79,7 @@ def steps(total: int, *, done: int = 0, quiet: bool) -> Iterator[Callable[[int, 
 
 
 @contextmanager
-def cells(total: int, *, quiet: bool) -> Iterator[Callable[[int, str, int, int], None] | None]:
+def show_cells(total: int, *, quiet: bool) -> Iterator[Callable[[int, str, int, int], None] | None]:
     """A bar of an evaluation's cells, and one of what is measured; called with cells done, what it is, its done and its count."""
     from rich.progress import MofNCompleteColumn
 
@@ -97,7 +97,7 @@ def cells(total: int, *, quiet: bool) -> Iterator[Callable[[int, str, int, int],
 
 
 @contextmanager
-def download(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def show_download(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A bar of a download, to be called with the bytes done and those in all, 0 where nobody knows."""
     from rich.progress import DownloadColumn
 
@@ -110,7 +110,7 @@ def download(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
 
 
 @contextmanager
-def spinner(what: str, *, quiet: bool) -> Iterator[None]:
+def show_spinner(what: str, *, quiet: bool) -> Iterator[None]:
     """Of work that cannot be counted: what it is, moving on a terminal, a notice elsewhere."""
     if quiet or not err.is_terminal:
         notice(what, quiet=quiet)

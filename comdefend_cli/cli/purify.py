@@ -13,7 +13,7 @@ import typer
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.purify_strips import choose_strips, purify_in_strips
-from comdefend_cli.cli.work import image_record, make_purifier
+from comdefend_cli.cli.work import describe_image, make_purifier
 from comdefend_cli.errors import UsageError
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 
@@ -176,7 +176,7 @@ def _purify_whole(request: Request, image: Raster, output: Output, *, measured: 
         return {}
     fidelity = _measure_fidelity(image, cleaned)
     height, width, channels = image.pixels.shape
-    record = image_record((height, width, channels), image.alpha is not None, seconds, purifier, weights, **fidelity)
+    record = describe_image((height, width, channels), image.alpha is not None, seconds, purifier, weights, **fidelity)
     return {**record, "notices": image.notices}
 
 
@@ -195,7 +195,7 @@ def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
     import torch
 
     x = torch.from_numpy(image.pixels).permute(2, 0, 1)[None]
-    with progress.pixels(x.shape[2] * x.shape[3], shown=not quiet and image.megapixels >= LONG_WORK) as update:
+    with progress.show_pixels(x.shape[2] * x.shape[3], shown=not quiet and image.megapixels >= LONG_WORK) as update:
         cleaned = purifier.purify(x, update)
     return replace(image, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
 

@@ -126,7 +126,7 @@ def _go_through(
                 summary.interrupted = True
                 engine.stop()
 
-            with console.interruptible(stop), _open_bar(engine, summary) as show:
+            with console.catch_interrupts(stop), _open_bar(engine, summary) as show:
                 for result in engine.results():
                     summary.add(result)
                     write(result)
@@ -149,7 +149,7 @@ def _open_bar(engine: Engine, summary: Summary) -> AbstractContextManager[Callab
     """A bar of the files that are to do, by their bytes."""
     jobs, unreadable = engine.plan.jobs, len(engine.plan.found.unreadable)
     size = sum(max(job.size, 1) for job in jobs) + unreadable if jobs else 0
-    return progress.files(len(jobs) + unreadable, size, lambda: engine.pixels, quiet=summary.quiet)
+    return progress.show_files(len(jobs) + unreadable, size, lambda: engine.pixels, quiet=summary.quiet)
 
 
 def _leave(summary: Summary) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.cli import progress
 from comdefend_cli.cli.console import notice
-from comdefend_cli.cli.work import image_record, make_purifier
+from comdefend_cli.cli.work import describe_image, make_purifier
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ def purify_in_strips(
         notice(text, quiet=quiet)
     purifier, weights = make_purifier(request, gray=image.gray, quiet=quiet, how=", in strips")
     began = time.perf_counter()
-    with progress.pixels(image.width * image.height, shown=not quiet) as advance:
+    with progress.show_pixels(image.width * image.height, shown=not quiet) as advance:
         error = purify_file(purifier, image, target, strip=strip, overwrite=overwrite, progress=advance)
     seconds = time.perf_counter() - began
     shape = image.height, image.width, 1 if image.gray else 3
     psnr_db = 10 * math.log10(255**2 / error) if error else math.inf
-    record = image_record(shape, image.alpha, seconds, purifier, weights, psnr_db=psnr_db, ssim=None)
+    record = describe_image(shape, image.alpha, seconds, purifier, weights, psnr_db=psnr_db, ssim=None)
     return {**record, "notices": image.notices}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.cli import console
 from comdefend_cli.cli.console import err, notice
-from comdefend_cli.cli.work import settings_record
+from comdefend_cli.cli.work import describe_settings
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.engine import Engine, Result
@@ -44,7 +44,7 @@ class Summary:
         self.total = len(found.names) + len(found.unreadable)
         self.skipped, self.subfolders = found.skipped, found.subfolders
         self.about = {
-            **settings_record(identity.settings, engine.where, identity.precision, identity.backend),
+            **describe_settings(identity.settings, engine.where, identity.precision, identity.backend),
             "weights_sha256": list(identity.sha256s),
         }
         self.began = time.perf_counter()
@@ -95,13 +95,13 @@ class Summary:
         if self.subfolders:
             notice(f"{self.subfolders} subfolders were left out; --recursive goes through them too", quiet=quiet)
         for path, why in self.failures:
-            err.print(f"error: {console.printable(path)}: {why}", style="red")
+            err.print(f"error: {console.escape_unprintable(path)}: {why}", style="red")
         if not quiet:
             err.print(
                 f"{'interrupted: ' if self.interrupted else ''}{record['done']} purified, {record['kept']} kept from before, "
                 f"{record['failed']} failed, {f'{self.left} left, ' if self.interrupted else ''}"
                 f"{self.skipped} skipped (no images); {record['megapixels']:.2f} megapixels in {record['seconds']:.1f} s "
-                f"({record['megapixels_per_second']:.2f} a second); output in {console.printable(str(self.out))}"
+                f"({record['megapixels_per_second']:.2f} a second); output in {console.escape_unprintable(str(self.out))}"
             )
             if self.interrupted:
                 err.print("the same command goes on from here", style="yellow")

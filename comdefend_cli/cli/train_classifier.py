@@ -12,7 +12,7 @@ from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.training import make_config, refuse_outputs, tell_device, train_to_end
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.training.config import ClassifierConfig
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ComdefendError(f"{folder}: cannot make this folder: {reason(error)}") from error
+        raise ComdefendError(f"{folder}: cannot make this folder: {explain(error)}") from error
 
 
 def _dataset(
@@ -136,7 +136,7 @@ def _dataset(
         train = ImageArray(pixels, torch.cat([train.labels, train.labels]))
     if purifying is not None:
         purifier = Purifier.from_weights([purifying], device=where)
-        with progress.images("purifying the images", len(train) + len(test), quiet=quiet) as advance:
+        with progress.show_images("purifying the images", len(train) + len(test), quiet=quiet) as advance:
             train, test = (replace(part, pixels=purify_images(purifier, part.pixels, advance)) for part in (train, test))
     return replace(dataset, train=train, test=test)
 

@@ -97,7 +97,7 @@ def train_to_end(
     def stop(number: int) -> None:  # Also under torchrun, which passes each signal on to its processes once.
         trainer.stop_asked = True
 
-    with progress.steps(trainer.steps, done=trainer.step_done, quiet=quiet) as show, console.interruptible(stop):
+    with progress.show_steps(trainer.steps, done=trainer.step_done, quiet=quiet) as show, console.catch_interrupts(stop):
         for report in run_with_checkpoints(trainer, history, checkpoint, every=checkpoint_every, measure_every=measure_every):
             measured = measured if report.measured is None else f"  {report.measured:.2f} {trainer.unit}"
             text = f"loss {report.loss:.4g}{measured}  {report.images_per_second:.1f} images/s"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.preparation import refuse_tensor_file
-from comdefend_cli.errors import ComdefendError, WeightsError, reason
+from comdefend_cli.errors import ComdefendError, WeightsError, explain
 
 app = typer.Typer(help="The weight files that ship, and yours: list, show, verify, import.", no_args_is_help=True)
 Which = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A name that `comdefend weights list` prints, or a weight file.")]
@@ -94,7 +94,7 @@ def verify(
         except WeightsError as error:  # Go on: a person wants to know of all that are damaged.
             if which is not None:
                 raise
-            console.err.print(f"error: {reason(error)}", style="red")
+            console.err.print(f"error: {explain(error)}", style="red")
             failed += 1
     if failed:
         raise typer.Exit(ComdefendError.exit_code)

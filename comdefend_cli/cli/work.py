@@ -31,7 +31,7 @@ def make_purifier(request: Request, *, gray: bool, quiet: bool, how: str = "") -
     return purifier, loaded
 
 
-def settings_record(settings: Settings, device: str, precision: str, backend: str) -> dict[str, Any]:
+def describe_settings(settings: Settings, device: str, precision: str, backend: str) -> dict[str, Any]:
     """How images were computed, for scripts."""
     return {
         "device": device,
@@ -46,7 +46,7 @@ def settings_record(settings: Settings, device: str, precision: str, backend: st
     }
 
 
-def image_record(
+def describe_image(
     shape: tuple[int, int, int], alpha: bool, seconds: float, purifier: Purifier, weights: Weights, *, psnr_db: float, ssim: float | None
 ) -> dict[str, Any]:
     """What was done with one image of that height, width and channels, for scripts; null for a PSNR or SSIM that is not finite."""
@@ -62,7 +62,7 @@ def image_record(
         "alpha": alpha,
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(width * height / 1e6 / seconds, 4),
-        **settings_record(purifier.settings, device, purifier.precision, purifier.backend),
+        **describe_settings(purifier.settings, device, purifier.precision, purifier.backend),
         "input_noise": purifier.input_noise(weights.header.architecture.channels),
         "weights": weights.name,
         "weights_sha256": weights.sha256,

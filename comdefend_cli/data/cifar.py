@@ -16,7 +16,7 @@ from torch import Tensor
 
 from comdefend_cli.data.download import ARCHIVES, MAX_FILE, DownloadProgress, obtain_archive
 from comdefend_cli.data.sources import Dataset, ImageArray
-from comdefend_cli.errors import DatasetError, reason
+from comdefend_cli.errors import DatasetError, explain
 from comdefend_cli.runtime.unpickle import read_pickle
 
 _BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -107,7 +107,7 @@ def _untar(path: Path, release: _Release) -> dict[str, bytes]:
             while stream.read(1 << 20):  # The checksum of all stands at the end.
                 pass
     except Exception as error:  # tarfile raises whatever its parsing meets.
-        raise DatasetError(f"{path}: damaged archive: {reason(error)}; get the official one, or delete it to download it") from error
+        raise DatasetError(f"{path}: damaged archive: {explain(error)}; get the official one, or delete it to download it") from error
     if missing := [name for name in release.names if name not in found]:
         raise DatasetError(f"{path}: has no {release.folder}/{missing[0]}; get the official archive, or delete it to download it")
     return {name: found[name] for name in release.names}
@@ -120,7 +120,7 @@ def _parse(release: _Release, data: bytes, where: str) -> tuple[Tensor, Tensor]:
     except KeyError as error:
         raise DatasetError(f"{where}: not a CIFAR-10 batch: it has no {error}; get the official files") from error
     except (ValueError, TypeError) as error:
-        raise DatasetError(f"{where}: not a CIFAR-10 batch: {reason(error)}; get the official files") from error
+        raise DatasetError(f"{where}: not a CIFAR-10 batch: {explain(error)}; get the official files") from error
     return torch.from_numpy(pixels.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
 
 
@@ -151,7 +151,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot read: {reason(error)}; get the official files") from error
+        raise DatasetError(f"{path}: cannot read: {explain(error)}; get the official files") from error
     if len(data) > MAX_FILE:
         raise DatasetError(f"{path}: too large for CIFAR-10; get the official files")
     return data

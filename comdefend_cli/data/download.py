@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comdefend_cli.errors import ComdefendError, DatasetError, reason
+from comdefend_cli.errors import ComdefendError, DatasetError, explain
 from comdefend_cli.runtime.files import open_atomically
 
 #: Called with bytes done and bytes in all (0 when the server does not say).
@@ -81,7 +81,7 @@ def obtain_archive(
         target.parent.mkdir(parents=True, exist_ok=True)
         download_archive(archive, target, progress)
     except (ComdefendError, OSError) as error:
-        raise DatasetError(f"{name} is not in {folder}, and downloading it failed ({reason(error)}): {remedy}") from error
+        raise DatasetError(f"{name} is not in {folder}, and downloading it failed ({explain(error)}): {remedy}") from error
     return target
 
 
@@ -122,9 +122,9 @@ def _transfer(url: str, timeout: float) -> Iterator[tuple[bytes, int]]:
             while chunk := response.read(1 << 16):
                 yield chunk, total
     except urllib.error.HTTPError as error:
-        raise DatasetError(f"{url}: the server says {error.code} {reason(Exception(error.reason))}") from error
+        raise DatasetError(f"{url}: the server says {error.code} {explain(Exception(error.reason))}") from error
     except urllib.error.URLError as error:
         cause = error.reason if isinstance(error.reason, OSError) else error
-        raise DatasetError(f"{url}: {reason(cause)}") from error
+        raise DatasetError(f"{url}: {explain(cause)}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DatasetError(f"{url}: the transfer broke: {reason(error)}") from error
+        raise DatasetError(f"{url}: the transfer broke: {explain(error)}") from error

@@ -13,7 +13,7 @@ import torch
 
 from comdefend_cli.data.download import ARCHIVES, MAX_FILE, Archive, DownloadProgress, obtain_archive
 from comdefend_cli.data.sources import Dataset, ImageArray
-from comdefend_cli.errors import DatasetError, reason
+from comdefend_cli.errors import DatasetError, explain
 
 _MNIST_SIDE = 28
 
@@ -60,4 +60,4 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
             raise ValueError("its header does not fit its length")
         return np.frombuffer(data, np.uint8).reshape(shape).copy()
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise DatasetError(f"{path}: not an IDX file: {reason(error)}; get the official one, or delete it to download it") from error
+        raise DatasetError(f"{path}: not an IDX file: {explain(error)}; get the official one, or delete it to download it") from error

@@ -16,7 +16,7 @@ from torch import Tensor
 from comdefend_cli.data.datasets import DATASETS, load_dataset
 from comdefend_cli.data.download import DownloadProgress
 from comdefend_cli.data.folder import decode_images, find_folder, list_images
-from comdefend_cli.errors import DatasetError, UsageError, reason
+from comdefend_cli.errors import DatasetError, UsageError, explain
 
 CLASSES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -130,7 +130,7 @@ def _list_by_table(table: Path) -> tuple[_Entries, tuple[str, ...]]:
                 if len(row) > 2:
                     names[label] = row[2]
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise DatasetError(f"{table}: cannot read the labels: {reason(error)}; each line is: file, class index, class name") from error
+        raise DatasetError(f"{table}: cannot read the labels: {explain(error)}; each line is: file, class index, class name") from error
     if not entries:
         raise DatasetError(f"{table}: names no images; each line is: file, class index, class name")
     top = max(label for _, label in entries)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.errors import ComdefendError, explain
 from comdefend_cli.runtime.files import write_atomically
 
 
@@ -69,5 +69,5 @@ class Cache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ComdefendError(f"{self.folder}: cannot make this folder: {reason(error)}") from error
+            raise ComdefendError(f"{self.folder}: cannot make this folder: {explain(error)}") from error
         write_atomically(self.folder / name, data, overwrite=True)

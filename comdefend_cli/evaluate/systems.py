@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from comdefend_cli.classifiers.loading import Classifier
 from comdefend_cli.data.labelled import Labelled
-from comdefend_cli.errors import UsageError, reason
+from comdefend_cli.errors import UsageError, explain
 from comdefend_cli.evaluate.attacks.victim import Expectation
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.integrations.defended import Defended
@@ -69,7 +69,7 @@ def fit_classifier(classifier: Classifier, data: Labelled, device: torch.device)
         with torch.no_grad():
             logits = classifier.model(shown)
     except Exception as error:  # The user's own code raises what it likes.
-        wrong = f"{type(error).__name__}: {reason(error)}"
+        wrong = f"{type(error).__name__}: {explain(error)}"
         raise UsageError(f"{classifier.name}: fails on images of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
     classes = max(2, int(data.labels.max()) + 1)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

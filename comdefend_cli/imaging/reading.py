@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from comdefend_cli.errors import ImageError, reason
+from comdefend_cli.errors import ImageError, explain
 from comdefend_cli.imaging.conversion import from_pillow
 from comdefend_cli.imaging.formats import find_readable_formats
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS, refuse_megapixels
@@ -30,7 +30,7 @@ def read_image(source: Path | bytes, *, name: str = "standard input", max_megapi
             raise ImageError(f"{name}: is a device, which may have no end; name a file, or - for standard input")
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        raise ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
+        raise ImageError(f"{name}: cannot read: {explain(error)}; name an image that is there and that you may read") from error
     if not data:
         raise ImageError(f"{name}: is empty; nothing to purify")
     with _decoding(name), Image.open(io.BytesIO(data), formats=find_readable_formats()) as image:
@@ -45,7 +45,7 @@ def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterato
     try:
         file = path.open("rb")
     except OSError as error:
-        raise ImageError(f"{path}: cannot read: {reason(error)}; name an image that is there and that you may read") from error
+        raise ImageError(f"{path}: cannot read: {explain(error)}; name an image that is there and that you may read") from error
     with file, _decoding(str(path)), Image.open(file, formats=find_readable_formats()) as image:
         refuse_megapixels(str(path), *image.size, max_megapixels)
         yield image
@@ -67,10 +67,10 @@ def _decoding(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: over Pillow's limit: {reason(error)}") from error
+        raise ImageError(f"{name}: over Pillow's limit: {explain(error)}") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image, or of an unknown format; use PNG, JPEG, WebP, TIFF, BMP, GIF or PPM") from error
     except MemoryError as error:
         raise ImageError(f"{name}: too large for this machine's memory") from error
     except Exception as error:  # Pillow's decoders raise whatever their parsing meets.
-        raise ImageError(f"{name}: damaged or truncated image: {reason(error)}; get a whole copy") from error
+        raise ImageError(f"{name}: damaged or truncated image: {explain(error)}; get a whole copy") from error

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from comdefend_cli.errors import ImageError, reason
+from comdefend_cli.errors import ImageError, explain
 from comdefend_cli.imaging.formats import find_format, refuse_misfit
 from comdefend_cli.imaging.metadata import choose_save_options
 from comdefend_cli.imaging.raster import Raster
@@ -52,7 +52,7 @@ def encode_image(raster: Raster, format_name: str, *, quality: int | None = None
             buffer.seek(0)
             return buffer.read()
     except (OSError, ValueError, KeyError, struct.error, OverflowError) as error:
-        raise ImageError(f"cannot write this image as {format_name}: {reason(error)}; write .png instead") from error
+        raise ImageError(f"cannot write this image as {format_name}: {explain(error)}; write .png instead") from error
 
 
 def _buffer(megapixels: float) -> BinaryIO:

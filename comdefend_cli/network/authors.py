@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from comdefend_cli.errors import UsageError, WeightsError, reason
+from comdefend_cli.errors import UsageError, WeightsError, explain
 from comdefend_cli.network.model import HIDDEN, Architecture, ComDefend
 from comdefend_cli.runtime.unpickle import read_pickle
 
@@ -41,7 +41,7 @@ def read_checkpoint(path: Path) -> list[np.ndarray]:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file; give the authors' checkpoints, first ComCNN's, then RecCNN's") from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error) as error:
-        raise WeightsError(f"{path}: not a checkpoint of ComDefend's authors: {reason(error)}; get their .npy file again") from error
+        raise WeightsError(f"{path}: not a checkpoint of ComDefend's authors: {explain(error)}; get their .npy file again") from error
 
 
 def _member(path: Path) -> bytes:
@@ -105,7 +105,7 @@ def convert(encoder: Path, decoder: Path) -> ComDefend:
     try:
         architecture = Architecture(widths[0], widths[-1], tuple(widths[1:-1]))
     except ValueError as error:
-        raise WeightsError(f"{encoder}: not a ComCNN: {reason(error)}; give ComCNN's file first, then RecCNN's") from error
+        raise WeightsError(f"{encoder}: not a ComCNN: {explain(error)}; give ComCNN's file first, then RecCNN's") from error
     model = ComDefend(architecture)
     model.load_state_dict(_tensors("com", com) | _tensors("rec", rec))
     return model.eval().requires_grad_(False)

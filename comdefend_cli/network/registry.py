@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from comdefend_cli.errors import WeightsError, reason
+from comdefend_cli.errors import WeightsError, explain
 from comdefend_cli.network.weight_file import Header, Weights, parse_header, parse_weights
 from comdefend_cli.runtime.tensor_files import read_file, refuse_absent
 
@@ -39,7 +39,7 @@ def read_registry() -> dict[str, dict[str, str]]:
             raise ValueError("an entry is not a string")
         return cast(dict[str, dict[str, str]], entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: damaged registry ({type(error).__name__}: {reason(error)}); {REINSTALL}") from error
+        raise WeightsError(f"{path}: damaged registry ({type(error).__name__}: {explain(error)}); {REINSTALL}") from error
 
 
 def locate_weights(name_or_path: str) -> tuple[str, Path, str | None]:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from types import ModuleType
 
-from comdefend_cli.errors import UsageError, reason
+from comdefend_cli.errors import UsageError, explain
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -31,4 +31,4 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise UsageError(f"{missing} is not installed: pip install 'comdefend-cli[{extra}]'") from error
     except (ImportError, OSError) as error:
         again = f"install it again: pip install --force-reinstall 'comdefend-cli[{extra}]'"
-        raise UsageError(f"{module} is installed but cannot be imported ({reason(error)}); {again}") from error
+        raise UsageError(f"{module} is installed but cannot be imported ({explain(error)}); {again}") from error

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or write elsewhere"),
@@ -54,7 +54,7 @@ def shorten_name(name: str) -> str:
 
 def make_write_error(what: str, error: OSError, fault: str = "cannot write") -> ComdefendError:
     """The error to raise where `what` could not be written: why, and what to do."""
-    return ComdefendError(f"{what}: {fault}: {reason(error)}; {_REMEDIES.get(error.errno or 0, 'write elsewhere')}")
+    return ComdefendError(f"{what}: {fault}: {explain(error)}; {_REMEDIES.get(error.errno or 0, 'write elsewhere')}")
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

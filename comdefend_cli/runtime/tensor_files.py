@@ -20,7 +20,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
-from comdefend_cli.errors import UsageError, WeightsError, reason
+from comdefend_cli.errors import UsageError, WeightsError, explain
 from comdefend_cli.runtime.files import write_atomically
 
 #: The largest architecture that is allowed, in 8-bit integers too, stays under this, so a bigger file is not ours.
@@ -85,7 +85,7 @@ class TensorFormat:
         except KeyError as error:
             problem = f"its header has no {error}"
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            problem = reason(error)
+            problem = explain(error)
         raise WeightsError(f"{path}: not a {self.name}: {problem[:_SAID]}; {self.remedy}")
 
     def read_tensors(self, data: bytes, path: Path) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class TensorFormat:
         try:
             return parse_tensors(data)
         except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            problem = reason(error)[:_SAID]
+            problem = explain(error)[:_SAID]
             raise WeightsError(f"{path}: damaged or truncated {self.name}: {problem}; copy it again, or {self.remedy}") from error
 
     def check(self, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
@@ -138,7 +138,7 @@ def read_file(path: Path, remedy: str) -> bytes:
         with path.open("rb") as file:  # Not by its size: a device or pipe has none.
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot read the weights: {reason(error)}; {remedy}") from error
+        raise WeightsError(f"{path}: cannot read the weights: {explain(error)}; {remedy}") from error
     if len(data) > MAX_BYTES:
         raise WeightsError(f"{path}: too large for a weight file of comdefend ({MAX_BYTES >> 20} MiB at most); give another file")
     return data

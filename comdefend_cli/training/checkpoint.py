@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_tensors
 
-from comdefend_cli.errors import TrainingError, reason
+from comdefend_cli.errors import TrainingError, explain
 from comdefend_cli.runtime.files import write_atomically
 from comdefend_cli.training.distributed import together
 from comdefend_cli.training.history import PREFIX, History
@@ -107,7 +107,7 @@ def _reading(path: Path, command: str) -> Iterator[None]:
     except torch.OutOfMemoryError:  # A RuntimeError too, but not the file's fault.
         raise
     except (OSError, SafetensorError, AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise TrainingError(f"{path}: not a checkpoint of {command}: {reason(error)}; start anew without --resume") from error
+        raise TrainingError(f"{path}: not a checkpoint of {command}: {explain(error)}; start anew without --resume") from error
 
 
 def _refuse_other_settings(path: Path, saved: dict[str, Any], trainer: Trainer) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from comdefend_cli.errors import ComdefendError, TrainingError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, TrainingError, UsageError, explain
 
 
 class PeerError(TrainingError):
@@ -38,7 +38,7 @@ def process_group(device: torch.device) -> Iterator[tuple[torch.device, int]]:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"cannot join the processes of torchrun: {reason(error)}") from error
+        raise UsageError(f"cannot join the processes of torchrun: {explain(error)}") from error
     try:
         yield device, dist.get_rank()
     finally:
@@ -89,7 +89,7 @@ def _collective() -> Iterator[None]:
             raise
         if dist.get_rank() > 0:
             raise peer_error(TrainingError.exit_code) from error
-        raise TrainingError(f"another process was lost, or could not be reached: {reason(error)}") from error
+        raise TrainingError(f"another process was lost, or could not be reached: {explain(error)}") from error
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from rich.console import Console
 from comdefend_cli.cli import console, preparation, progress
 
 BARS: dict[str, tuple[Callable[[bool], AbstractContextManager[Any]], tuple[Any, ...], str]] = {
-    "pixels": (lambda quiet: progress.pixels(100, shown=not quiet), (50,), "50%"),
-    "images": (lambda quiet: progress.images("purifying the images", 10, quiet=quiet), (3,), "3/10"),
-    "files": (lambda quiet: progress.files(4, 1000, lambda: 0, quiet=quiet), (250, "stopping  "), "stopping  1/4 files"),
-    "steps": (lambda quiet: progress.steps(20, done=5, quiet=quiet), (6, "loss 0.5"), "loss 0.5"),
-    "cells": (lambda quiet: progress.cells(8, quiet=quiet), (2, "PGD", 5, 50), "5/50"),
-    "download": (lambda quiet: progress.download(quiet=quiet), (1000, 2000), "1.0/2.0 kB"),
+    "pixels": (lambda quiet: progress.show_pixels(100, shown=not quiet), (50,), "50%"),
+    "images": (lambda quiet: progress.show_images("purifying the images", 10, quiet=quiet), (3,), "3/10"),
+    "files": (lambda quiet: progress.show_files(4, 1000, lambda: 0, quiet=quiet), (250, "stopping  "), "stopping  1/4 files"),
+    "steps": (lambda quiet: progress.show_steps(20, done=5, quiet=quiet), (6, "loss 0.5"), "loss 0.5"),
+    "cells": (lambda quiet: progress.show_cells(8, quiet=quiet), (2, "PGD", 5, 50), "5/50"),
+    "download": (lambda quiet: progress.show_download(quiet=quiet), (1000, 2000), "1.0/2.0 kB"),
 }
 
 
@@ -64,7 +64,7 @@ def test_no_bar_goes_into_a_file(name: str, said: io.StringIO) -> None:
 @pytest.mark.parametrize(("said", "quiet", "expected"), [(False, False, "note: quantizing\n"), (False, True, "")], indirect=["said"])
 def test_work_that_cannot_be_counted_is_named(said: io.StringIO, quiet: bool, expected: str) -> None:
     """Where there is no terminal for a spinner, a notice says what takes so long, unless nothing is to be said."""
-    with progress.spinner("quantizing", quiet=quiet):
+    with progress.show_spinner("quantizing", quiet=quiet):
         pass
     assert said.getvalue() == expected
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from comdefend_cli.batch.storage.listing import Found, make_read_error
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.files import make_write_error, shorten_name, write_atomically
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Folder:
             with os.scandir(self.root / below) as entries:
                 return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
         except OSError as error:
-            text = f"cannot list this folder: {reason(error)}"
+            text = f"cannot list this folder: {explain(error)}"
             if not below:
                 raise ComdefendError(f"{self}: {text}") from error
             found.unreadable.append((below, text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from comdefend_cli.errors import ImageError, reason
+from comdefend_cli.errors import ImageError, explain
 
 
 class Stamp(Protocol):
@@ -41,4 +41,4 @@ class Found:
 
 def make_read_error(name: object, error: OSError) -> ImageError:
     """The error to raise where a file of a place could not be read."""
-    return ImageError(f"{name}: cannot read: {reason(error)}; name an image that is there and that you may read")
+    return ImageError(f"{name}: cannot read: {explain(error)}; name an image that is there and that you may read")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from comdefend_cli.batch.storage.listing import Found, make_read_error
-from comdefend_cli.errors import ComdefendError, UsageError, reason
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.files import make_write_error, shorten_name
 
@@ -52,9 +52,9 @@ class Url:
         try:
             self.fs, root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise UsageError(f"{url}: {reason(error)}") from error
+            raise UsageError(f"{url}: {explain(error)}") from error
         except OSError as error:
-            raise ComdefendError(f"{url}: cannot connect: {reason(error)}") from error
+            raise ComdefendError(f"{url}: cannot connect: {explain(error)}") from error
         self.root: str = root.rstrip("/")
         self._listing: dict[str, UrlStamp] | None = None
 
@@ -253,7 +253,7 @@ def _translate_errors(what: str, fault: str, *faults: type[Exception]) -> Iterat
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, faults):
             raise
-        raise ComdefendError(f"{what}: {fault}: {reason(error)}; check the URL, your credentials and the connection") from error
+        raise ComdefendError(f"{what}: {fault}: {explain(error)}; check the URL, your credentials and the connection") from error
 
 
 def _name_below(upper: Place, lower: Place) -> str | None:

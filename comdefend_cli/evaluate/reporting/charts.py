@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.errors import ComdefendError, explain
 from comdefend_cli.evaluate.reporting.axes import LEADER, LINE, LONGEST, draw_curves, draw_scatter
 from comdefend_cli.evaluate.reporting.styles import INK, MUTED, PAPER, VARIABLES, Style, shortened, styles_of
 from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, Measured, System, Tables, number, sizes
@@ -135,7 +135,7 @@ def write_charts(results: Mapping[str, Any], folder: Path, *, overwrite: bool) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ComdefendError(f"{folder}: cannot make this folder: {reason(error)}") from error
+        raise ComdefendError(f"{folder}: cannot make this folder: {explain(error)}") from error
     for path in paths:
         refuse_existing(path, overwrite=overwrite)
     for path, (chart, ending) in zip(paths, ((chart, ending) for chart in made for ending in ("png", "svg")), strict=True):

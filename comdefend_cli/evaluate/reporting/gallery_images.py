@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comdefend_cli.errors import ComdefendError, reason
+from comdefend_cli.errors import ComdefendError, explain
 from comdefend_cli.evaluate.cells import GRAY_BOX, Cell
 from comdefend_cli.evaluate.evaluation import Evaluation
 from comdefend_cli.evaluate.reporting.gallery import GalleryItem
@@ -130,7 +130,7 @@ def _save(evaluation: Evaluation, shown: Tensor, folder: Path) -> int:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ComdefendError(f"{folder}: cannot make this folder: {reason(error)}") from error
+        raise ComdefendError(f"{folder}: cannot make this folder: {explain(error)}") from error
     for index, (each, label) in enumerate(zip(shown, data.labels.tolist(), strict=True)):
         path = folder / f"{index:05}.png"
         write_image(path, Raster(_array(each)), overwrite=False)
