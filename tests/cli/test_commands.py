@@ -57,6 +57,7 @@ print(*sorted({"torch", "numpy", "PIL"} & set(sys.modules)))
 
 
 PAGES = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *ROOT.glob("*/*.md"))}
+BENCHMARKS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py"))
 LEAVES = [name for name, command in COMMANDS.items() if name and not hasattr(command, "commands")]
 
 
@@ -72,8 +73,11 @@ def test_documents_name_what_there_is() -> None:
     for page, text in PAGES.items():
         for name, rest in calls.findall(text.replace("\\\n", " ")):
             known = {option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
-            unknown = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)) - known
+            unknown = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", rest)) - known
             assert not unknown, f"{page}: comdefend {name} has no {unknown}"
+        for script, rest in re.findall(r"python (benchmarks/[\w/]+\.py)([^\n`#]*)", text.replace("\\\n", " ")):
+            unknown = {option for option in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", rest) if f'"{option}"' not in BENCHMARKS}
+            assert not unknown, f"{page}: {script} has no {unknown}"
         for path in re.findall(r"\b(?:comdefend_cli|benchmarks|examples|docs|tests|weights)/[\w/.-]*\.(?:py|md|png|json|jpg)\b", text):
             assert (ROOT / path).exists(), f"{page}: there is no {path}"
 
