@@ -32,7 +32,6 @@ FILE, FUNCTION, COMMAND = 300, 50, 40
 LONGER = {
     "cli/evaluate.py::evaluate": "to be split",
     "inference/purifier.py": "to be split",
-    "runtime/unpickle.py": "to be split",
 }
 
 

@@ -1,36 +1,20 @@
 """A pickle reader that builds plain containers, strings, numbers and NumPy arrays, and nothing else.
 
-Two published formats are pickles: CIFAR-10's batches, and the object array in the authors' checkpoints.
+Two published formats are pickles: CIFAR-10's batches for Python, and the object array in the authors' checkpoints.
 Python's own unpickler imports and calls what the file names, and hands NumPy states that can end the
 interpreter; this one is a small stack machine that looks up no name, and makes arrays itself from checked parts.
 """
 
 from __future__ import annotations
 
-import math
 import pickletools
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-#: The names that an array's pickle holds, and what stands for them here. NumPy moved `core` to `_core` in 2.0.
-_NAMES = {
-    "numpy ndarray": "ndarray",
-    "numpy dtype": "dtype",
-    "numpy.core.multiarray _reconstruct": "reconstruct",
-    "numpy._core.multiarray _reconstruct": "reconstruct",
-    "numpy.core.numeric _frombuffer": "frombuffer",
-    "numpy._core.numeric _frombuffer": "frombuffer",
-    "_codecs encode": "encode",
-    "__builtin__ bytes": "empty",
-    "builtins bytes": "empty",
-}
-_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
-_OBJECT_DTYPE = re.compile(r"[|]?O[48]?")
-_MAX_DIMENSIONS = 8
+from comdefend_cli.runtime.pickled_arrays import CALLS, NAMES, Dtype, Name, Unbuilt, make_array, set_byte_order
+
 _MARK = object()
 
 
@@ -49,25 +33,6 @@ def read_pickle(data: bytes) -> Any:
         raise
     except Exception as error:  # A damaged pickle can raise anything: an empty stack, a missing memo, no memory.
         raise ValueError(f"damaged pickle ({type(error).__name__})") from error
-
-
-@dataclass(frozen=True)
-class _Name:
-    """What a pickle means to call: a value of `_NAMES`."""
-
-    what: str
-
-
-@dataclass(eq=False)
-class _Dtype:
-    value: np.dtype[Any]
-
-
-@dataclass(eq=False)
-class _Unbuilt:
-    """An array before its state came, and the memo's places that wait for it."""
-
-    memos: list[int] = field(default_factory=list)
 
 
 class _Machine:
@@ -122,7 +87,7 @@ class _Machine:
         """Remember the topmost value."""
         top = self.stack[-1]
         self.memo[index] = top
-        if isinstance(top, _Unbuilt):
+        if isinstance(top, Unbuilt):
             top.memos.append(index)
 
     def extend_list(self, values: list[Any]) -> None:
@@ -151,9 +116,9 @@ class _Machine:
 
     def name(self, text: str) -> None:
         """Push what stands for "module name"."""
-        if text not in _NAMES:
+        if text not in NAMES:
             raise ValueError(f"it asks for {text[:80].replace(' ', '.')!r}, which is not allowed")
-        self.stack.append(_Name(_NAMES[text]))
+        self.stack.append(Name(NAMES[text]))
 
     def stack_name(self) -> None:
         """The same, of module and name on the stack."""
@@ -163,20 +128,20 @@ class _Machine:
     def reduce(self) -> None:
         """Do what calling a name would do."""
         name, arguments = self.pop(2)
-        if not isinstance(name, _Name) or name.what not in _CALLS or type(arguments) is not tuple:
+        if not isinstance(name, Name) or name.what not in CALLS or type(arguments) is not tuple:
             raise ValueError("its pickle calls what cannot be called")
-        self.stack.append(self.spend(_CALLS[name.what](*arguments)))
+        self.stack.append(self.spend(CALLS[name.what](*arguments)))
 
     def build(self) -> None:
         """Give the value on top its state."""
         target, state = self.pop(2)
         if type(state) is not tuple:
             raise ValueError("damaged pickle (no state)")
-        if isinstance(target, _Dtype):
-            target.value = _with_byte_order(target.value, *state)
+        if isinstance(target, Dtype):
+            target.value = set_byte_order(target.value, *state)
             self.stack.append(target)
-        elif isinstance(target, _Unbuilt):
-            array = self.spend(_array(*state))
+        elif isinstance(target, Unbuilt):
+            array = self.spend(make_array(*state))
             self.memo.update((index, array) for index in target.memos if self.memo[index] is target)
             self.stack.append(array)
         else:
@@ -185,81 +150,8 @@ class _Machine:
 
 def _refuse_parts(values: list[Any]) -> None:
     """What an array is made of is no data."""
-    if any(value is _MARK or isinstance(value, (_Name, _Dtype, _Unbuilt)) for value in values):
+    if any(value is _MARK or isinstance(value, (Name, Dtype, Unbuilt)) for value in values):
         raise ValueError("it holds something else than data")
-
-
-def _text(value: object) -> str:
-    """A short string that Python 2 may have written as bytes."""
-    if isinstance(value, bytes):
-        return value.decode("ascii")
-    if isinstance(value, str):
-        return value
-    raise ValueError("damaged pickle (no string)")
-
-
-def _dtype(name: object, *_: object) -> _Dtype:
-    text = _text(name)
-    if _OBJECT_DTYPE.fullmatch(text):
-        return _Dtype(np.dtype(object))
-    if not _DTYPE.fullmatch(text):
-        raise ValueError(f"an array's type is {text[:20]!r}; only numbers are allowed")
-    return _Dtype(np.dtype(text))
-
-
-def _with_byte_order(dtype: np.dtype[Any], version: object, order: object, *rest: object) -> np.dtype[Any]:
-    """A number's type in the order that its state names; a state with fields or subarrays is refused."""
-    if rest[:3] != (None, None, None) or _text(order) not in ("<", ">", "=", "|"):
-        raise ValueError("an array's type has fields; only numbers are allowed")
-    return dtype if dtype.hasobject else dtype.newbyteorder(cast(Any, _text(order)))
-
-
-def _reconstruct(*_: object) -> _Unbuilt:
-    return _Unbuilt()
-
-
-def _array(version: object, shape: object, dtype: object, fortran: object, content: object) -> np.ndarray:
-    """An array from the parts that NumPy pickles, which must fit each other exactly."""
-    if not isinstance(dtype, _Dtype) or type(shape) is not tuple or len(shape) > _MAX_DIMENSIONS:
-        raise ValueError("damaged array")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError("an array has a negative size")
-    if dtype.value.hasobject:
-        return _object_array(shape, content)
-    if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.value.itemsize:
-        raise ValueError("an array's shape does not fit its bytes")
-    array: np.ndarray = np.ndarray(shape, dtype.value, content, order="F" if fortran else "C")
-    if dtype.value.kind == "b":
-        return np.not_equal(array.view(np.uint8), 0)  # A byte other than 0 and 1 is an invalid boolean.
-    return array.astype(dtype.value.newbyteorder("="), order="C")
-
-
-def _object_array(shape: tuple[int, ...], content: object) -> np.ndarray:
-    if type(content) is not list or len(content) != math.prod(shape):
-        raise ValueError("an array's shape does not fit its items")
-    if not all(isinstance(item, np.ndarray) and not item.dtype.hasobject for item in content):
-        raise ValueError("an array of objects holds something else than arrays of numbers")
-    array = np.empty(len(content), object)
-    for index, item in enumerate(content):  # Assigned at once, equal shapes would be stacked.
-        array[index] = item
-    return array.reshape(shape)
-
-
-def _frombuffer(content: object, dtype: object, shape: object, order: object, *_: object) -> np.ndarray:
-    """An array as protocol 5 holds it."""
-    return _array(1, shape, dtype, _text(order) == "F", content)
-
-
-def _encode(text: object, encoding: object) -> bytes:
-    """How Python 3 writes bytes in protocol 2; only for that."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("its pickle encodes text, which is not allowed")
-    return text.encode("latin1")
-
-
-def _empty() -> bytes:
-    """How Python 3 writes empty bytes in protocol 2; with an argument it would be anything."""
-    return b""
 
 
 def _python2_string(text: str) -> bytes:
@@ -270,13 +162,6 @@ def _same(value: Any) -> Any:
     return value
 
 
-_CALLS: dict[str, Callable[..., Any]] = {
-    "dtype": _dtype,
-    "reconstruct": _reconstruct,
-    "frombuffer": _frombuffer,
-    "encode": _encode,
-    "empty": _empty,
-}
 #: Opcodes that push a value made of their argument alone.
 _CONSTANTS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"), _same),
