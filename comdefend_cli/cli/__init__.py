@@ -26,7 +26,7 @@ app.command("quantize")(export.quantize)
 app.add_typer(weights.app, name="weights")
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from comdefend_cli import __version__
 
@@ -35,8 +35,8 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit."),
+def _take_options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ) -> None:
     pass
 

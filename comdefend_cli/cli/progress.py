@@ -26,8 +26,8 @@ def show_pixels(total: int, *, shown: bool) -> Iterator[Advance | None]:
     """A bar of an image's pixels, in percent."""
     from rich.progress import TaskProgressColumn
 
-    with _bar(TaskProgressColumn(), shown=shown) as bar:
-        yield _advance(bar, "purifying", total)
+    with _open_bar(TaskProgressColumn(), shown=shown) as bar:
+        yield _make_advance(bar, "purifying", total)
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def show_images(what: str, total: int, *, quiet: bool) -> Iterator[Advance | Non
     from rich.progress import MofNCompleteColumn
 
     notice(what, quiet=quiet or err.is_terminal)
-    with _bar(MofNCompleteColumn(), shown=not quiet) as bar:
-        yield _advance(bar, what, total)
+    with _open_bar(MofNCompleteColumn(), shown=not quiet) as bar:
+        yield _make_advance(bar, what, total)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def show_files(count: int, size: int, pixels: Callable[[], int], *, quiet: bool)
         pixels: tells how many have left the networks, so that the speed moves within a large image.
         quiet: show nothing.
     """
-    with _bar(_speed(pixels), shown=not quiet and size > 0) as bar:
+    with _open_bar(_make_speed_column(pixels), shown=not quiet and size > 0) as bar:
         if bar is None:
             yield None
             return
@@ -70,7 +70,7 @@ def show_steps(total: int, *, done: int = 0, quiet: bool) -> Iterator[Callable[[
     """A line of training steps, to be called with the steps done in all and what to say of them."""
     from rich.progress import MofNCompleteColumn
 
-    with _bar(MofNCompleteColumn(), shown=not quiet, transient=False) as bar:
+    with _open_bar(MofNCompleteColumn(), shown=not quiet, transient=False) as bar:
         if bar is None:
             yield None
             return
@@ -83,7 +83,7 @@ def show_cells(total: int, *, quiet: bool) -> Iterator[Callable[[int, str, int, 
     """A bar of an evaluation's cells, and one of what is measured; called with cells done, what it is, its done and its count."""
     from rich.progress import MofNCompleteColumn
 
-    with _bar(MofNCompleteColumn(), shown=not quiet, elapsed=True) as bar:
+    with _open_bar(MofNCompleteColumn(), shown=not quiet, elapsed=True) as bar:
         if bar is None:
             yield None
             return
@@ -101,7 +101,7 @@ def show_download(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]
     """A bar of a download, to be called with the bytes done and those in all, 0 where nobody knows."""
     from rich.progress import DownloadColumn
 
-    with _bar(DownloadColumn(), shown=not quiet) as bar:
+    with _open_bar(DownloadColumn(), shown=not quiet) as bar:
         if bar is None:
             yield None
             return
@@ -121,7 +121,7 @@ def show_spinner(what: str, *, quiet: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(column: ProgressColumn, *, shown: bool, transient: bool = True, elapsed: bool = False) -> Iterator[Progress | None]:
+def _open_bar(column: ProgressColumn, *, shown: bool, transient: bool = True, elapsed: bool = False) -> Iterator[Progress | None]:
     """Description, bar, `column`, and the time left or, for parts of unlike length, elapsed; on a terminal."""
     if not (shown and err.is_terminal):
         yield None
@@ -133,14 +133,14 @@ def _bar(column: ProgressColumn, *, shown: bool, transient: bool = True, elapsed
         yield bar
 
 
-def _advance(bar: Progress | None, what: str, total: int) -> Advance | None:
+def _make_advance(bar: Progress | None, what: str, total: int) -> Advance | None:
     if bar is None:
         return None
     task = bar.add_task(what, total=total)
     return lambda part: bar.advance(task, part)
 
 
-def _speed(pixels: Callable[[], int]) -> ProgressColumn:
+def _make_speed_column(pixels: Callable[[], int]) -> ProgressColumn:
     from rich.progress import ProgressColumn
     from rich.text import Text
 

@@ -21,12 +21,14 @@ Which = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A name that `co
 @console.command
 def list_(as_json: options.Json = False) -> None:
     """List the weights that ship."""
-    rows = _rows()
+    rows = _list_rows()
     if as_json:
         console.print_json(rows, indent=2)
         return
     heads = ("name", "channels", "bits", "noise", "PSNR dB", "about")
-    lines = [(r["name"], str(r["channels"]), str(r["bits"]), f"{r['input_noise']:g}", _decibels(r["psnr_db"]), r["about"]) for r in rows]
+    lines = [
+        (r["name"], str(r["channels"]), str(r["bits"]), f"{r['input_noise']:g}", _format_decibels(r["psnr_db"]), r["about"]) for r in rows
+    ]
     if console.out.is_terminal:
         table = Table(*heads)
         for line in lines:
@@ -38,7 +40,7 @@ def list_(as_json: options.Json = False) -> None:
             console.print_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _rows() -> list[dict[str, Any]]:
+def _list_rows() -> list[dict[str, Any]]:
     from comdefend_cli.network.registry import read_registry, read_weights_header
 
     rows = []
@@ -60,7 +62,7 @@ def _rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _decibels(value: object) -> str:
+def _format_decibels(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, (int, float)) else "-"
 
 
