@@ -21,7 +21,8 @@ from torch import Tensor
 from comdefend_cli.data.datasets import DATASETS, load_dataset
 from comdefend_cli.imaging.formats import list_suffixes
 from comdefend_cli.imaging.reading import read_image
-from comdefend_cli.inference.purifier import LUMA, Purifier, Settings
+from comdefend_cli.inference.purifier import LUMA, Purifier
+from comdefend_cli.inference.settings import Settings
 from comdefend_cli.network.metrics import TOP_PSNR, mean_psnr, psnr, ssim
 from comdefend_cli.network.registry import read_registry, read_weights_header
 from comdefend_cli.runtime.device import cpu_has_bfloat16

@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -221,9 +222,10 @@ def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
     by_threads: dict[int, dict[str, list[float]]] = {count: {default: []} for count in range(1, arguments.threads + 1)}
 
     def rate(x: Tensor, batch: int, name: str) -> float:
-        purifiers[name]._batch_pixels = batch * x[0, 0].numel()
+        purifier, pixels = purifiers[name], batch * x[0, 0].numel()
+        purifier._plan = lambda x, route: replace(Purifier._plan(purifier, x, route), batch_pixels=pixels)
         began = time.perf_counter()
-        purifiers[name](x)
+        purifier(x)
         found = len(x) * x[0, 0].numel() / 1e6 / (time.perf_counter() - began)
         tell(f"{name}, {len(x)} images of {x.shape[2]}x{x.shape[3]} in batches of {batch}, {torch.get_num_threads()} threads: {found:.4f}")
         return found

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from comdefend_cli.errors import ComdefendError
 
 if TYPE_CHECKING:
-    from comdefend_cli.inference.purifier import Purifier, Settings
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.inference.settings import Settings
 
 __version__: str
 
@@ -19,10 +20,14 @@ __all__ = ["ComdefendError", "Purifier", "Settings", "__version__"]
 
 def __getattr__(name: str) -> Any:
     """Import what takes long, as torch does, only when it is asked for."""
-    if name in ("Purifier", "Settings"):
-        from comdefend_cli.inference import purifier
+    if name == "Purifier":
+        from comdefend_cli.inference.purifier import Purifier
 
-        return getattr(purifier, name)
+        return Purifier
+    if name == "Settings":
+        from comdefend_cli.inference.settings import Settings
+
+        return Settings
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

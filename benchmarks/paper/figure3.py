@@ -26,7 +26,7 @@ from training import trained
 
 from comdefend_cli.data.datasets import load_dataset
 from comdefend_cli.errors import UsageError
-from comdefend_cli.inference.compare import code_image
+from comdefend_cli.inference.compare import draw_code
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.runtime.device import resolve_device
@@ -57,7 +57,7 @@ def panel(pixels: Tensor, code: Tensor, result: Tensor, title: str, note: str) -
     """Rows of originals, codes and reconstructions under a title; one column an image."""
     channels = pixels.shape[1]
     before, bits, after = (each.permute(0, 2, 3, 1).numpy() for each in (pixels, code, result))
-    rows = [list(before), [code_image(each, channels) for each in bits], list(after)]
+    rows = [list(before), [draw_code(each, channels) for each in bits], list(after)]
     height, width = (ZOOM * side + GAP for side in pixels.shape[2:])
     image = Image.new("RGB", (width * len(pixels), 3 * height + 2 * TEXT), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)

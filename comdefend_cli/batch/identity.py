@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from comdefend_cli.backends.select import describe
 from comdefend_cli.batch.options import Options
-from comdefend_cli.inference.purifier import Settings
+from comdefend_cli.inference.settings import Settings
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, read_registry
 from comdefend_cli.network.weight_file import Weights
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from comdefend_cli.inference.purifier import Purifier, Settings
+from comdefend_cli.inference.purifier import Purifier
+from comdefend_cli.inference.settings import Settings
 from comdefend_cli.network.weight_file import Weights
 
 

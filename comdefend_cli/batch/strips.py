@@ -19,7 +19,7 @@ from comdefend_cli.batch.rows_file import WRITERS, encode_rows, open_rows_file
 from comdefend_cli.errors import UsageError
 from comdefend_cli.imaging.formats import find_format
 from comdefend_cli.inference.purifier import DEFAULT_TILE, Purifier
-from comdefend_cli.inference.tiles import PATCH
+from comdefend_cli.inference.tiling import PATCH
 from comdefend_cli.network.model import RADIUS
 from comdefend_cli.runtime.files import open_atomically, refuse_existing
 

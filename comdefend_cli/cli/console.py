@@ -63,7 +63,7 @@ def command(function: Function) -> Function:
                 raise
             fail(ComdefendError(f"{error.filename}: {explain(error)}; check the path and its permissions"))
         except (MemoryError, RuntimeError) as error:
-            from comdefend_cli.inference.purifier import is_out_of_memory
+            from comdefend_cli.runtime.device import is_out_of_memory
 
             if not is_out_of_memory(error):
                 raise

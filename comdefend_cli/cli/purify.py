@@ -82,7 +82,7 @@ def purify(
 
     # PyTorch takes seconds to import: what can be said without it has been said.
     from comdefend_cli.batch.request import Request
-    from comdefend_cli.inference.purifier import Settings
+    from comdefend_cli.inference.settings import Settings
 
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
     request = Request(weights, device, precision, backend, settings)
@@ -169,9 +169,9 @@ def _purify_whole(request: Request, image: Raster, output: Output, *, measured: 
     output.write(cleaned, quiet)
     if output.compare is not None:
         from comdefend_cli.imaging.writing import write_image
-        from comdefend_cli.inference.compare import comparison
+        from comdefend_cli.inference.compare import draw_comparison
 
-        write_image(output.compare, comparison(purifier, image.pixels, cleaned.pixels), overwrite=output.overwrite)
+        write_image(output.compare, draw_comparison(purifier, image.pixels, cleaned.pixels), overwrite=output.overwrite)
     if not measured:
         return {}
     fidelity = _measure_fidelity(image, cleaned)
@@ -184,10 +184,10 @@ def _refuse_comparison(image: Raster, path: Path) -> None:
     """Refuse a comparison that is too wide for its format."""
     from comdefend_cli.imaging.formats import find_format
     from comdefend_cli.imaging.limits import refuse_sides
-    from comdefend_cli.inference.compare import comparison_width
+    from comdefend_cli.inference.compare import measure_comparison
 
     height, width = image.pixels.shape[:2]
-    refuse_sides(find_format(path), comparison_width(width), height)
+    refuse_sides(find_format(path), measure_comparison(width), height)
 
 
 def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:

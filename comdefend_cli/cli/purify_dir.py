@@ -98,7 +98,7 @@ def purify_dir(
 
     # PyTorch takes seconds to import: what can be said without it has been said.
     from comdefend_cli.batch.request import Request
-    from comdefend_cli.inference.purifier import Settings
+    from comdefend_cli.inference.settings import Settings
 
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     request = Request(weights, device, precision, backend, settings)

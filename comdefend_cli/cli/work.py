@@ -9,7 +9,8 @@ from comdefend_cli.cli.console import notice
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.request import Request
-    from comdefend_cli.inference.purifier import Purifier, Settings
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.inference.settings import Settings
     from comdefend_cli.network.weight_file import Weights
 
 

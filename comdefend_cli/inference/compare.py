@@ -13,7 +13,7 @@ AMPLIFY = 8
 GAP = 4
 
 
-def code_image(code: np.ndarray, channels: int) -> np.ndarray:
+def draw_code(code: np.ndarray, channels: int) -> np.ndarray:
     """The code as an image: its bits dealt to the channels in order, as digits of a binary number.
 
     Args:
@@ -30,20 +30,20 @@ def code_image(code: np.ndarray, channels: int) -> np.ndarray:
     return np.stack(planes, axis=2).astype(np.uint8)
 
 
-def amplified(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def amplify(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """`after - before`, `AMPLIFY` times, around 128; uint8, the shape of both."""
     difference = after.astype(np.int16) - before.astype(np.int16)
     return np.clip(128 + AMPLIFY * difference, 0, 255).astype(np.uint8)
 
 
-def comparison_width(width: int) -> int:
+def measure_comparison(width: int) -> int:
     """Pixels from left to right of the comparison of an image that is so wide."""
     return 4 * width + 3 * GAP
 
 
-def comparison(purifier: Purifier, before: np.ndarray, after: np.ndarray) -> Raster:
+def draw_comparison(purifier: Purifier, before: np.ndarray, after: np.ndarray) -> Raster:
     """Input, code, output and amplified difference side by side; uint8 (H, W, C) each."""
     code = purifier.code(torch.from_numpy(before).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     gap = np.full((before.shape[0], GAP, before.shape[2]), 255, np.uint8)
-    parts = [before, gap, code_image(code, before.shape[2]), gap, after, gap, amplified(before, after)]
+    parts = [before, gap, draw_code(code, before.shape[2]), gap, after, gap, amplify(before, after)]
     return Raster(np.concatenate(parts, axis=1))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +15,11 @@ from torch import Tensor, nn
 from comdefend_cli.backends import bands
 from comdefend_cli.backends.select import Engine, describe, make_engine, resolve_backend
 from comdefend_cli.errors import UsageError
-from comdefend_cli.inference.noise import batch_noise, mixed_seed
-from comdefend_cli.inference.tiles import Tile, exact_grid, paper_grid
-from comdefend_cli.inference.windows import IN_FLIGHT, Batch, batches, counted, fetched, filled, stacked, true_float32
-from comdefend_cli.network.model import GRADIENTS, ComDefend, Gradient
+from comdefend_cli.inference.passes import Pass, Route, repeat_gray, take_luma
+from comdefend_cli.inference.settings import Settings
+from comdefend_cli.inference.stitching import Network, Plan, Progress, run_in_tiles
+from comdefend_cli.inference.tiling import Batch
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
 from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.device import dtype_name, resolve_device, resolve_precision
@@ -30,12 +29,6 @@ if TYPE_CHECKING:
 
     ImageT = TypeVar("ImageT", Tensor, np.ndarray, Image.Image)
 
-Tiling = Literal["exact", "paper"]
-#: Called with the number of pixels done since the last call; a negative one where memory ran out and they are done again.
-Progress = Callable[[int], None]
-
-#: ITU-R BT.601 luma, as Pillow turns colour into grey.
-LUMA = (0.299, 0.587, 0.114)
 #: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
 #: at 512 a side 15 % more pixels than the image has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
 #: memory is little more than its pixels; not so where gradients are wanted. Batches of so many pixels are OpenVINO's on a CPU;
@@ -43,61 +36,6 @@ LUMA = (0.299, 0.587, 0.114)
 DEFAULT_TILE = {"cpu": 2048, "cuda": 1024, "mps": 512}
 GRADIENT_TILE = 512
 BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
-SMALLEST_TILE = 32
-#: Streams of noise that one seed has; never 0, which `mixed_seed` does not tell from no number.
-_INPUT, _LOGITS = 1, 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are purified; everything here but `tile` changes the result.
-
-    Attributes:
-        tiling: "exact" for the whole-image result, "paper" for independent 32x32 patches.
-        tile: side of a tile in pixels, or None for the device's default.
-        noise_std: standard deviation of Gaussian noise on the logits; the authors' release uses 1, 0 is none.
-        seed: of the noise, which depends on it and on a pixel's place alone: each image, of a batch too, and each call has the same.
-        noise_per_image: give each image of a batch noise of its own, by its place in the batch.
-        gradient: what `backward` sees at the rounding, see :func:`comdefend_cli.network.model.binarize`.
-        input_noise: standard deviation of Gaussian noise on the image, in 8-bit levels, which drowns an attack before weights that
-            were trained to remove noise rebuild the image (denoised smoothing, Salman et al., NeurIPS 2020). 0 is none, None
-            what the weights are made for, as their file says.
-        samples: images rebuilt from as many draws of the noise; their mean is the result. Networks without noise rebuild one.
-
-    Raises:
-        UsageError: a value out of range.
-    """
-
-    tiling: Tiling = "exact"
-    tile: int | None = None
-    noise_std: float = 0.0
-    seed: int = 0
-    noise_per_image: bool = False
-    gradient: Gradient = "straight-through"
-    input_noise: float | None = None
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        if self.tiling not in ("exact", "paper"):
-            raise UsageError(f"unknown tiling {self.tiling!r}: use exact or paper")
-        if self.tile is not None and self.tile < 1:
-            raise UsageError(f"a tile must be at least 1 pixel a side, not {self.tile}")
-        for std in (self.noise_std, self.input_noise or 0.0):
-            if not 0 <= std < float("inf"):
-                raise UsageError(f"the noise's standard deviation must be 0 or more, not {std}")
-        if self.samples < 1:
-            raise UsageError(f"there must be at least one sample, not {self.samples}")
-        if self.samples > 1 and self.input_noise == 0 == self.noise_std:
-            raise UsageError("several samples need noise: without it all of them are the same image")
-        if self.seed < 0:
-            raise UsageError(f"a seed must be 0 or more, not {self.seed}")
-        if self.gradient not in GRADIENTS:
-            raise UsageError(f"unknown gradient {self.gradient!r}: use one of {', '.join(GRADIENTS)}")
-
-    @property
-    def random(self) -> bool:
-        """Whether noise is asked for; the weights' own, which is the same for every image and call, is a part of the purifier."""
-        return self.noise_std > 0 or (self.input_noise or 0) > 0
 
 
 class Purifier(nn.Module):
@@ -129,7 +67,7 @@ class Purifier(nn.Module):
         #: where the module is moved to a GPU or is given other weights; Triton's with any move.
         self.engines: dict[int, Engine] = {}
         self.register_load_state_dict_post_hook(_forget_engines)  # type: ignore[no-untyped-call]
-        self._batch_pixels: int | None = None  # Less than the device's default once memory ran out.
+        self._held: Plan | None = None  # Tiles and batches that memory held, once it ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Purifier:
@@ -230,7 +168,7 @@ class Purifier(nn.Module):
         if isinstance(image, Tensor):
             return self.purify(image)
         if isinstance(image, np.ndarray):
-            return _through_tensor(image, self.purify)
+            return _purify_array(image, self.purify)
         from comdefend_cli.imaging.conversion import from_pillow
 
         raster = from_pillow(image)
@@ -244,33 +182,19 @@ class Purifier(nn.Module):
             progress: called after each batch, of a large image after each band of rows, with the number of pixels done since.
             top: the row of the image that x begins with, where x is a strip of it: noise belongs to places.
         """
-        route = self._route(x)
-        samples = self.settings.samples if self.settings.noise_std or self.input_noise(route.model.architecture.channels) else 1
-
-        def rebuilt(windows: Tensor, batch: Batch, sample: int) -> Iterator[Tensor]:
-            noise = self._logit_noise(batch, route.model, sample, top)
-            noisy = self._noisy(windows, batch, route.model, sample, top)
-            if route.engine:
-                return iter([route.engine(noisy)])
-            if _large(noisy, route.model) and not noisy.requires_grad:
-                return bands.purify(route.model, noisy, noise)
-            return iter([route.model(noisy, noise, self.settings.gradient if noisy.requires_grad else "none")])
-
-        def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
-            adapted = route.adapt(windows)
-            parts = rebuilt(adapted, batch, 0)
-            if samples > 1:
-                others = [torch.cat(list(rebuilt(adapted, batch, sample)), 2) for sample in range(1, samples)]
-                parts = iter([torch.stack([torch.cat(list(parts), 2), *others]).mean(0)])
-            # torch.round goes to the even neighbour; a level of exactly one half is as good either way.
-            for part in map(route.restore, parts):
-                yield (part * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else part.to(x.dtype)
-
+        route = self._choose_route(x)
         wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
         if route.engine and (wanted or self.settings.noise_std > 0):
             raise UsageError(f"the {route.engine.name} backend has neither gradients nor noise on the code: use backend='torch'")
+        windows_through = Pass(route, self.settings, top).purify
+
+        def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
+            # torch.round goes to the even neighbour; a level of exactly one half is as good either way.
+            for part in windows_through(windows, batch):
+                yield (part * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else part.to(x.dtype)
+
         with torch.set_grad_enabled(wanted):
-            return self._in_tiles(x, torch.empty_like, route, network, progress)
+            return self._run(x, torch.empty_like, route, network, progress)
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
@@ -282,89 +206,13 @@ class Purifier(nn.Module):
         Returns:
             uint8 (N, bits, H, W), on x's device.
         """
-        route = self._route(x)
-        bits = route.model.architecture.bits
+        route = replace(self._choose_route(x), engine=None)
+        bits, encode = route.model.architecture.bits, Pass(route, self.settings).encode
 
         def room(x: Tensor) -> Tensor:
             return torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
 
-        def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
-            noisy, noise = self._noisy(route.adapt(windows), batch, route.model), self._logit_noise(batch, route.model)
-            parts = bands.code(route.model, noisy, noise) if _large(noisy, route.model) else iter([route.model.code(noisy, noise)])
-            return (part.to(torch.uint8) for part in parts)
-
-        return self._in_tiles(x, room, replace(route, engine=None), network, None)
-
-    def _route(self, x: Tensor) -> _Route:
-        """The networks for a batch, and what turns it into their channels and back."""
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
-            raise ValueError(f"expected a tensor (N, C, H, W) with 1 or 3 channels and no empty side, not {tuple(x.shape)}")
-        if x.dtype != torch.uint8 and not x.is_floating_point():
-            raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
-        if x.shape[1] == 1 and self.gray is not None:
-            return _Route(self.gray, self.engines.get(1))
-        if self.color is None:
-            raise UsageError("these weights are for grey images: give weights for colour, or turn the image grey")
-        engine = self.engines.get(3)
-        return _Route(self.color, engine) if x.shape[1] == 3 else _Route(self.color, engine, _repeat, _luma)
-
-    def _in_tiles(self, x: Tensor, room: Callable[[Tensor], Tensor], route: _Route, network: _Network, progress: Progress | None) -> Tensor:
-        """Run `network` over windows of x, and put each window's core into what `room` makes for x.
-
-        When memory runs out, x is begun again in smaller tiles and batches.
-        """
-        parameter = next(route.model.parameters())
-        device = parameter.device
-        usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
-        tile = self.settings.tile or (route.engine.tile(x.shape[2] * x.shape[3]) if route.engine else usual)
-        usual_batch = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.band_pixels(parameter.dtype)
-        batch_pixels = self._batch_pixels or usual_batch
-        done = 0
-
-        def count(pixels: int) -> None:
-            nonlocal done
-            done += pixels
-            if progress:
-                progress(pixels)
-
-        while True:
-            try:
-                return self._stitched(x, room(x), device, network, tile, batch_pixels, count)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or (tile <= SMALLEST_TILE and batch_pixels <= SMALLEST_TILE**2):
-                    raise
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            tile, batch_pixels = min(tile, max(tile // 2, SMALLEST_TILE)), max(batch_pixels // 4, SMALLEST_TILE**2)
-            self.settings, self._batch_pixels = replace(self.settings, tile=tile), batch_pixels
-            count(-done)
-            warnings.warn(f"out of memory: going on with tiles of {tile} pixels", RuntimeWarning, stacklevel=2)
-
-    def _stitched(
-        self, x: Tensor, out: Tensor, device: torch.device, network: _Network, tile: int, batch_pixels: int, count: Progress
-    ) -> Tensor:
-        """`out`, filled tile by tile in batches."""
-        computing: deque[tuple[Batch, Callable[[], Tensor]]] = deque()
-
-        def fill() -> None:
-            batch, result = computing.popleft()
-            filled(out, batch, result())
-
-        with true_float32(device):
-            for batch in batches(self._grid(x, tile), len(x), batch_pixels):
-                windows = stacked(x, batch, device)
-                area = sum(part.area for _, part in batch)
-                result = torch.cat(list(counted(network(windows, batch), windows.shape[2], area, count)), 2)
-                computing.append((batch, fetched(result, out.device)))
-                if len(computing) > IN_FLIGHT[device.type]:
-                    fill()
-            while computing:
-                fill()
-        return out
-
-    def _grid(self, x: Tensor, tile: int) -> list[Tile]:
-        height, width = x.shape[2:]
-        return paper_grid(height, width) if self.settings.tiling == "paper" else exact_grid(height, width, tile)
+        return self._run(x, room, route, lambda windows, batch: (part.to(torch.uint8) for part in encode(windows, batch)))
 
     def input_noise(self, channels: int) -> float:
         """Standard deviation of the noise before the networks of so many channels, in 8-bit levels: as asked for, or the weights' own."""
@@ -372,21 +220,34 @@ class Purifier(nn.Module):
         model = self.color if channels == 3 else self.gray
         return asked if asked is not None else model.input_noise if model is not None else 0.0
 
-    def _noisy(self, windows: Tensor, batch: Batch, model: ComDefend, sample: int = 0, top: int = 0) -> Tensor:
-        """The windows with noise of the image's place on them, clipped to [0, 1] as in training."""
-        std = self.input_noise(model.architecture.channels)
-        if std == 0:
-            return windows
-        seed = mixed_seed(self.settings.seed, sample, _INPUT)
-        noise = batch_noise(batch, windows.shape[1], seed, top, windows.device, own=self.settings.noise_per_image)
-        return torch.add(windows, noise, alpha=std / 255).clamp_(0, 1)
+    def _choose_route(self, x: Tensor) -> Route:
+        """The networks for a batch, and what turns it into their channels and back."""
+        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
+            raise ValueError(f"expected a tensor (N, C, H, W) with 1 or 3 channels and no empty side, not {tuple(x.shape)}")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
+        if x.shape[1] == 1 and self.gray is not None:
+            return Route(self.gray, self.engines.get(1), self.input_noise(1))
+        if self.color is None:
+            raise UsageError("these weights are for grey images: give weights for colour, or turn the image grey")
+        route = Route(self.color, self.engines.get(3), self.input_noise(3))
+        return route if x.shape[1] == 3 else replace(route, adapt=repeat_gray, restore=take_luma)
 
-    def _logit_noise(self, batch: Batch, model: ComDefend, sample: int = 0, top: int = 0) -> Tensor | None:
-        if self.settings.noise_std == 0:
-            return None
-        seed = mixed_seed(self.settings.seed, sample, _LOGITS) if sample else self.settings.seed
-        device = next(model.parameters()).device
-        return batch_noise(batch, model.architecture.bits, seed, top, device, own=self.settings.noise_per_image) * self.settings.noise_std
+    def _run(self, x: Tensor, room: Callable[[Tensor], Tensor], route: Route, network: Network, progress: Progress | None = None) -> Tensor:
+        """`network` over x in tiles; what is learned of the memory holds for the next image, and leaves the settings as they are."""
+        plan = self._plan(x, route)
+        out, held = run_in_tiles(x, room, network, plan, progress)
+        if held != plan:
+            self._held = held
+        return out
+
+    def _plan(self, x: Tensor, route: Route) -> Plan:
+        """Tiles and batches that suit the device, or were asked for, or were found to fit."""
+        device, dtype = route.parameter.device, route.parameter.dtype
+        usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
+        tile = self.settings.tile or (route.engine.tile(x.shape[2] * x.shape[3]) if route.engine else usual)
+        pixels = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.band_pixels(dtype)
+        return Plan(device, None if self.settings.tiling == "paper" else tile, pixels, route.model.halo).fit(self._held)
 
 
 def _forget_engines(purifier: Purifier, keys: object) -> None:
@@ -394,44 +255,7 @@ def _forget_engines(purifier: Purifier, keys: object) -> None:
     purifier.engines.clear()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the device or beside it; of PyTorch's errors, only CUDA's says so by its type."""
-    known = ("out of memory", "can't allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in known)
-
-
-#: Windows of a batch to the result, in one part or from top to bottom in several.
-_Network = Callable[[Tensor, Batch], Iterator[Tensor]]
-
-
-def _large(windows: Tensor, model: ComDefend) -> bool:
-    """Whether each window is large enough to go through the networks in bands; batches of small ones are faster at once."""
-    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.band_pixels(next(model.parameters()).dtype)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _repeat(x: Tensor) -> Tensor:
-    return x.expand(-1, 3, -1, -1)
-
-
-def _luma(x: Tensor) -> Tensor:
-    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class _Route:
-    """Networks, and what turns a batch into their channels and their result back."""
-
-    model: ComDefend
-    engine: Engine | None
-    adapt: Callable[[Tensor], Tensor] = _same
-    restore: Callable[[Tensor], Tensor] = _same
-
-
-def _through_tensor(array: np.ndarray, purify: Callable[[Tensor], Tensor]) -> np.ndarray:
+def _purify_array(array: np.ndarray, purify: Callable[[Tensor], Tensor]) -> np.ndarray:
     """Purify a uint8 array (H, W), (H, W, C) or (N, H, W, C) as a tensor (N, C, H, W)."""
     if array.dtype != np.uint8:
         raise TypeError(f"expected a uint8 array, not {array.dtype}; give floats as a tensor (N, C, H, W) in [0, 1]")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from comdefend_cli.classifiers.networks import Normalize, Numbers
 from comdefend_cli.errors import UsageError
-from comdefend_cli.inference.noise import mixed_seed
+from comdefend_cli.inference.noise import mix_seed
 from comdefend_cli.inference.purifier import Purifier
 
 DefendedGradient = Literal["straight-through", "identity", "soft", "none"]
@@ -140,7 +140,7 @@ class Defended(nn.Module):
     def _draw(self) -> None:
         for seed, part in zip(self._seeds, self._purifiers(), strict=True):
             if part.settings.random:
-                part.settings = replace(part.settings, seed=mixed_seed(seed, self._draws), noise_per_image=True)
+                part.settings = replace(part.settings, seed=mix_seed(seed, self._draws), noise_per_image=True)
         self._draws += 1
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comdefend_cli.inference.purifier import Purifier, Settings
+from comdefend_cli.inference.purifier import Purifier
+from comdefend_cli.inference.settings import Settings
 from comdefend_cli.network.registry import locate_weights
 
 if TYPE_CHECKING:

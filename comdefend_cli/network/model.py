@@ -233,6 +233,11 @@ class ComDefend(nn.Module):
         self.com = ComCNN(self.architecture)
         self.rec = RecCNN(self.architecture)
 
+    @property
+    def halo(self) -> int:
+        """How far the input reaches into the output, in pixels each way: by so much a tile's window is larger than the tile."""
+        return self.com.radius + self.rec.radius
+
     def forward(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.layers) -> Tensor:
         """Purify.
 

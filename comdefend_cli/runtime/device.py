@@ -1,8 +1,9 @@
-"""From "auto", "cpu", "cuda:1", "mps" and a precision's name to a torch device and dtype, and how a CPU takes subnormal numbers."""
+"""From "auto", "cpu", "cuda:1", "mps" and a precision's name to a torch device and dtype; how devices round; when their memory is full."""
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,41 @@ def flush_subnormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+_switch = threading.Lock()
+#: How many are within :func:`keep_float32` now, and what the switch was before the first of them.
+_within, _before = 0, True
+
+
+@contextmanager
+def keep_float32(device: torch.device) -> Iterator[None]:
+    """Within, CUDA's convolutions do not round float32 to TF32, which would make float32 results depend on the tiling.
+
+    The switch is the whole process's: the first of several threads sets it, the last one sets it back.
+    """
+    global _within, _before
+    if device.type != "cuda":
+        yield
+        return
+    with _switch:
+        if _within == 0:
+            _before = torch.backends.cudnn.allow_tf32
+            torch.backends.cudnn.allow_tf32 = False
+        _within += 1
+    try:
+        yield
+    finally:
+        with _switch:
+            _within -= 1
+            if _within == 0:
+                torch.backends.cudnn.allow_tf32 = _before
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or beside it; of PyTorch's errors, only CUDA's says so by its type."""
+    known = ("out of memory", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in known)
 
 
 def describe_device(device: torch.device) -> str:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from comdefend_cli.imaging.raster import Raster
-from comdefend_cli.inference.compare import code_image
+from comdefend_cli.inference.compare import draw_code
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend
@@ -133,7 +133,7 @@ def draw_reconstructions(model: ComDefend, images: Tensor) -> Raster:
     code = purifier.code(images).permute(0, 2, 3, 1).cpu().numpy()
     after = purifier.purify(images)
     before, rebuilt = (batch.permute(0, 2, 3, 1).cpu().numpy() for batch in (images, after))
-    rows = [list(before), [code_image(item, images.shape[1]) for item in code], list(rebuilt)]
+    rows = [list(before), [draw_code(item, images.shape[1]) for item in code], list(rebuilt)]
     bits = model.architecture.bits
     titles = ["input", f"code of {bits} bits a pixel, dealt to the channels as binary digits", "output, PSNR in dB"]
     notes = [f"{value:.1f}" for value in psnr(images, after).tolist()]

@@ -26,7 +26,7 @@ RECORDED = [
     ("float32", "torch", Settings(tile=64), Options(), "53970dd95e9fdf30"),
     ("bfloat16", "torch", Settings(tile=64), Options(), "7db4ba59089a434f"),
     ("int8", "openvino", Settings(), Options(format="PNG"), "7534fef5a95d731e"),
-    ("float32", "torch", Settings("paper", tile=64), Options(quality=80, strip=True), "00c2706688d019c8"),
+    ("float32", "torch", Settings("paper"), Options(quality=80, strip=True), "00c2706688d019c8"),
     ("bfloat16", "triton", Settings(input_noise=0.0, seed=5), Options(format=".jpg"), "74d2f43092afda6d"),
     ("float32", "torch", Settings(noise_std=1.0, seed=5, samples=3, input_noise=0.0), Options(), "9dfc44cd6a7822ad"),
     ("float16", "torch", Settings(input_noise=20.0, samples=2), Options(True, None, None, False, True, 3), "8d85691782ae747f"),

@@ -16,7 +16,7 @@ import typer.main
 from comdefend_cli.batch.options import Options
 from comdefend_cli.cli import app
 from comdefend_cli.evaluate.protocol import Protocol
-from comdefend_cli.inference.purifier import Settings
+from comdefend_cli.inference.settings import Settings
 from comdefend_cli.training.config import BaselineConfig, ClassifierConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent

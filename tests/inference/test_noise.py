@@ -6,15 +6,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from comdefend_cli.inference.noise import PERIOD, kept_noise, window_noise
+from comdefend_cli.inference.noise import PERIOD, draw_window, take_window
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 90), st.integers(1, 90))
 def test_noise_of_a_pixel_does_not_depend_on_the_window(top: int, left: int, height: int, width: int) -> None:
     """Any window's noise is the same piece of one endless field."""
-    whole = window_noise(7, 2, slice(0, 300), slice(0, 300))
+    whole = draw_window(7, 2, slice(0, 300), slice(0, 300))
     rows, columns = slice(top, top + height), slice(left, left + width)
-    assert torch.equal(window_noise(7, 2, rows, columns), whole[:, rows, columns])
+    assert torch.equal(draw_window(7, 2, rows, columns), whole[:, rows, columns])
 
 
 @settings(deadline=None, max_examples=30)
@@ -24,20 +24,20 @@ def test_noise_of_a_pixel_does_not_depend_on_the_window(top: int, left: int, hei
 def test_noise_that_is_kept_is_that_which_is_drawn(top: int, left: int, height: int, width: int) -> None:
     """What large windows and GPUs take out of one period, drawn once, is what is drawn anew, at any place and of any size."""
     rows, columns = slice(top, top + height), slice(left, left + width)
-    assert torch.equal(kept_noise(3, 1, rows, columns, torch.device("cpu")), window_noise(3, 1, rows, columns))
+    assert torch.equal(take_window(3, 1, rows, columns, torch.device("cpu")), draw_window(3, 1, rows, columns))
 
 
 def test_noise_repeats_after_its_period_and_not_before() -> None:
     """Two periods down and across are the same noise; half a period is other noise."""
-    here, there = (window_noise(1, 1, slice(at, at + 64), slice(2 * at, 2 * at + 64)) for at in (0, PERIOD))
-    half = window_noise(1, 1, slice(PERIOD // 2, PERIOD // 2 + 64), slice(0, 64))
+    here, there = (draw_window(1, 1, slice(at, at + 64), slice(2 * at, 2 * at + 64)) for at in (0, PERIOD))
+    half = draw_window(1, 1, slice(PERIOD // 2, PERIOD // 2 + 64), slice(0, 64))
     assert torch.equal(here, there)
     assert abs(float((here * half).mean())) < 0.1
 
 
 def test_noise_is_standard_normal_and_differs_by_seed() -> None:
     """Mean 0, standard deviation 1, and other seeds draw other noise."""
-    one, other = (window_noise(seed, 12, slice(0, 128), slice(0, 128)) for seed in (0, 1))
+    one, other = (draw_window(seed, 12, slice(0, 128), slice(0, 128)) for seed in (0, 1))
     assert abs(float(one.mean())) < 0.01
     assert abs(float(one.std()) - 1) < 0.01
     assert abs(float((one * other).mean())) < 0.01

@@ -18,14 +18,14 @@ from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import bands
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference import purifier as purifier_module
-from comdefend_cli.inference import windows
-from comdefend_cli.inference.noise import mixed_seed, window_noise
-from comdefend_cli.inference.tiles import exact_grid
-from comdefend_cli.inference.windows import batches, stacked, true_float32
+from comdefend_cli.inference import stitching
+from comdefend_cli.inference.noise import draw_window, mix_seed
+from comdefend_cli.inference.stitching import stack_windows
+from comdefend_cli.inference.tiling import batch_windows, cut_tiles
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import RADIUS, ComDefend
 from comdefend_cli.network.registry import load_weights
-from comdefend_cli.runtime.device import cpu_has_bfloat16, resolve_device, resolve_precision
+from comdefend_cli.runtime.device import cpu_has_bfloat16, keep_float32, resolve_device, resolve_precision
 
 
 def untiled(model: ComDefend, x: Tensor, left: int = 0) -> Tensor:
@@ -34,7 +34,7 @@ def untiled(model: ComDefend, x: Tensor, left: int = 0) -> Tensor:
     if model.input_noise:
         rows, columns = slice(0, x.shape[2]), slice(left, left + x.shape[3])
         # Multiplied and added in one rounding, as the purifier does: another last digit is another bfloat16 now and then.
-        noise = window_noise(mixed_seed(0, 0, 1), 3, rows, columns)
+        noise = draw_window(mix_seed(0, 0, 1), 3, rows, columns)
         noisy = torch.add(noisy, noise, alpha=model.input_noise / 255).clamp(0, 1)
     with torch.inference_mode():
         return (model(noisy) * 255).round().to(torch.uint8)
@@ -305,53 +305,76 @@ def test_gradient_none_detaches() -> None:
 
 
 class Forgetful(ComDefend):
-    """Networks on a device whose memory holds windows of up to `room` pixels a batch."""
+    """The small networks on a device whose memory holds windows of up to `room` pixels a batch."""
 
     room = 70 * 70
     kind: type[RuntimeError] = torch.OutOfMemoryError
-    calls = fails_at = 0
+    fails_at = 0
+
+    def __init__(self) -> None:
+        model = small_model()
+        super().__init__(model.architecture)
+        self.load_state_dict(model.state_dict())
+        self.eval().requires_grad_(False)
+        self.shapes: list[tuple[int, ...]] = []
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Raise what CUDA raises when the batch is too large, or at one call."""
-        self.calls += 1
-        if x.shape[0] * x.shape[2] * x.shape[3] > self.room or self.calls == self.fails_at:
+        self.shapes.append(tuple(x.shape))
+        if x.shape[0] * x.shape[2] * x.shape[3] > self.room or len(self.shapes) == self.fails_at:
             raise self.kind("MPS backend out of memory")
         return super().forward(x, *args, **kwargs)
 
 
 def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result is the same, the person is told, and the next image starts with the smaller tile."""
+    """The result is the same, the person is told, the next image starts with smaller tiles, and there is an end to it."""
     monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)  # Whole windows, as on a GPU.
-    model = small_model()
-    forgetful = Forgetful(model.architecture).eval()
-    forgetful.load_state_dict(model.state_dict())
-    purifier = Purifier(forgetful.requires_grad_(False), None, Settings(tile=100))
+    forgetful = Forgetful()
+    purifier = Purifier(forgetful, None, Settings(tile=100))
     x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
-    with pytest.warns(RuntimeWarning, match="out of memory"):
-        assert torch.equal(purifier(x), untiled(model, x))
-    assert purifier.settings.tile is not None
-    assert purifier.settings.tile < 100
-    purifier(x)
+    with pytest.warns(RuntimeWarning, match="out of memory: going on with tiles of"):
+        assert torch.equal(purifier(x), untiled(small_model(), x))
+    forgetful.shapes.clear()
+    assert torch.equal(purifier(x), untiled(small_model(), x))
+    assert len(forgetful.shapes) > 1
     forgetful.room = 10
     with pytest.raises(RuntimeError, match="out of memory"), pytest.warns(RuntimeWarning):
         purifier(x)
-    assert purifier.settings.tile == 32
+    assert forgetful.shapes[-1] == (1, 3, 28 + 2 * RADIUS, 24 + 2 * RADIUS), "cores of at most 32 pixels"
 
 
-def test_what_was_done_before_memory_ran_out_is_not_counted_twice() -> None:
+def test_running_out_of_memory_leaves_the_settings_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for stays, tile and all, for records and for whoever uses the same settings elsewhere."""
+    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)
+    x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
+    for asked in (Settings(tile=100), Settings()):
+        purifier = Purifier(Forgetful(), None, asked)
+        with pytest.warns(RuntimeWarning, match="out of memory"):
+            assert torch.equal(purifier(x), untiled(small_model(), x))
+        assert purifier.settings is asked
+
+
+def test_paper_tiling_goes_on_with_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's patches keep their size when memory runs out; fewer of them go through at once."""
+    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)
+    x = torch.randint(0, 256, (2, 3, 110, 70), dtype=torch.uint8)
+    expected = Purifier(small_model(), None, Settings("paper"))(x)
+    with pytest.warns(RuntimeWarning, match="going on with batches"):
+        assert torch.equal(Purifier(Forgetful(), None, Settings("paper"))(x), expected)
+
+
+def test_what_was_done_before_memory_ran_out_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress takes back what is done again; a tile that is small already does not grow."""
-    model = small_model()
-    forgetful = Forgetful(model.architecture).eval()
-    forgetful.load_state_dict(model.state_dict())
+    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 1500)  # One window a batch.
+    forgetful = Forgetful()
     forgetful.fails_at, forgetful.kind = 3, RuntimeError  # As MPS and the CPU say it.
-    purifier = Purifier(forgetful.requires_grad_(False), None, Settings(tile=20))
-    purifier._batch_pixels = 2000  # One window a batch.
+    purifier = Purifier(forgetful, None, Settings(tile=20))
     x = torch.randint(0, 256, (2, 3, 20, 60), dtype=torch.uint8)
     done: list[int] = []
     with pytest.warns(RuntimeWarning, match="tiles of 20 pixels"):
-        assert torch.equal(purifier.purify(x, done.append), untiled(model, x))
+        assert torch.equal(purifier.purify(x, done.append), untiled(small_model(), x))
     assert sum(done) == 2 * 20 * 60
-    assert purifier.settings.tile == 20
+    assert min(done) < 0
 
 
 def test_progress_counts_every_pixel_once() -> None:
@@ -395,6 +418,7 @@ def test_settings_out_of_range_are_refused() -> None:
         {"input_noise": -1},
         {"samples": 0, "noise_std": 1.0},
         {"samples": 2, "input_noise": 0.0},
+        {"tiling": "paper", "tile": 64},
     ]
     for values in wrong:
         with pytest.raises(UsageError):
@@ -407,7 +431,7 @@ def test_results_that_come_later_go_to_their_places(monkeypatch: pytest.MonkeyPa
     """Where a device is given the next batches before the first one's result is fetched, the image is the same."""
     model = small_model()
     x = torch.randint(0, 256, (3, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setitem(windows.IN_FLIGHT, "cpu", behind)
+    monkeypatch.setitem(stitching.IN_FLIGHT, "cpu", behind)
     assert torch.equal(Purifier(model, None, Settings(tile=16))(x), untiled(model, x))
 
 
@@ -418,7 +442,7 @@ def test_many_batches_from_the_host_through_cuda(monkeypatch: pytest.MonkeyPatch
     purifier = Purifier.from_pretrained(device="cuda", precision="bfloat16", settings=Settings(tile=32))
     monkeypatch.setitem(purifier_module.BATCH_PIXELS, "cuda", 2**15)
     overlapped = [purifier(x) for _ in range(3)]
-    monkeypatch.setitem(windows.IN_FLIGHT, "cuda", 0)
+    monkeypatch.setitem(stitching.IN_FLIGHT, "cuda", 0)
     assert all(torch.equal(result, purifier(x.cuda()).cpu()) for result in overlapped)
 
 
@@ -446,7 +470,7 @@ def test_two_purifiers_of_the_same_weights_keep_to_themselves(shipped: Purifier,
 def test_the_switch_of_cudas_convolutions_is_set_back_by_the_last_of_several_threads() -> None:
     """One that ends while another still computes does not take true float32 from it."""
     device, before = torch.device("cuda"), torch.backends.cudnn.allow_tf32
-    first, second = true_float32(device), true_float32(device)
+    first, second = keep_float32(device), keep_float32(device)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -460,8 +484,8 @@ def test_windows_are_the_images_squares(astronaut: np.ndarray, channels_last: bo
     """However an image lies in memory, its windows are its own pixels over 255, channels last."""
     x = torch.from_numpy(astronaut[None, :70, :90].copy()).permute(0, 3, 1, 2)
     x = x if channels_last else x.contiguous()
-    for batch in batches(exact_grid(70, 90, 32), 1, 4096):
-        windows = stacked(x, batch, torch.device("cpu"))
+    for batch in batch_windows(cut_tiles(70, 90, 32, RADIUS), 1, 4096):
+        windows = stack_windows(x, batch, torch.device("cpu"))
         assert windows.is_contiguous(memory_format=torch.channels_last)
         for window, (_, tile) in zip(windows, batch, strict=True):
             torch.testing.assert_close(window * 255, x[0, :, tile.rows.window, tile.columns.window].float(), rtol=0, atol=1e-4)

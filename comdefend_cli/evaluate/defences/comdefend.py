@@ -9,7 +9,8 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from comdefend_cli.evaluate.defences.base import Defence
-from comdefend_cli.inference.purifier import Purifier, Settings, Tiling
+from comdefend_cli.inference.purifier import Purifier
+from comdefend_cli.inference.settings import Settings, Tiling
 from comdefend_cli.network.registry import load_weights
 
 

@@ -1,17 +1,15 @@
-"""The grid that lets an image of any size through the network in bounded memory.
+"""The grid that lets an image of any size through the networks in bounded memory, and the batches that its windows go in.
 
-An output pixel depends on the input up to `RADIUS` (18) pixels away. So a tile is computed
-from a window that reaches 18 pixels further on every side, and only its core is kept. At
-the image's own border the window stops with the image, where the network's zero
-padding is what the whole-image computation has too: the result is the whole-image result.
+An output pixel depends on the input up to the networks' halo away (18 pixels). So a tile is computed from a window that
+reaches so much further on every side, and only its core is kept. At the image's own border the window stops with the
+image, where the networks' zero padding is what the whole-image computation has too: the result is the whole-image result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-
-from comdefend_cli.network.model import RADIUS
 
 #: Side of the paper's independent patches (section 3.2: "patch by patch").
 PATCH = 32
@@ -52,7 +50,11 @@ class Tile:
         return int((rows.stop - rows.start) * (columns.stop - columns.start))
 
 
-def spans(length: int, tile: int, halo: int) -> list[Span]:
+#: Windows of one shape, each with the index of its image.
+Batch = list[tuple[int, Tile]]
+
+
+def cut_side(length: int, tile: int, halo: int) -> list[Span]:
     """Cut `length` pixels into cores of at most `tile`, each in a window `halo` wider each way.
 
     Cores differ in size by at most one pixel's rounding, and all windows have one size (those at
@@ -68,20 +70,28 @@ def spans(length: int, tile: int, halo: int) -> list[Span]:
     return cut
 
 
-def exact_grid(height: int, width: int, tile: int) -> list[Tile]:
+def cut_tiles(height: int, width: int, tile: int, halo: int) -> list[Tile]:
     """Tiles of at most `tile` pixels a side with a halo: no seam, the whole-image result."""
-    return _cross(spans(height, tile, RADIUS), spans(width, tile, RADIUS))
+    return _cross(cut_side(height, tile, halo), cut_side(width, tile, halo))
 
 
-def paper_grid(height: int, width: int) -> list[Tile]:
+def cut_patches(height: int, width: int) -> list[Tile]:
     """The paper's patches of 32x32 without overlap; what is left at the right and bottom is smaller."""
-    return _cross(_patches(height), _patches(width))
-
-
-def _patches(length: int) -> list[Span]:
-    cuts = [slice(start, min(start + PATCH, length)) for start in range(0, length, PATCH)]
-    return [Span(cut, cut) for cut in cuts]
+    cuts = ([slice(start, min(start + PATCH, length)) for start in range(0, length, PATCH)] for length in (height, width))
+    return _cross(*([Span(cut, cut) for cut in side] for side in cuts))
 
 
 def _cross(rows: list[Span], columns: list[Span]) -> list[Tile]:
     return [Tile(row, column) for row in rows for column in columns]
+
+
+def batch_windows(grid: list[Tile], count: int, pixels: int) -> Iterator[Batch]:
+    """Windows of one shape at a time over `count` images, at most `pixels` together but at least one."""
+    by_shape: dict[tuple[int, int], Batch] = {}
+    for index in range(count):
+        for tile in grid:
+            batch = by_shape.setdefault(tile.shape, [])
+            batch.append((index, tile))
+            if (len(batch) + 1) * tile.shape[0] * tile.shape[1] > pixels:
+                yield by_shape.pop(tile.shape)
+    yield from by_shape.values()

@@ -1,0 +1,123 @@
+"""How windows go through the networks: which ones take them, with which noise, in which channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from comdefend_cli.backends import bands
+from comdefend_cli.backends.select import Engine
+from comdefend_cli.inference.noise import draw_batch, mix_seed
+from comdefend_cli.inference.settings import Settings
+from comdefend_cli.inference.tiling import Batch
+from comdefend_cli.network.model import ComDefend
+
+#: ITU-R BT.601 luma, as Pillow turns colour into grey.
+LUMA = (0.299, 0.587, 0.114)
+#: Streams of noise that one seed has; never 0, which `mix_seed` does not tell from no number.
+_INPUT, _LOGITS = 1, 2
+
+
+def keep_channels(x: Tensor) -> Tensor:
+    """The same."""
+    return x
+
+
+def repeat_gray(x: Tensor) -> Tensor:
+    """(N, 1, H, W) as three equal channels."""
+    return x.expand(-1, 3, -1, -1)
+
+
+def take_luma(x: Tensor) -> Tensor:
+    """The luma (N, 1, H, W) of (N, 3, H, W)."""
+    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Networks for an image.
+
+    Attributes:
+        model: PyTorch's.
+        engine: what computes in their place, or None.
+        input_noise: standard deviation of the noise before them, in 8-bit levels.
+        adapt: turns windows (N, C, H, W) into the networks' channels.
+        restore: turns their result back.
+    """
+
+    model: ComDefend
+    engine: Engine | None
+    input_noise: float
+    adapt: Callable[[Tensor], Tensor] = keep_channels
+    restore: Callable[[Tensor], Tensor] = keep_channels
+
+    @property
+    def parameter(self) -> Tensor:
+        """One of the networks', whose device and dtype are theirs."""
+        return next(self.model.parameters())
+
+
+@dataclass(frozen=True)
+class Pass:
+    """An image's windows through the networks.
+
+    Attributes:
+        route: which.
+        settings: for the noise and the gradient.
+        top: the row of the image that the windows' rows are counted from.
+    """
+
+    route: Route
+    settings: Settings
+    top: int = 0
+
+    def purify(self, windows: Tensor, batch: Batch) -> Iterator[Tensor]:
+        """Windows, float32 (N, C, H, W) in [0, 1], purified likewise, in one part or in bands of rows."""
+        x = self.route.adapt(windows)
+        samples = self.settings.samples if self.settings.noise_std or self.route.input_noise else 1
+        if samples == 1:
+            return map(self.route.restore, self._rebuild(x, batch, 0))
+        rebuilt = [torch.cat(list(self._rebuild(x, batch, sample)), 2) for sample in range(samples)]
+        return iter([self.route.restore(torch.stack(rebuilt).mean(0))])
+
+    def encode(self, windows: Tensor, batch: Batch) -> Iterator[Tensor]:
+        """Their code, of several samples the first one's: zeros and ones (N, bits, H, W), likewise in parts; PyTorch's networks alone."""
+        model = self.route.model
+        noisy, noise = self._add_input_noise(self.route.adapt(windows), batch, 0), self._draw_logit_noise(batch, 0)
+        if _is_large(noisy, self.route):
+            return bands.code(model, noisy, noise)
+        return iter([model.code(noisy, noise)])
+
+    def _rebuild(self, x: Tensor, batch: Batch, sample: int) -> Iterator[Tensor]:
+        """The networks' images of one draw of the noise."""
+        route, noise = self.route, self._draw_logit_noise(batch, sample)
+        noisy = self._add_input_noise(x, batch, sample)
+        if route.engine:
+            return iter([route.engine(noisy)])
+        if _is_large(noisy, route) and not noisy.requires_grad:
+            return bands.purify(route.model, noisy, noise)
+        return iter([route.model(noisy, noise, self.settings.gradient if noisy.requires_grad else "none")])
+
+    def _add_input_noise(self, x: Tensor, batch: Batch, sample: int) -> Tensor:
+        """X with the noise of the image's place on it, clipped to [0, 1] as in training."""
+        if self.route.input_noise == 0:
+            return x
+        noise = self._draw(batch, x.shape[1], mix_seed(self.settings.seed, sample, _INPUT))
+        return torch.add(x, noise, alpha=self.route.input_noise / 255).clamp_(0, 1)
+
+    def _draw_logit_noise(self, batch: Batch, sample: int) -> Tensor | None:
+        if self.settings.noise_std == 0:
+            return None
+        seed = mix_seed(self.settings.seed, sample, _LOGITS) if sample else self.settings.seed
+        return self._draw(batch, self.route.model.architecture.bits, seed) * self.settings.noise_std
+
+    def _draw(self, batch: Batch, channels: int, seed: int) -> Tensor:
+        return draw_batch(batch, channels, seed, self.top, self.route.parameter.device, own=self.settings.noise_per_image)
+
+
+def _is_large(windows: Tensor, route: Route) -> bool:
+    """Whether each window is large enough to go through the networks in bands; batches of small ones are faster at once."""
+    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.band_pixels(route.parameter.dtype)
