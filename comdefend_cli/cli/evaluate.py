@@ -251,13 +251,14 @@ def _describe_run(where: torch.device, precision: str, began: float) -> dict[str
 def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite: bool) -> None:
     """results.json last: where it is, all else is."""
     from comdefend_cli.evaluate.reporting.charts import write_charts
-    from comdefend_cli.evaluate.reporting.gallery_images import gallery
-    from comdefend_cli.evaluate.reporting.page import markdown_tables, render
+    from comdefend_cli.evaluate.reporting.gallery_images import make_gallery
+    from comdefend_cli.evaluate.reporting.page import render
+    from comdefend_cli.evaluate.reporting.text import markdown_tables
     from comdefend_cli.runtime.files import write_atomically
 
     # Without results.json these are what an interrupted run of the same command left.
     write_charts(results, out / "charts", overwrite=True)
-    page = render(results, gallery(evaluation))
+    page = render(results, make_gallery(evaluation))
     write_atomically(out / "report.html", page.encode(), overwrite=True)
     write_atomically(out / "tables.md", markdown_tables(results).encode(), overwrite=True)
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode(), overwrite=overwrite)
@@ -271,7 +272,7 @@ def _save_adversarial(evaluation: Evaluation, folder: Path, quiet: bool) -> None
 
 
 def _show(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    from comdefend_cli.evaluate.reporting.page import rich_tables
+    from comdefend_cli.evaluate.reporting.text import rich_tables
 
     if as_json:
         console.print_json(results)

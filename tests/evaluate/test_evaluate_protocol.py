@@ -24,7 +24,7 @@ from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.evaluate.evaluation import Evaluation
 from comdefend_cli.evaluate.protocol import Protocol
-from comdefend_cli.evaluate.reporting.gallery_images import gallery, save_adversarial
+from comdefend_cli.evaluate.reporting.gallery_images import make_gallery, save_adversarial
 from comdefend_cli.evaluate.systems import System, fit_classifier
 from comdefend_cli.network.weight_file import save_weights
 
@@ -364,7 +364,7 @@ def test_images_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
     """The gallery shows images that the attack turned; the saved ones are what the cells met, with a table of labels."""
     done = evaluation(classifier, Same("none"), Noisy(), epsilons=(16.0,), attacks=("bim",), threats=("grey-box",), folder=tmp_path / "c")
     list(done.run())
-    items = gallery(done)
+    items = make_gallery(done)
     assert items and all(item.clean_label == item.true_label != item.adversarial_label for item in items)
     assert save_adversarial(done, tmp_path / "saved") == 32
     from comdefend_cli.data.labelled import load_labelled

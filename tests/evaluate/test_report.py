@@ -25,13 +25,14 @@ from rich.console import Console
 pytest.importorskip("matplotlib", reason="charts need the extra [evaluate]")
 
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.reporting.charts import chart_svgs, charts, write_charts
-from comdefend_cli.evaluate.reporting.gallery import AMPLIFY
-from comdefend_cli.evaluate.reporting.labels import beside
-from comdefend_cli.evaluate.reporting.page import GalleryItem, markdown_tables, render, rich_tables
+from comdefend_cli.evaluate.reporting.charts import draw_svgs, make_charts, write_charts
+from comdefend_cli.evaluate.reporting.gallery import AMPLIFY, GalleryItem
+from comdefend_cli.evaluate.reporting.labels import place_labels
+from comdefend_cli.evaluate.reporting.page import render
 from comdefend_cli.evaluate.reporting.styles import COLORS, PAPER
 from comdefend_cli.evaluate.reporting.tables import System, Tables
-from comdefend_cli.evaluate.reporting.verdicts import verdict
+from comdefend_cli.evaluate.reporting.text import markdown_tables, rich_tables
+from comdefend_cli.evaluate.reporting.verdicts import say_verdict
 from comdefend_cli.evaluate.stats import compute_percentages
 
 VOID = {"br", "hr", "img", "link", "meta", "wbr"}
@@ -232,7 +233,7 @@ def test_headlines_count_images_that_no_attack_breaks() -> None:
         assert "of those that all of them met: 6 of 10 (black-box)." in text
     tables = Tables(results)
     assert str(tables.under(System("small", "x"), "adaptive", "PGD", 8)) == said(compute_percentages(4, 10))
-    judged_x = verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
+    judged_x = say_verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
     assert "rey-box attacks at ε = 8 (10.0 %)" in judged_x and "adaptive attacks at ε = 8 (40.0 %)" in judged_x
 
 
@@ -291,7 +292,7 @@ def test_what_was_not_measured_says_so() -> None:
     assert "Adaptive. Not measured." in page.text
     assert "adaptive attacks not measured" in page.text
     assert "could not be made" in page.text
-    assert not [name for name in chart_svgs(results) if "adaptive" in name or "black-box" in name]
+    assert not [name for name in draw_svgs(results) if "adaptive" in name or "black-box" in name]
     assert "not measured" in markdown_tables(results)
 
 
@@ -312,7 +313,7 @@ def test_clean_alone_makes_a_page() -> None:
     results = without(usual(), *THREATS)
     page = Page(render(results, []))
     assert page.rows("headline")["none"] == [said(place(results, defence="none")[0]), *["not measured"] * 3]
-    assert chart_svgs(results) == {}
+    assert draw_svgs(results) == {}
     assert said(place(results, defence="none")[0]) in markdown_tables(results)
     assert "not measured" in printed(results)
 
@@ -347,7 +348,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     visible = EVIL.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
     assert f"{visible} alarm" in page.rows("headline")
     assert "\x1b" not in text
-    for svg in chart_svgs(results).values():
+    for svg in draw_svgs(results).values():
         ElementTree.fromstring(svg)
     for path in write_charts(results, tmp_path, overwrite=False):
         assert path.suffix == ".png" or ElementTree.parse(path)
@@ -431,7 +432,7 @@ def test_several_classifiers_are_told_apart() -> None:
     page = Page(render(results, []))
     groups = [row[0][1] for row in page.tables["table-headline"] if len(row) == 1]
     assert groups == ["Classifier small", "Classifier robust"]
-    labels = [style.label for style in charts(Tables(results))[0].styles]
+    labels = [style.label for style in make_charts(Tables(results))[0].styles]
     assert labels == ["small alone", "small + median", "robust alone", "robust + median"]
     assert "| Classifier | Defence |" in markdown_tables(results)
 
@@ -440,7 +441,7 @@ def judged(defended: float, bare: float, clean: float = 80.0, threat: str = "gre
     """The verdict on a defence that leaves so much, and no defence so much."""
     cells = [cell("none", "clean", 88.0), cell("x", "clean", clean)]
     cells += [cell("none", threat, bare, "bim", 8), cell("x", threat, defended, "bim", 8)]
-    return verdict(Tables(made(cells)), System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
+    return say_verdict(Tables(made(cells)), System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_verdicts_follow_from_the_numbers() -> None:
@@ -463,16 +464,16 @@ def test_verdicts_tell_epsilons_apart() -> None:
     for epsilon, bare, defended in ((2, 50.0, 80.0), (8, 0.0, 20.0), (16, 0.0, 1.0)):
         cells += [cell("none", "grey-box", bare, "bim", epsilon), cell("x", "grey-box", defended, "bim", epsilon)]
     tables = Tables(made(cells))
-    text = verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
+    text = say_verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
     assert text.startswith("Stops most grey-box attacks at ε = 2 (80.0 %), some at ε = 8 (20.0 %), not measurably any at ε = 16 (1.0 %); ")
-    bare = verdict(tables, System("small", "none")).replace("\N{NO-BREAK SPACE}", " ")
+    bare = say_verdict(tables, System("small", "none")).replace("\N{NO-BREAK SPACE}", " ")
     assert (
         bare
         == "Stops most grey-box attacks at ε = 2 (50.0 %), not any at ε = 8 and 16 (0.0 and 0.0 %); black-box attacks not measured; "
         + ("clean accuracy 88.0 %.")
     )
     alone = Tables(made([each for each in cells if each["defence"] == "x"]))
-    assert "with no undefended classifier to compare with" in verdict(alone, System("small", "x"))
+    assert "with no undefended classifier to compare with" in say_verdict(alone, System("small", "x"))
 
 
 def gallery_item(size: int = 32, channels: int = 3, **more: Any) -> GalleryItem:
@@ -518,7 +519,7 @@ def test_large_images_are_not_pixelated() -> None:
 
 def test_charts_are_files_that_open(results: dict[str, Any], tmp_path: Path) -> None:
     """For each threat model curves and a scatter, as PNG with colours and as well-formed SVG; the same results give the same bytes."""
-    assert [chart.name for chart in charts(Tables(results))] == [
+    assert [chart.name for chart in make_charts(Tables(results))] == [
         f"{kind}-{each}" for kind in ("curves", "clean-against") for each in THREATS
     ]
     results = without(results, "adaptive", "black-box")
@@ -561,7 +562,7 @@ def test_labels_do_not_cover_each_other() -> None:
     for each in results["cells"]:
         if each["epsilon"] and each["defence"] != "none":
             each.update(recounted(each, each["n"], 1))
-    svgs = chart_svgs(results)
+    svgs = draw_svgs(results)
     for name in ("curves-grey-box/fgsm", "clean-against-adaptive/epsilon-8"):
         texts = drawn(svgs[name])
         column = max(x for x, _, _ in texts)
@@ -578,7 +579,7 @@ def test_labels_do_not_cover_each_other() -> None:
 def test_labels_beside_any_points(places: list[tuple[float, float]], gap: float) -> None:
     """Whatever the points, labels are a gap apart, within the axes, and no two of their lines cross."""
     end = 110.0
-    heights = beside(places, end, gap=gap, high=100.0)
+    heights = place_labels(places, end, gap=gap, high=100.0)
     ordered = sorted(heights)
     assert all(after - before >= gap - 1e-6 for before, after in pairwise(ordered))
     assert ordered[0] >= -1e-6 and ordered[-1] <= 100 + 1e-6
@@ -594,7 +595,7 @@ def test_a_defence_looks_the_same_in_all_charts() -> None:
     defences = ("none", *(f"defence-{i}" for i in range(19)))
     cells = usual(epsilons=(8,), defences=defences)["cells"]
     two = made([*cells, *({**each, "classifier": "robust"} for each in cells)])
-    drawings = charts(Tables(two))
+    drawings = make_charts(Tables(two))
     assert {chart.group for chart in drawings} == {"small", "robust"}
     assert all(chart.styles == drawings[0].styles for chart in drawings)
     looks = {(style.color, style.marker, str(style.dashes), style.filled) for style in drawings[0].styles}
@@ -665,7 +666,7 @@ def test_terminal_shows_threat_models_side_by_side(results: dict[str, Any]) -> N
 
 def test_other_formats_are_refused(results: dict[str, Any]) -> None:
     """Results of a format that this release does not know are an error that says so, everywhere."""
-    for read in (render, markdown_tables, rich_tables, chart_svgs):
+    for read in (render, markdown_tables, rich_tables, draw_svgs):
         with pytest.raises(UsageError, match="format 2"):
             read({**results, "format_version": 2})
 
@@ -674,7 +675,7 @@ def test_without_matplotlib_the_extra_is_named(results: dict[str, Any], monkeypa
     """Charts say what to install; tables need nothing of it."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"comdefend-cli\[evaluate\]"):
-        chart_svgs(results)
+        draw_svgs(results)
     assert markdown_tables(results)
 
 

@@ -1,1 +1,1 @@
-"""The parts of the report: measurements to look up, sentences, text tables, markup and the gallery."""
+"""Everything that shows an evaluation: tables, charts, images and the page."""

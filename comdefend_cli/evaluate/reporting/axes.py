@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from comdefend_cli.evaluate.reporting.labels import beside
-from comdefend_cli.evaluate.reporting.styles import GRID, INK, MUTED, Style, shortened
+from comdefend_cli.evaluate.reporting.labels import place_labels
+from comdefend_cli.evaluate.reporting.styles import GRID, INK, MUTED, Style, shorten
 from comdefend_cli.evaluate.reporting.tables import Measured, number
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def draw_scatter(title: str, points: Sequence[tuple[Style, Measured, Measured]],
         _label_beside(
             axes,
             places,
-            [f"{style.number}  {shortened(style.label, LONGEST)}" for style, _, _ in points],
+            [f"{style.number}  {shorten(style.label, LONGEST)}" for style, _, _ in points],
             [style.color for style, _, _ in points],
         )
 
@@ -98,7 +98,7 @@ def _label_beside(axes: Axes, places: Sequence[tuple[float, float]], labels: Seq
     height = axes.bbox.height / axes.figure.dpi * 72
     left, right = axes.get_xlim()
     end = left + LEADER * (right - left)
-    heights = beside(places, end, gap=100 * LINE / height, high=100.0)
+    heights = place_labels(places, end, gap=100 * LINE / height, high=100.0)
     for (x, y), at, label, color in zip(places, heights, labels, colors, strict=True):
         axes.plot([x, end], [y, at], color=color, linewidth=0.6, alpha=0.6, clip_on=False, zorder=1.5)
         axes.text(end + 0.015 * (right - left), at, label, va="center", ha="left")

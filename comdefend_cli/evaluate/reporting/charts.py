@@ -17,8 +17,8 @@ from PIL import Image
 
 from comdefend_cli.errors import ComdefendError, explain
 from comdefend_cli.evaluate.reporting.axes import LEADER, LINE, LONGEST, draw_curves, draw_scatter
-from comdefend_cli.evaluate.reporting.styles import INK, MUTED, PAPER, VARIABLES, Style, shortened, styles_of
-from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, Measured, System, Tables, number, sizes
+from comdefend_cli.evaluate.reporting.styles import INK, MUTED, PAPER, VARIABLES, Style, make_styles, shorten
+from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, Measured, System, Tables, number
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.files import refuse_existing, write_atomically
 
@@ -88,9 +88,9 @@ class Chart:
     styles: tuple[Style, ...]
 
 
-def charts(tables: Tables) -> list[Chart]:
+def make_charts(tables: Tables) -> list[Chart]:
     """Every chart that the measurements allow: for each threat model curves, then a scatter of clean against attacked accuracy."""
-    styles, made, groups = styles_of(tables), [], tables.groups()
+    styles, made, groups = make_styles(tables), [], tables.groups()
     for group, systems in groups.items():
         suffix = f"-{_slug(group, list(groups))}" if group else ""
         shown = {system: styles[system] for system in systems}
@@ -105,7 +105,7 @@ def charts(tables: Tables) -> list[Chart]:
 
 def _words(tables: Tables, kind: str, threat: str, group: str) -> tuple[str, str]:
     """A chart's title and how to read it."""
-    counts = sizes(cell for cell in tables.cells if cell.threat == threat)
+    counts = tables.sizes_under(threat)
     n = f"n = {counts[0]} under attack" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} under attack"
     of = f", classifier {group}" if group else ""
     if kind == "curves":
@@ -130,7 +130,7 @@ def write_charts(results: Mapping[str, Any], folder: Path, *, overwrite: bool) -
         UsageError: matplotlib is not installed, a file exists, or the results are of another format.
         ComdefendError: the folder or a file cannot be written.
     """
-    made = charts(Tables(results))
+    made = make_charts(Tables(results))
     paths = [folder / f"{chart.name}.{ending}" for chart in made for ending in ("png", "svg")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def write_charts(results: Mapping[str, Any], folder: Path, *, overwrite: bool) -
     return paths
 
 
-def chart_svgs(results: Mapping[str, Any]) -> dict[str, str]:
+def draw_svgs(results: Mapping[str, Any]) -> dict[str, str]:
     """Every panel as an SVG element to stand in an HTML page, by "CHART/PANEL".
 
     Text stays text, colours are CSS variables with the light ones as fallback, identifiers are unique among all of them. Which
@@ -152,7 +152,7 @@ def chart_svgs(results: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         UsageError: matplotlib is not installed, or the results are of another format.
     """
-    return {f"{chart.name}/{panel.name}": inline_svg(chart, panel) for chart in charts(Tables(results)) for panel in chart.panels}
+    return {f"{chart.name}/{panel.name}": draw_inline(chart, panel) for chart in make_charts(Tables(results)) for panel in chart.panels}
 
 
 def _slug(name: str, among: Sequence[str]) -> str:
@@ -200,7 +200,7 @@ def _alike(tables: Tables, system: System, threat: str, epsilon: float) -> Measu
 
 def _handles(styles: Sequence[Style]) -> list[Any]:
     lines = require("matplotlib.lines", extra="evaluate")
-    return [lines.Line2D([], [], label=f"{style.number}  {shortened(style.label, KEY)}", **style.line()) for style in styles]
+    return [lines.Line2D([], [], label=f"{style.number}  {shorten(style.label, KEY)}", **style.line()) for style in styles]
 
 
 def _cell_size(chart: Chart) -> tuple[float, float, float, float]:
@@ -242,8 +242,8 @@ def _file(chart: Chart, ending: str) -> bytes:
         return _saved(figure, ending)
 
 
-def inline_svg(chart: Chart, panel: Panel) -> str:
-    """One of :func:`chart_svgs`."""
+def draw_inline(chart: Chart, panel: Panel) -> str:
+    """One of :func:`draw_svgs`."""
     matplotlib = require("matplotlib", extra="evaluate")
     wide, high, width, height = _cell_size(chart)
     with matplotlib.rc_context({**RC, "svg.fonttype": "none"}):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from comdefend_cli.evaluate.reporting.markup import Html, join, tag
-from comdefend_cli.evaluate.reporting.tables import number, plain
+from comdefend_cli.evaluate.reporting.tables import number
 
 #: How many times differences are amplified, around middle grey.
 AMPLIFY = 8
@@ -58,49 +56,58 @@ class GalleryItem:
         if types != {np.dtype(np.uint8)} or len(shapes) != 1 or self.clean.ndim != 3 or self.clean.shape[2] not in (1, 3):
             raise ValueError(f"gallery images must be uint8 (H, W, 1 or 3) of one shape, not {shapes}, {types}")
 
+    def facts(self) -> list[str]:
+        """What its caption says beside attack and label."""
+        return [fact for fact in (f"ε = {number(self.epsilon)}", self.threat, self.defence, self.classifier) if fact]
 
-def figures(items: Sequence[GalleryItem]) -> Html:
-    """All items, as figures."""
-    return join([_figure(item) for item in items])
-
-
-def _figure(item: GalleryItem) -> Html:
-    facts = [f"ε = {number(item.epsilon)}", item.threat, item.defence, item.classifier]
-    said = " · ".join(plain(fact) for fact in facts if fact)
-    caption = tag("figcaption", tag("b", plain(item.attack)), f" · {said} · true label: ", tag("b", plain(item.true_label)))
-    images = [
-        _panel("clean", item.clean, item.clean_label, item.true_label),
-        _panel("adversarial", item.adversarial, item.adversarial_label, item.true_label),
-        _panel("purified", item.purified, item.purified_label, item.true_label),
-        _difference("adversarial − clean", item.clean, item.adversarial),
-        _difference("purified − clean", item.clean, item.purified),
-    ]
-    return tag("figure", caption, tag("ul", images, class_="strip"), class_="item")
-
-
-def _panel(name: str, pixels: np.ndarray, label: str, truth: str) -> Html:
-    right = label == truth
-    verdict = tag("span", "✓ right" if right else "✗ wrong", class_="right" if right else "wrong")
-    alt = f"{name}: classified as {plain(label)}, {'right' if right else 'wrong'}"
-    return tag("li", _image(pixels, alt), tag("span", name, class_="name"), tag("span", plain(label), " ", verdict))
+    def panels(self) -> list[Panel]:
+        """The three versions with what they are called, and two differences to the clean one."""
+        versions = (
+            ("clean", self.clean, self.clean_label),
+            ("adversarial", self.adversarial, self.adversarial_label),
+            ("purified", self.purified, self.purified_label),
+        )
+        shown = []
+        for name, pixels, label in versions:
+            right = label == self.true_label
+            shown.append(Panel(name, pixels, label, f"{name}: classified as {label}, {'right' if right else 'wrong'}", right))
+        for name, pixels, _ in versions[1:]:
+            most = int(np.abs(pixels.astype(np.int16) - self.clean).max())
+            said = f"× {AMPLIFY}, largest: {most}"
+            shown.append(Panel(f"{name} − clean", amplify(self.clean, pixels), said, f"{name} − clean, {AMPLIFY} times amplified", None))
+        return shown
 
 
-def _difference(name: str, before: np.ndarray, after: np.ndarray) -> Html:
-    alt = f"{name}, {AMPLIFY} times amplified"
-    most = int(np.abs(after.astype(np.int16) - before).max())
-    return tag("li", _image(amplified(before, after), alt), tag("span", name, class_="name"), tag("span", f"× {AMPLIFY}, largest: {most}"))
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One image in the page: its pixels, uint8 (H, W, 1 or 3), what stands below it, and whether that is right, if it can be."""
+
+    name: str
+    pixels: np.ndarray
+    text: str
+    alt: str
+    right: bool | None
+
+    @property
+    def source(self) -> str:
+        """A PNG file as a data URI."""
+        file = io.BytesIO()
+        Image.fromarray(self.pixels[..., 0] if self.pixels.shape[2] == 1 else self.pixels).save(file, "PNG", optimize=True)
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        height, width = self.pixels.shape[:2]
+        return width, height
+
+    @property
+    def small(self) -> bool:
+        """Whether it is enlarged with each pixel a square."""
+        return max(self.size) < WIDTH
 
 
-def amplified(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def amplify(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """`after - before`, `AMPLIFY` times, around 128; uint8, the shape of both."""
     difference = after.astype(np.int16) - before.astype(np.int16)
     return np.clip(128 + AMPLIFY * difference, 0, 255).astype(np.uint8)
-
-
-def _image(pixels: np.ndarray, alt: str) -> Html:
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", optimize=True)
-    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    height, width = pixels.shape[:2]
-    small = "pixelated" if max(height, width) < WIDTH else None
-    return tag("img", src=source, alt=alt, width=width, height=height, class_=small)

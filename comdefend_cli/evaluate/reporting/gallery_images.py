@@ -23,7 +23,7 @@ from comdefend_cli.runtime.files import write_atomically
 EACH, SYSTEMS = 3, 6
 
 
-def gallery(evaluation: Evaluation) -> list[GalleryItem]:
+def make_gallery(evaluation: Evaluation) -> list[GalleryItem]:
     """For each defence some images that the attack turned, the middle epsilon's strongest grey-box attack: restored ones and not.
 
     The first images that fit are taken, restored and not restored in turn, so that what is shown is not only success.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def beside(places: Sequence[tuple[float, float]], end: float, *, gap: float, high: float) -> list[float]:
+def place_labels(places: Sequence[tuple[float, float]], end: float, *, gap: float, high: float) -> list[float]:
     """Heights of labels in a column at x = `end`, one a place left of it: at least `gap` apart, near their places, no lines crossing.
 
     Two lines that cross exchange their labels, which makes them shorter together, so this ends.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from comdefend_cli.evaluate.reporting.markup import Html, tag
 from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, System, Tables
 from comdefend_cli.runtime.extras import require
 
@@ -42,7 +41,7 @@ class Style:
         return {"marker": self.marker, "markersize": 5.5, "markerfacecolor": face, "markeredgecolor": self.color, "markeredgewidth": 1.3}
 
 
-def styles_of(tables: Tables) -> dict[System, Style]:
+def make_styles(tables: Tables) -> dict[System, Style]:
     """A style a label; systems of different charts that share a defence share it."""
     grouped = len(tables.groups()) > 1
     labels = {system: system.defence if grouped else tables.label(system) for system in tables.systems}
@@ -59,13 +58,23 @@ def styles_of(tables: Tables) -> dict[System, Style]:
     return {system: styles[label] for system, label in labels.items()}
 
 
-def shortened(label: str, longest: int) -> str:
+def shorten(label: str, longest: int) -> str:
     """A label, its middle left out where it is longer; tables have it in full."""
     return label if len(label) <= longest else f"{label[: longest // 2]}…{label[len(label) - (longest - longest // 2 - 1) :]}"
 
 
-def swatch(style: Style) -> Html:
-    """A piece of a system's line with its marker, as an SVG element for the key of a page; colours as in inline charts."""
+def css_color(color: str) -> str:
+    """A colour as inline charts have it: a variable that the page's style sheet may set."""
+    return f"var(--{VARIABLES[color]}, {color})"
+
+
+def say_dashes(style: Style) -> str:
+    """The dashes of its line in a key, as SVG has them."""
+    return " ".join(f"{2 * length:g}" for length in style.dashes[1])
+
+
+def outline_marker(style: Style) -> str:
+    """Its marker in a key, 8 pixels to each side of zero, as data of an SVG path."""
     marker = require("matplotlib.markers", extra="evaluate").MarkerStyle(style.marker)
     path = marker.get_path().transformed(marker.get_transform())
     letters = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
@@ -74,10 +83,4 @@ def swatch(style: Style) -> Html:
         for points, code in path.iter_segments(curves=True, simplify=False)
         if code != 79
     )
-    color, paper = (f"var(--{VARIABLES[name]}, {name})" for name in (style.color, PAPER))
-    dashes = None if style.dashes == "-" else " ".join(f"{2 * length:g}" for length in style.dashes[1])
-    line = tag("path", d="M0 8H44", stroke=color, stroke_width="2.2", stroke_dasharray=dashes)
-    shape = tag(
-        "path", d=f"{outline}Z", transform="translate(22 8)", stroke=color, stroke_width="1.6", fill=color if style.filled else paper
-    )
-    return tag("svg", line, shape, viewBox="0 0 44 16", width=44, height=16, aria_hidden="true")
+    return f"{outline}Z"

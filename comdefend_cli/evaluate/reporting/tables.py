@@ -16,6 +16,7 @@ FORMAT = 1
 THREATS = ("grey-box", "adaptive", "black-box")
 #: The name of the defence that is none.
 UNDEFENDED = "none"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 NOT_MEASURED = "not measured"
 #: With no defence to know, an adaptive attacker knows what a grey-box one does.
 AS_GRAY_BOX = "as grey-box"
@@ -25,7 +26,9 @@ MOST_IN_A_CHART = 14
 
 def plain(text: object) -> str:
     """One line of printable text: control characters, that could not stand in XML or would steer a terminal, replaced."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+    return "".join(
+        character if character.isprintable() or character == NO_BREAK else "\N{REPLACEMENT CHARACTER}" for character in str(text)
+    )
 
 
 def number(value: float) -> str:
@@ -174,6 +177,27 @@ class Tables:
         """Titles of the attacks run under a threat model; variants of one attack share a title."""
         return _unique(cell.title for cell in self.cells if cell.threat == threat and cell.title)
 
+    @cached_property
+    def alarmed(self) -> set[System]:
+        """Systems that an alarm rang for."""
+        return {System(plain(alarm["classifier"]), plain(alarm["defence"])) for alarm in self.results.get("alarms", [])}
+
+    def clean_sizes(self) -> list[int]:
+        """The numbers of clean images."""
+        return count_sizes(map(self.clean, self.systems))
+
+    def headline_sizes(self, threat: str, epsilon: float) -> list[int]:
+        """The numbers of images behind the headlines of a threat model at an epsilon."""
+        return count_sizes(self.headline(system, threat, epsilon) for system in self.systems)
+
+    def sizes_under(self, threat: str) -> list[int]:
+        """The numbers of images that attacks of a threat model met."""
+        return count_sizes(cell for cell in self.cells if cell.threat == threat)
+
+    def epsilons_under(self, threat: str) -> list[float]:
+        """Every strength measured under a threat model, ascending."""
+        return sorted({cell.epsilon for cell in self.cells if cell.threat == threat and cell.epsilon})
+
     def at(self, system: System, threat: str, title: str, epsilon: float) -> list[Measured]:
         """The measurements of one place in a table, worst first: none, one, or several that differ in gradient or settings."""
         return self._places.get((system, threat, title, epsilon), [])
@@ -225,12 +249,12 @@ def _unique(items: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(items))
 
 
-def sizes(measured: Iterable[Measured | None]) -> list[int]:
+def count_sizes(measured: Iterable[Measured | None]) -> list[int]:
     """The different numbers of images behind these, ascending."""
     return sorted({each.n for each in measured if each is not None})
 
 
-def sizes_said(numbers: Sequence[int]) -> str:
+def say_sizes(numbers: Sequence[int]) -> str:
     """One sentence on how many images stand behind the numbers of a table."""
     if not numbers:
         return "Nothing was measured."

@@ -12,9 +12,9 @@ from comdefend_cli.evaluate.reporting.tables import (
     Measured,
     System,
     Tables,
+    count_sizes,
     number,
-    sizes,
-    sizes_said,
+    say_sizes,
 )
 
 if TYPE_CHECKING:
@@ -42,15 +42,16 @@ def markdown_tables(results: Mapping[str, Any]) -> str:
     """
     tables = Tables(results)
     parts = [_headline(tables)]
-    parts += [_threat(tables, threat) if threat in tables.threats() else f"### {_named(threat)}\n\nNot measured.\n" for threat in THREATS]
+    for threat in THREATS:
+        parts.append(_threat(tables, threat) if threat in tables.threats() else f"### {_capitalize(threat)}\n\nNot measured.\n")
     return "\n".join(parts)
 
 
-def _named(threat: str) -> str:
+def _capitalize(threat: str) -> str:
     return threat[0].upper() + threat[1:]
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)
 
 
@@ -61,13 +62,13 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _names(tables: Tables, system: System) -> list[str]:
     names = [system.classifier, system.defence] if len(tables.classifiers) > 1 else [system.defence]
-    return [_escaped(name) for name in names]
+    return [_escape(name) for name in names]
 
 
 def _headline(tables: Tables) -> str:
-    counts = {"clean": sizes(map(tables.clean, tables.systems))}
-    counts |= {threat: sizes(each for each in tables.headlines if each.threat == threat) for threat in THREATS}
-    heads = {name: f"{_named(name)}, n = {numbers[0]}" if len(numbers) == 1 else _named(name) for name, numbers in counts.items()}
+    counts = {"clean": tables.clean_sizes()}
+    counts |= {threat: count_sizes(each for each in tables.headlines if each.threat == threat) for threat in THREATS}
+    heads = {name: f"{_capitalize(name)}, n = {numbers[0]}" if len(numbers) == 1 else _capitalize(name) for name, numbers in counts.items()}
     head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", heads.pop("clean"), "ε", *heads.values()]
     rows = []
     for system in tables.systems:
@@ -76,7 +77,7 @@ def _headline(tables: Tables) -> str:
         for epsilon in tables.epsilons or [0.0]:
             found = {threat: tables.headline(system, threat, epsilon) for threat in THREATS}
             cells = [
-                f"{_value(each, counts[threat])} {_escaped(each.attack)}" if each else tables.missing(system, threat, epsilon)
+                f"{_value(each, counts[threat])} {_escape(each.attack)}" if each else tables.missing(system, threat, epsilon)
                 for threat, each in found.items()
             ]
             rows.append([*first, number(epsilon), *cells])
@@ -86,20 +87,20 @@ def _headline(tables: Tables) -> str:
 
 def _threat(tables: Tables, threat: str) -> str:
     attacks = tables.attacks(threat)
-    head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", "ε", *map(_escaped, attacks)]
-    counts = sizes(cell for cell in tables.cells if cell.threat == threat)
+    head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", "ε", *map(_escape, attacks)]
+    counts = tables.sizes_under(threat)
     rows = []
     for system in tables.systems:
         for epsilon in tables.epsilons or [0.0]:
             found = [tables.at(system, threat, attack, epsilon) for attack in attacks]
             if any(found):
                 rows.append([*_names(tables, system), number(epsilon), *(_several(cells, counts) for cells in found)])
-    return f"### {_named(threat)}\n\nAccuracy in % (95 % interval). {sizes_said(counts)}\n\n{_markdown(head, rows)}"
+    return f"### {_capitalize(threat)}\n\nAccuracy in % (95 % interval). {say_sizes(counts)}\n\n{_markdown(head, rows)}"
 
 
 def _several(cells: Sequence[Measured], counts: Sequence[int]) -> str:
     """All measurements of a place, worst first, with their gradients."""
-    return "<br>".join(f"{_value(cell, counts)} {_escaped(cell.gradient)}".rstrip() for cell in cells) or NOT_MEASURED
+    return "<br>".join(f"{_value(cell, counts)} {_escape(cell.gradient)}".rstrip() for cell in cells) or NOT_MEASURED
 
 
 def _value(measured: Measured, counts: Sequence[int]) -> str:
@@ -124,16 +125,16 @@ def _rich_headline(tables: Tables, epsilon: float) -> Table:
     from rich.text import Text
 
     clean = [tables.clean(system) for system in tables.systems]
-    counts = {threat: sizes(tables.headline(system, threat, epsilon) for system in tables.systems) for threat in THREATS}
+    counts = {threat: tables.headline_sizes(threat, epsilon) for threat in THREATS}
     table = Table(title=f"Accuracy in % (95 % interval), under all attacks at ε = {number(epsilon)} levels", title_justify="left")
     if len(tables.classifiers) > 1:
         table.add_column("classifier", overflow="fold")
     table.add_column("defence", overflow="fold")
-    for name, numbers in {"clean": sizes(clean), **counts}.items():
+    for name, numbers in {"clean": tables.clean_sizes(), **counts}.items():
         table.add_column(f"{name}\nn = {numbers[0]}" if len(numbers) == 1 else name, justify="right", overflow="fold")
     for system, measured in zip(tables.systems, clean, strict=True):
         names = [system.classifier, system.defence] if len(tables.classifiers) > 1 else [system.defence]
-        cells = [_value(measured, sizes(clean)) if measured else NOT_MEASURED]
+        cells = [_value(measured, tables.clean_sizes()) if measured else NOT_MEASURED]
         for threat in THREATS:
             found = tables.headline(system, threat, epsilon)
             cells.append(_value(found, counts[threat]) if found else tables.missing(system, threat, epsilon))

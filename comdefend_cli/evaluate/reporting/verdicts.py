@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comdefend_cli.evaluate.reporting.tables import THREATS, UNDEFENDED, Measured, System, Tables, number, plain
+from comdefend_cli.evaluate.reporting.tables import NO_BREAK, THREATS, UNDEFENDED, Measured, System, Tables, number
 
 #: What the words of a verdict mean, for the reader.
 MEANING = (
@@ -13,19 +13,15 @@ MEANING = (
 )
 
 
-def verdict(tables: Tables, system: System) -> str:
+def say_verdict(tables: Tables, system: System) -> str:
     """What a system stops and what it does not, and what it costs on clean images."""
     clauses = [_under(tables, system, threat) for threat in THREATS if not _nothing_to_know(tables, system, threat)]
     clauses.append(_price(tables, system))
-    if any((plain(alarm["classifier"]), plain(alarm["defence"])) == (system.classifier, system.defence) for alarm in _alarms(tables)):
+    if system in tables.alarmed:
         clauses.append("a gradient-masking alarm rang: its adaptive accuracy may be lower than measured")
     text = "; ".join(clauses)
-    text = text.replace(" %", "\N{NO-BREAK SPACE}%").replace("ε = ", "ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    text = text.replace(" %", f"{NO_BREAK}%").replace("ε = ", f"ε{NO_BREAK}={NO_BREAK}")
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _alarms(tables: Tables) -> list[dict[str, str]]:
-    return list(tables.results.get("alarms", []))
 
 
 def _nothing_to_know(tables: Tables, system: System, threat: str) -> bool:
@@ -69,11 +65,11 @@ def _numbers(tables: Tables, measured: list[Measured], all_of_them: str) -> str:
     """Where, and how much is left: "at ε = 2 and 8 (59.4 and 21.6 %)", "at every ε (59.4, 21.6 and 6.6 %)"."""
     epsilons = [each.epsilon for each in measured]
     everywhere = len(epsilons) > 1 and epsilons == tables.epsilons
-    where = f"{all_of_them} ε" if everywhere else f"ε = {_listed([number(epsilon or 0.0) for epsilon in epsilons])}"
-    return f"at {where} ({_listed([f'{each.accuracy:.1f}' for each in measured])} %)"
+    where = f"{all_of_them} ε" if everywhere else f"ε = {_enumerate([number(epsilon or 0.0) for epsilon in epsilons])}"
+    return f"at {where} ({_enumerate([f'{each.accuracy:.1f}' for each in measured])} %)"
 
 
-def _listed(items: list[str]) -> str:
+def _enumerate(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
