@@ -12,7 +12,7 @@ from PIL import Image
 
 from comdefend_cli.errors import ImageError, UsageError, explain
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
-from comdefend_cli.imaging.metadata import read_exif
+from comdefend_cli.imaging.metadata import read_exif, read_iptc, read_xmp
 from comdefend_cli.imaging.reading import open_image
 from comdefend_cli.runtime.extras import require
 
@@ -33,7 +33,7 @@ class LargeImage:
         path: of the file.
         width, height: upright, in pixels.
         bands: channels with that of transparency, 1 to 4.
-        icc, exif: blocks to hand on, or None.
+        icc, exif, xmp, iptc: blocks to hand on, or None.
         notices: what is changed in reading, one sentence each.
     """
 
@@ -43,6 +43,8 @@ class LargeImage:
     bands: int
     icc: bytes | None
     exif: bytes | None
+    xmp: bytes | None
+    iptc: bytes | None
     notices: list[str] = field(default_factory=list)
     _load: Callable[[], Any] = field(default=lambda: None, repr=False)
     _region: Any = field(default=None, repr=False)
@@ -96,16 +98,17 @@ def open_large_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> L
     with open_image(path, max_megapixels=max_megapixels) as image:
         _refuse_other_kinds(path, image)
         notices: list[str] = []
-        exif, turned = read_exif(image, notices)
+        exif, orientation = read_exif(image, notices)
+        xmp, iptc = read_xmp(image, notices), read_iptc(image, notices)
         if getattr(image, "n_frames", 1) > 1:
             notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
         kind, icc = READERS[image.format or ""], image.info.get("icc_profile")
-    load = _make_loader(path, kind, turned=turned, notices=notices)
+    load = _make_loader(path, kind, orientation=orientation, notices=notices)
     found = load()
     if icc and icc[16:20] != (b"GRAY" if found.bands < 3 else b"RGB "):
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
-    return LargeImage(path, found.width, found.height, found.bands, icc, exif, notices, load)
+    return LargeImage(path, found.width, found.height, found.bands, icc, exif, xmp, iptc, notices, load)
 
 
 def can_read(path: Path) -> bool:
@@ -127,17 +130,20 @@ def is_installed() -> bool:
     return True
 
 
-def _make_loader(path: Path, kind: str, *, turned: bool, notices: list[str]) -> Callable[[], Any]:
+def _make_loader(path: Path, kind: str, *, orientation: int, notices: list[str]) -> Callable[[], Any]:
     """A function that opens the file in libvips anew, upright and as 8 bits; read from top to bottom without being held.
 
-    An image that its EXIF turns cannot be read so: libvips decodes it into a file of the system's folder for such.
+    An image that is to be turned cannot be read so: libvips decodes it into a file of the system's folder for such.
     """
     pyvips = require("pyvips", extra=EXTRA)
 
     def load() -> Any:
         try:
-            image = getattr(pyvips.Image, kind)(str(path), access="random" if turned else "sequential", fail_on="error")
-            image = image.autorot() if turned else image
+            image = getattr(pyvips.Image, kind)(str(path), access="sequential" if orientation == 1 else "random", fail_on="error")
+            if orientation != 1:
+                image = image.copy()
+                image.set_type(pyvips.GValue.gint_type, "orientation", orientation)  # XMP may have told of it, which libvips does not read.
+                image = image.autorot()
             return _cut_to_8_bits(path, image)
         except pyvips.Error as error:
             raise _make_damage_error(path, error) from error

@@ -63,7 +63,7 @@ def open_rows_file(target: Path, image: LargeImage) -> Iterator[tuple[str, Calla
 
 
 def encode_rows(image: LargeImage, raw: str, part: str, format_name: str, *, strip: bool) -> None:
-    """Encode the decoded rows of the file `raw` into the file `part`, with the profile and EXIF of `image` unless `strip`.
+    """Encode the decoded rows of the file `raw` into the file `part`, with ICC profile, EXIF and XMP of `image` unless `strip`.
 
     Raises:
         ComdefendError: it cannot be written.
@@ -75,11 +75,16 @@ def encode_rows(image: LargeImage, raw: str, part: str, format_name: str, *, str
     try:
         rows = pyvips.Image.tiffload(raw, access="sequential")
         rows = rows.copy(interpretation="b-w" if image.gray else "srgb")
-        for name, block in (("icc-profile-data", image.icc), ("exif-data", image.exif)):
+        keep = 0  # Left to itself, libvips writes an EXIF block of its own.
+        kinds = pyvips.enums.ForeignKeep
+        for name, block, kind in (
+            ("icc-profile-data", image.icc, kinds.ICC),
+            ("exif-data", image.exif, kinds.EXIF),
+            ("xmp-data", image.xmp, kinds.XMP),
+        ):
             if block and not strip:
                 rows.set_type(pyvips.GValue.blob_type, name, block)
-        # Left to itself, libvips writes an EXIF block of its own.
-        keep = "none" if strip else "all" if image.exif else "icc"
+                keep |= kind
         getattr(rows, operation)(part, keep=keep, **options)
     except pyvips.Error as error:
         raise ComdefendError(f"cannot write the purified image: {take_last_line(error)}; free some space, or write elsewhere") from error

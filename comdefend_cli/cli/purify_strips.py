@@ -69,6 +69,8 @@ def purify_in_strips(
     image = open_large_image(source, max_megapixels=max_megapixels)
     if image.exif and not strip and target.suffix.lower() != ".png":
         image.notices.append("its EXIF block is left out: in strips, only PNG is written with one")
+    if image.iptc and not strip:
+        image.notices.append("its IPTC block is left out: in strips, no file is written with one")
     for text in image.notices:
         notice(text, quiet=quiet)
     purifier, weights = make_purifier(request, gray=image.gray, quiet=quiet, how=", in strips")

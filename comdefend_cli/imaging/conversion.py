@@ -27,9 +27,9 @@ def from_pillow(image: Image.Image) -> Raster:
     depth, gray = count_bits(image), _is_gray(image)
     image = apply_transparent_level(image, depth)
     image.load()  # What a file says about its image may stand behind the pixels.
-    exif, turned = read_exif(image, notices)
+    exif, orientation = read_exif(image, notices)
     xmp, iptc = read_xmp(image, notices), read_iptc(image, notices)
-    if turned:
+    if orientation != 1:
         image = ImageOps.exif_transpose(image)
     icc, key = image.info.get("icc_profile"), image.info.get("transparency")
     alpha = None

@@ -29,8 +29,8 @@ _STRUCTURE = {
 }
 
 
-def read_exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, bool]:
-    """The EXIF block without orientation and what describes the file only, or None; and whether the image must be turned."""
+def read_exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, int]:
+    """The EXIF block without orientation and what describes the file only, or None; and the orientation, 1 where it is upright."""
     try:
         # The image's own, which is left as it was. A PNG's own method would decode it to look behind its pixels; read ones are decoded.
         tags = Image.Image.getexif(image)
@@ -39,17 +39,19 @@ def read_exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, boo
         for tag in apart:
             del tags[tag]
         try:
-            return tags.tobytes() if len(tags) else None, orientation != 1
+            return tags.tobytes() if len(tags) else None, int(orientation)
         finally:
             tags.update(apart)
     except Exception:  # Its parsing raises whatever it meets.
         notices.append("its EXIF block is damaged and was left out")
-        return None, False
+        return None, 1
 
 
 def read_xmp(image: Image.Image, notices: list[str]) -> bytes | None:
     """The XMP packet of an image that is decoded, without orientation, in UTF-8; or None."""
     xmp = image.info.get("xmp") or _find_psd_resource(image, _XMP_BLOCK)
+    if xmp is None and _PNG_XMP in image.info:  # Some programs, libvips among them, write it as a plain text.
+        xmp = str(image.info[_PNG_XMP]).encode("latin-1", "replace")
     if not isinstance(xmp, bytes) or not xmp.rstrip(b"\0"):
         return None
     xmp = xmp.rstrip(b"\0")

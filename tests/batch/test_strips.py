@@ -307,3 +307,20 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
         peaks.append(int(result.stdout))
     assert Image.open(tmp_path / "5000.png").size == (5000, 5000)
     assert peaks[1] - peaks[0] < 120, peaks
+
+
+def test_xmp_is_handed_on_and_turns_as_ever(tmp_path: Path, astronaut: np.ndarray, run: Run, small_weights: Path) -> None:
+    """XMP is in the PNG and the TIFF, not with --strip; an orientation that only XMP tells holds; IPTC is told to be left out."""
+    xmp = '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/"{} dc:title="café"/>'
+    records = b"\x1c\x02\x78\0\x05woman"
+    block = b"Photoshop 3.0\08BIM\x04\x04\0\0" + struct.pack(">I", len(records)) + records
+    options = {"xmp": xmp.format(' tiff:Orientation="6"').encode(), "extra": b"\xff\xed" + struct.pack(">H", 2 + len(block)) + block}
+    source = tmp_path / "in.jpg"
+    Image.fromarray(astronaut[:40, :60]).save(source, quality=95, subsampling=0, **options)
+    for target in (tmp_path / "out.png", tmp_path / "out.tiff"):
+        assert in_strips(source, target).shape == (60, 40, 3)
+        assert read_image(target).xmp == xmp.format("").encode()
+        in_strips(source, target, strip=True, overwrite=True)
+        assert read_image(target).xmp is None
+    done = run("purify", source, tmp_path / "a.png", "--strips", "--weights", small_weights, "--device", "cpu")
+    assert b"its IPTC block is left out" in done.stderr

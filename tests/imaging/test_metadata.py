@@ -186,3 +186,10 @@ def test_mutated_files_never_raise_anything_else(source: str, seed: int, count: 
                 encode_image(raster, target)
     except ImageError:
         return
+
+
+def test_xmp_that_a_png_holds_as_plain_text(astronaut: np.ndarray) -> None:
+    """As libvips writes it: the bytes of UTF-8 in a text chunk."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("XML:com.adobe.xmp", PLAIN_XMP.decode("latin-1"))
+    assert read_image(encoded(photo_of(astronaut), "PNG", pnginfo=info)).xmp == PLAIN_XMP
