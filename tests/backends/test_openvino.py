@@ -171,6 +171,32 @@ def test_a_defence_with_openvino_says_so_and_offers_the_identity_alone(small_wei
     assert float((defence(x) - plain(x)).abs().mean()) < 1e-3
 
 
+@pytest.mark.slow
+def test_an_evaluation_in_which_all_the_other_libraries_work_too(
+    run: Run, small_weights: Path, astronaut: np.ndarray, tmp_path: Path
+) -> None:
+    """In one process, attacks and defences of foolbox, ART, scikit-image, SciPy and PyTorch compute before OpenVINO, and between."""
+    for index in range(4):
+        path = tmp_path / "data" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(astronaut[60 * index : 60 * index + 32, 200:232]).save(path)
+    classifier = "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))\n"
+    (tmp_path / "mine.py").write_text(classifier)
+    defences = (
+        f"none tv jpeg median {small_weights} {small_weights}:backend=openvino {small_weights}:backend=openvino,samples=2,input-noise=8"
+    )
+    options = ["--attacks", "fgsm,deepfool,cw,pgd,square", "--steps", 2, "--queries", 4, "--epsilons", 8, "--precision", "float32"]
+    done = run(
+        *("evaluate", "--data", "data", "--classifier", "mine:make", "--defences", defences, *options, "--json", "--out", "found"),
+        cwd=tmp_path,
+        PYTHONPATH=str(Path(__file__).parent.parent.parent),
+        PYTHONFAULTHANDLER="1",
+    )
+    assert done.returncode == 0, done.stderr
+    threats = {cell["threat"] for cell in json.loads(done.stdout)["cells"] if "backend=openvino" in cell["defence"]}
+    assert threats == {"clean", "grey-box", "adaptive", "black-box"}
+
+
 # Networks in 8-bit integers.
 
 
