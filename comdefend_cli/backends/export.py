@@ -67,12 +67,12 @@ def export(
         WeightsError: the networks in 8-bit integers are damaged.
         ComdefendError: the output differs; nothing is written.
     """
-    contents = _contents(loaded, format, path, int8)
+    contents = _make_contents(loaded, format, path, int8)
     targets = [path.with_suffix(ending) for ending in contents]
     for target in targets:
         refuse_existing(target, overwrite=overwrite)
     compared = list(images) or make_images(loaded.model.architecture.channels)
-    worst = _compare(_runner(format, list(contents.values())), loaded.model, compared)
+    worst = _compare(_load_runner(format, list(contents.values())), loaded.model, compared)
     least = LEAST["int8" if int8 else "float32"]
     if not worst >= least:
         raise ComdefendError(f"{path}: its output is {worst:.1f} dB from PyTorch's, less than {least:g}; nothing was written")
@@ -97,7 +97,7 @@ def make_images(channels: int) -> list[Tensor]:
     return made
 
 
-def _contents(loaded: Weights, format: str, path: Path, int8: bool) -> dict[str, bytes]:
+def _make_contents(loaded: Weights, format: str, path: Path, int8: bool) -> dict[str, bytes]:
     """The files to write, by ending; the one that is named comes first."""
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}: use {', '.join(FORMATS)}")
@@ -180,7 +180,7 @@ def _compare(run: Run, model: ComDefend, images: Sequence[Tensor]) -> float:
     return lowest
 
 
-def _runner(format: str, contents: list[bytes]) -> Run:
+def _load_runner(format: str, contents: list[bytes]) -> Run:
     """What runs a file's content, read back as its users will read it."""
     if format == "onnx":
         session = require("onnxruntime", extra="onnx").InferenceSession(contents[0], providers=["CPUExecutionProvider"])

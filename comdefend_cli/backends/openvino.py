@@ -84,7 +84,7 @@ class OpenVINONetworks:
                 self._compiled = _compile(self._networks, self._channels, self.precision)
             result = torch.from_numpy(self._compiled([x.detach().float().cpu().contiguous().numpy()])[0])
         if result.shape != x.shape:
-            raise _damaged("their output is not of the image's size")
+            raise _make_error("their output is not of the image's size")
         return result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,27 +156,27 @@ def read_int8(networks: Quantized, channels: int) -> Any:
     core = require("openvino", extra="openvino").Core()
     # What is not its own XML, OpenVINO reads as a graph of another library, and these may name other files.
     if not networks.graph.startswith(b"<?xml"):
-        raise _damaged("they are not OpenVINO's")
+        raise _make_error("they are not OpenVINO's")
     try:
         model = core.read_model(networks.graph, networks.constants)
         strange = {operation.get_type_name() for operation in model.get_ops()} - _OPERATIONS
-        ends = [_channels_and_dtype(end) for end in (*model.inputs, *model.outputs)]
+        ends = [_read_end(end) for end in (*model.inputs, *model.outputs)]
     except RuntimeError as error:
-        raise _damaged(explain(error)) from error
+        raise _make_error(explain(error)) from error
     if strange:
-        raise _damaged(f"they hold {', '.join(sorted(strange))}")
+        raise _make_error(f"they hold {', '.join(sorted(strange))}")
     if len(model.inputs) != 1 or ends != [(str(channels), "f32")] * 2:
-        raise _damaged("their input and output are not images of these weights")
+        raise _make_error("their input and output are not images of these weights")
     return model
 
 
-def _channels_and_dtype(end: Any) -> tuple[str, str]:
+def _read_end(end: Any) -> tuple[str, str]:
     shape = end.get_partial_shape()
     ranked = shape.rank.is_static and len(shape) == 4
     return str(shape[1]) if ranked else "", end.get_element_type().to_string()
 
 
-def _damaged(problem: str) -> WeightsError:
+def _make_error(problem: str) -> WeightsError:
     return WeightsError(f"the weights' int8 networks cannot be used: {problem}; make them again with comdefend quantize")
 
 

@@ -48,24 +48,32 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
         _refuse_triton(device, precision, noisy=noisy)
         return name
     if name == "openvino":
-        require("openvino", extra="openvino")
-        if device.type != "cpu":
-            raise UsageError(f"the openvino backend is for the CPU, not {device.type}: use --device cpu or --backend torch")
-        if noisy:
-            raise UsageError("the openvino backend adds no noise: use --backend torch")
+        _refuse_openvino(device, noisy=noisy)
         return name
-    able = device.type == "cpu" and not noisy and openvino_is_installed()
-    fast = precision == "int8" or (precision == "auto" and quantized) or (precision in ("auto", "bfloat16") and cpu_has_bfloat16())
-    if name == "auto" and able and fast:
-        return "openvino"
-    able = device.type == "cuda" and not noisy and precision in _TRITON and _has_tensor_cores(device, precision)
-    if name == "auto" and able and find_triton_problem(device) is None:
-        return "triton"
+    if name == "auto" and not noisy and (faster := _find_faster(device, precision, quantized=quantized)):
+        return faster
     if precision == "float8":
         raise UsageError("float8 needs the triton backend: --backend triton, --device cuda and no noise")
     if precision == "int8":
         raise UsageError("int8 needs the openvino backend: pip install 'comdefend-cli[openvino]', and --device cpu without noise")
     return "torch"
+
+
+def _find_faster(device: torch.device, precision: str, *, quantized: bool) -> str | None:
+    """The backend that is faster there than PyTorch, without noise on the logits; None where none is, or none is installed."""
+    if device.type == "cpu":
+        fast = precision == "int8" or (precision == "auto" and quantized) or (precision in ("auto", "bfloat16") and cpu_has_bfloat16())
+        return "openvino" if fast and openvino_is_installed() else None
+    able = device.type == "cuda" and precision in _TRITON and _has_tensor_cores(device, precision)
+    return "triton" if able and find_triton_problem(device) is None else None
+
+
+def _refuse_openvino(device: torch.device, *, noisy: bool) -> None:
+    require("openvino", extra="openvino")
+    if device.type != "cpu":
+        raise UsageError(f"the openvino backend is for the CPU, not {device.type}: use --device cpu or --backend torch")
+    if noisy:
+        raise UsageError("the openvino backend adds no noise: use --backend torch")
 
 
 def _refuse_triton(device: torch.device, precision: str, *, noisy: bool) -> None:

@@ -48,7 +48,7 @@ class Blocks:
     stages: int = 3
     warps: int = 8
 
-    def bytes(self, itemsize: int) -> int:
+    def count_bytes(self, itemsize: int) -> int:
         """Shared memory that a program takes for what it multiplies, numbers of so many bytes."""
         return (self.rows + self.columns) * self.depth * self.stages * itemsize
 
@@ -118,7 +118,7 @@ class Layer:
 
     def __init__(self, convolution: Conv3x3, *, float8: bool = False) -> None:
         self.elu, self.channels = False, convolution.out_channels
-        self.inputs, self.outputs = _wide(convolution.in_channels), _wide(self.channels)
+        self.inputs, self.outputs = _widen(convolution.in_channels), _widen(self.channels)
         more = self.outputs - self.channels
         weight, bias = convolution.weight.detach().permute(0, 2, 3, 1), convolution.bias
         assert bias is not None
@@ -157,7 +157,7 @@ class Layer:
     def blocks(self) -> Blocks:
         """Those that were measured; of other widths, or where the GPU has less shared memory than an H100, some that fit any."""
         measured = BLOCKS.get((self.dtype.itemsize, self.inputs, self.outputs))
-        if measured and measured.bytes(self.dtype.itemsize) <= find_shared_memory(self.weight.device):
+        if measured and measured.count_bytes(self.dtype.itemsize) <= find_shared_memory(self.weight.device):
             return measured
         return Blocks(64, min(self.outputs, 128), min(self.inputs, 32), 2, 4)
 
@@ -224,6 +224,6 @@ def find_shared_memory(device: torch.device) -> int:
     return int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
 
 
-def _wide(channels: int) -> int:
+def _widen(channels: int) -> int:
     """Channels as they lie in memory."""
     return max(LEAST, 1 << (channels - 1).bit_length())

@@ -112,11 +112,11 @@ def import_(
 ) -> None:
     """Convert your own copy of the authors' released checkpoints, safely: arrays are read and nothing else."""
     from comdefend_cli import __version__
-    from comdefend_cli.network.authors import convert
+    from comdefend_cli.network.authors import convert_checkpoints
     from comdefend_cli.network.weight_file import save_weights
 
     refuse_tensor_file(target, overwrite=overwrite)
-    model = convert(encoder, decoder)
+    model = convert_checkpoints(encoder, decoder)
     training = {"imported_from": [encoder.name, decoder.name], "comdefend_version": __version__}
     sha256 = save_weights(target, model, training, overwrite=overwrite)
     shape = model.architecture

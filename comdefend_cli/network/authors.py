@@ -32,19 +32,19 @@ def read_checkpoint(path: Path) -> list[np.ndarray]:
         WeightsError: it cannot be read, is not of that format, or its pickle names anything but arrays.
     """
     try:
-        array = read_pickle(_pickle_of_npy(_member(path)))
+        array = read_pickle(_strip_npy_header(_read_member(path)))
         if not isinstance(array, np.ndarray) or not array.dtype.hasobject:
             raise ValueError("its array does not hold arrays")
         arrays = list(array.ravel())
-        _check(arrays)
-        return [_float32(item) for item in arrays]
+        _refuse_misfits(arrays)
+        return [_to_float32(item) for item in arrays]
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file; give the authors' checkpoints, first ComCNN's, then RecCNN's") from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error) as error:
         raise WeightsError(f"{path}: not a checkpoint of ComDefend's authors: {explain(error)}; get their .npy file again") from error
 
 
-def _member(path: Path) -> bytes:
+def _read_member(path: Path) -> bytes:
     """The archive's array file, unpacked in memory; no more than `MAX_BYTES` of it, whatever its header says."""
     with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as file:
         data = file.read(MAX_BYTES + 1)
@@ -53,7 +53,7 @@ def _member(path: Path) -> bytes:
     return data
 
 
-def _pickle_of_npy(data: bytes) -> bytes:
+def _strip_npy_header(data: bytes) -> bytes:
     """What follows the header of a .npy file, after seeing that it is a pickled object array.
 
     NumPy's own reader evaluates the header, and warns about those that Python 2 wrote; the pickle repeats the shape.
@@ -67,7 +67,7 @@ def _pickle_of_npy(data: bytes) -> bytes:
     return data[start + length :]
 
 
-def _check(arrays: list[np.ndarray]) -> None:
+def _refuse_misfits(arrays: list[np.ndarray]) -> None:
     """Raise ValueError unless these are nine 3x3 kernels that follow each other, each with its bias."""
     if any(array.dtype.kind != "f" for array in arrays):
         raise ValueError("it holds something else than floating-point arrays")
@@ -79,7 +79,7 @@ def _check(arrays: list[np.ndarray]) -> None:
         raise ValueError("its layers do not fit each other")
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
+def _to_float32(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(values).all():
@@ -87,7 +87,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return values
 
 
-def convert(encoder: Path, decoder: Path) -> ComDefend:
+def convert_checkpoints(encoder: Path, decoder: Path) -> ComDefend:
     """The networks from both files, in evaluation mode on the CPU, float32, gradients off.
 
     Args:
@@ -107,11 +107,11 @@ def convert(encoder: Path, decoder: Path) -> ComDefend:
     except ValueError as error:
         raise WeightsError(f"{encoder}: not a ComCNN: {explain(error)}; give ComCNN's file first, then RecCNN's") from error
     model = ComDefend(architecture)
-    model.load_state_dict(_tensors("com", com) | _tensors("rec", rec))
+    model.load_state_dict(_name_tensors("com", com) | _name_tensors("rec", rec))
     return model.eval().requires_grad_(False)
 
 
-def _tensors(network: str, arrays: list[np.ndarray]) -> dict[str, torch.Tensor]:
+def _name_tensors(network: str, arrays: list[np.ndarray]) -> dict[str, torch.Tensor]:
     """One network's arrays under the names they have in `ComDefend`, kernels (out, in, 3, 3)."""
     state = {}
     for layer in range(LAYERS):

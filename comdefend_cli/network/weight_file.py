@@ -123,8 +123,8 @@ def parse_header(data: bytes, path: Path) -> Header:
 
     def build(fields: dict[str, Any]) -> Header:
         shape = fields["architecture"]
-        architecture = Architecture(_whole(shape["channels"]), _whole(shape["bits"]), tuple(map(_whole, shape["hidden"])))
-        return Header(architecture, dict(fields["training"]), _level(fields.get("input_noise", 0.0)))
+        architecture = Architecture(_read_whole(shape["channels"]), _read_whole(shape["bits"]), tuple(map(_read_whole, shape["hidden"])))
+        return Header(architecture, dict(fields["training"]), _read_level(fields.get("input_noise", 0.0)))
 
     return FORMAT.read_header(data, path, build)
 
@@ -136,14 +136,14 @@ def _compute_digest(data: bytes) -> str:
     return hashlib.sha256(text.encode() + memoryview(data)[8 + length :]).hexdigest()
 
 
-def _whole(value: object) -> int:
+def _read_whole(value: object) -> int:
     """An integer as JSON has it, not a number or string that could be taken for one."""
     if type(value) is not int:
         raise ValueError("its architecture holds something else than whole numbers")
     return value
 
 
-def _level(value: object) -> float:
+def _read_level(value: object) -> float:
     """A standard deviation in 8-bit levels."""
     if type(value) not in (int, float) or not 0 <= cast(float, value) <= 255:
         raise ValueError("its input noise is not a number from 0 to 255")

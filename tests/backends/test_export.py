@@ -43,7 +43,7 @@ def test_a_file_computes_what_pytorch_does(format: str, channels: int, tmp_path:
     assert set(done.paths) == set(tmp_path.iterdir())
     assert done.psnr_db > 55
     x = torch.rand((3, channels, 23, 31), generator=torch.Generator().manual_seed(0))
-    found = exports._runner(format, [path.read_bytes() for path in done.paths])(x.numpy())
+    found = exports._load_runner(format, [path.read_bytes() for path in done.paths])(x.numpy())
     levels = [(value * 255).round().to(torch.uint8) for value in (torch.from_numpy(found), small_model(channels)(x))]
     assert mean_psnr(*levels) > 55
 

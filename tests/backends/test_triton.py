@@ -138,13 +138,13 @@ def test_blocks_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those measured on an H100 are for GPUs with as much shared memory; every layer has some that fit in 48 kB."""
     model = ComDefend().half()
     layers = [triton.Layer(layer) for network in (model.com, model.rec) for layer in network if isinstance(layer, Conv3x3)]
-    assert all(layer.blocks.bytes(2) <= 227 * 1024 for layer in layers)
+    assert all(layer.blocks.count_bytes(2) <= 227 * 1024 for layer in layers)
     wide = triton.Layer(Conv3x3(128, 256).half())
     assert wide.blocks == triton.BLOCKS[2, 128, 256]
     monkeypatch.setattr(triton, "find_shared_memory", lambda device: 99 * 1024)
     assert wide.blocks != triton.BLOCKS[2, 128, 256]
     assert wide.outputs % wide.blocks.columns == wide.inputs % wide.blocks.depth == 0
-    assert wide.blocks.bytes(2) <= 48 * 1024
+    assert wide.blocks.count_bytes(2) <= 48 * 1024
 
 
 @needs_cuda

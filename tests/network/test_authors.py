@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comdefend_cli.errors import UsageError, WeightsError
-from comdefend_cli.network.authors import convert, read_checkpoint
+from comdefend_cli.network.authors import convert_checkpoints, read_checkpoint
 from comdefend_cli.network.registry import load_weights
 
 COLOR = (3, 16, 32, 64, 128, 256, 128, 64, 32, 12)
@@ -78,7 +78,7 @@ def save(folder: Path, encoder: bytes, decoder: bytes) -> tuple[Path, Path]:
 def test_the_imported_network_is_the_checkpoints(widths: tuple[int, ...], file: Callable[..., bytes], tmp_path: Path) -> None:
     """Logits and image of an imported colour or grey network equal a float64 NumPy network's on the checkpoint's arrays."""
     encoder, decoder = layers(widths), layers(widths[::-1], seed=1)
-    model = convert(*save(tmp_path, file(encoder), file(decoder)))
+    model = convert_checkpoints(*save(tmp_path, file(encoder), file(decoder)))
     image = cuts(1, 12, gray=widths[0] == 1)[0].reshape(12, 12, widths[0])[:10] / 255
     logits = network(image - 0.5, encoder)
     assert np.abs(logits).min() > 1e-4, "the code must not hang on rounding"
@@ -162,9 +162,9 @@ def test_networks_must_mirror_each_other(tmp_path: Path) -> None:
     """Two checkpoints of different networks are refused, naming both."""
     encoder, decoder = save(tmp_path, python2_file(layers(NARROW)), python2_file(layers(COLOR[::-1])))
     with pytest.raises(WeightsError, match=r"dec\.npy.* do not mirror .*enc\.npy"):
-        convert(encoder, decoder)
+        convert_checkpoints(encoder, decoder)
     with pytest.raises(WeightsError, match="do not mirror"):
-        convert(encoder, encoder)
+        convert_checkpoints(encoder, encoder)
 
 
 def test_a_zip_bomb_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
