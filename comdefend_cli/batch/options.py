@@ -21,7 +21,7 @@ class Options:
         max_megapixels: refuse larger images.
 
     Raises:
-        UsageError: a format that cannot be written.
+        UsageError: a format that cannot be written, or that has no quality where one is given.
     """
 
     recursive: bool = False
@@ -32,10 +32,13 @@ class Options:
     max_megapixels: float = MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        from comdefend_cli.imaging.formats import list_suffixes  # Imports Pillow.
+        from comdefend_cli.imaging.formats import list_suffixes, refuse_quality  # Imports Pillow.
 
-        if self.ending is not None and self.ending not in list_suffixes(writable=True):
+        if self.ending is None:
+            return
+        if self.ending not in list_suffixes(writable=True):
             raise UsageError(f"cannot write images of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
+        refuse_quality(list_suffixes(writable=True)[self.ending], self.quality)
 
     @property
     def ending(self) -> str | None:

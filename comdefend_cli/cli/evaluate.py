@@ -18,8 +18,8 @@ from comdefend_cli.cli.console import err, notice
 from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
-from comdefend_cli.evaluate.cells import THREATS
-from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, Protocol
+from comdefend_cli.evaluate.cells import GRAY_BOX, THREATS
+from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, GRAY_ATTACKS, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +145,8 @@ def evaluate(
         seed=seed,
         batch=batch_size,
     )
+    if save_adversarial is not None and not (GRAY_BOX in protocol.threats and protocol.choose(GRAY_ATTACKS)):
+        raise UsageError("--save-adversarial writes the images of grey-box attacks, and none is asked for: add one, or leave it out")
     _prepare_outputs(out, save_adversarial, overwrite)
     where = resolve_device(device)
     if device == "auto":

@@ -118,7 +118,7 @@ class Output:
 
     def refuse(self, source: Path) -> None:
         """Find out before the work what would fail after it."""
-        from comdefend_cli.imaging.formats import find_format
+        from comdefend_cli.imaging.formats import find_format, refuse_quality
         from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
         if self.compare is not None:
@@ -130,7 +130,7 @@ class Output:
                 refuse_existing(output, overwrite=self.overwrite)
                 find_format(output)
                 refuse_unwritable_folder(output)
-        _ = self.format  # Raises what is wrong with `wanted`.
+        refuse_quality(self.format, self.quality)  # Also what is wrong with `wanted`.
 
     def write(self, cleaned: Raster, quiet: bool) -> None:
         """Write OUT; its format may change it again."""

@@ -15,7 +15,7 @@ import typer
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
-from comdefend_cli.cli.training import make_config, refuse_outputs, tell_device, train_to_end
+from comdefend_cli.cli.training import make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
 from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
 
@@ -103,6 +103,8 @@ def train(
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
+    if not features:
+        refuse_idle(context, ["feature_weight"], "--features")
     limit_threads()
     paths, checkpoint = _outputs(out), out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):

@@ -11,7 +11,7 @@ import typer
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
-from comdefend_cli.cli.training import make_config, refuse_outputs, tell_device, train_to_end
+from comdefend_cli.cli.training import make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.training.config import ClassifierConfig
 
@@ -93,6 +93,10 @@ def train_classifier(
 
     if data not in CLASSES:
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
+    if not adversarial:
+        refuse_idle(context, ["adversarial_epsilon", "adversarial_steps"], "--adversarial")
+    if adversarial != "bim":
+        refuse_idle(context, ["adversarial_steps"], "--adversarial bim")
     where = resolve_device(device)
     limit_threads()
     purifying = load_weights(purify) if purify else None

@@ -8,6 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import typer
+
 from comdefend_cli.cli import console, progress
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.cli.preparation import refuse_tensor_file
@@ -29,6 +31,14 @@ def make_config(kind: type[Config], options: Mapping[str, Any], where: torch.dev
 
     named = {item.name: options[item.name] for item in fields(kind) if item.name in options}
     return kind(**{**named, "precision": resolve_training_precision(options["precision"], where), **found})
+
+
+def refuse_idle(context: typer.Context, names: Sequence[str], without: str) -> None:
+    """Raise :class:`UsageError` when one of these options was given, which does nothing without another one."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name.replace('_', '-')} does nothing without {without}: add it, or leave the option out")
 
 
 def tell_device(options: Mapping[str, Any], where: torch.device, precision: str, *, quiet: bool) -> None:

@@ -94,6 +94,8 @@ def load_labelled(
         raise UsageError(f"the limit must be at least 1 image, not {limit}")
     if size is not None and size < 8:
         raise UsageError(f"the size must be at least 8 pixels, not {size}")
+    if size is not None and name in DATASETS:
+        raise UsageError(f"a size is for folders of images; those of {name} are taken as they are: leave --size out")
     if name in DATASETS:
         test = load_dataset(name, data_dir, download=download, progress=progress).test
         chosen = _draw_sample(len(test), limit, seed)

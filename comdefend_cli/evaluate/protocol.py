@@ -76,7 +76,7 @@ class Protocol:
             raise UsageError(f"unknown threat model {unknown[0]!r}: use some of {', '.join(THREATS)}")
         if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in (*self.epsilons, *(self.slow_epsilons or ()))):
             raise UsageError("epsilons must be above 0 and at most 255 8-bit levels")
-        if self.slow_epsilons is not None and not set(self.slow_epsilons) & set(self.epsilons):
+        if self.slow_epsilons is not None and (not self.slow_epsilons or not {*self.slow_epsilons} <= {*self.epsilons}):
             raise UsageError("the slow attacks' epsilons must be some of the epsilons, or APGD + FMN + Square and Square would be left out")
         for name in ("limit_adaptive", "limit_black_box", "steps", "restarts", "eot", "queries", "batch"):
             if getattr(self, name) < 1:

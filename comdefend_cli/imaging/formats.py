@@ -17,6 +17,8 @@ LOSSY = {
     "AVIF": "AVIF compression",
     "GIF": "a palette of 256 colours",
 }
+#: Formats whose writer is told a quality.
+WITH_QUALITY = ("JPEG", "AVIF")
 #: Formats that hold any image at its own size; the others of Pillow's make icons, documents or bitmaps of it.
 WRITABLE = {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "AVIF", "PCX", "SGI"}
 #: What is decoded; not what Pillow hands to other programs (EPS to Ghostscript) or to plug-ins.
@@ -49,6 +51,12 @@ def find_format(path: Path) -> str:
     if name is None:
         raise UsageError(f"{path}: cannot write an image with the ending {path.suffix!r}; use .png, .jpg, .webp, .tiff or .bmp")
     return name
+
+
+def refuse_quality(format_name: str, quality: int | None) -> None:
+    """Raise :class:`UsageError` when a quality is given for a format that has none."""
+    if quality is not None and format_name not in WITH_QUALITY:
+        raise UsageError(f"--quality is for {' and '.join(WITH_QUALITY)}, {format_name} has none: leave it out, or write another format")
 
 
 def refuse_misfit(image: Raster, format_name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from comdefend_cli.errors import ImageError, explain
-from comdefend_cli.imaging.formats import find_format, refuse_misfit
+from comdefend_cli.imaging.formats import WITH_QUALITY, find_format, refuse_misfit
 from comdefend_cli.imaging.metadata import choose_save_options
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.runtime.files import open_atomically
@@ -40,7 +40,7 @@ def encode_image(raster: Raster, format_name: str, *, quality: int | None = None
     """
     refuse_misfit(raster, format_name)
     options = dict(SAVE_OPTIONS.get(format_name, {}))
-    if quality is not None and format_name in ("JPEG", "AVIF"):
+    if quality is not None and format_name in WITH_QUALITY:
         options["quality"] = quality
     image = raster.to_pillow()
     image.info.clear()
