@@ -21,12 +21,12 @@ _MNIST_SIDE = 28
 def read_mnist(name: str, folder: Path, download: bool, progress: DownloadProgress | None) -> Dataset:
     """MNIST or Fashion-MNIST from `folder`, or from the folder of its name in it; errors as of :func:`load_dataset`."""
     # MNIST's and Fashion-MNIST's files have the same names, so the folder named after the data set goes first.
-    flat = not (folder / name).is_dir() and any(path.exists() for path in _spellings(folder, ARCHIVES[name][0]))
+    flat = not (folder / name).is_dir() and any(path.exists() for path in _list_spellings(folder, ARCHIVES[name][0]))
     where = folder if flat else folder / name
     splits = []
     for pair in (ARCHIVES[name][:2], ARCHIVES[name][2:]):
         paths = [
-            obtain_archive(name, archive, _spellings(where, archive), folder, f"{name}/{archive.name}", download, progress)
+            obtain_archive(name, archive, _list_spellings(where, archive), folder, f"{name}/{archive.name}", download, progress)
             for archive in pair
         ]
         pixels, labels = _read_idx(paths[0], 3), _read_idx(paths[1], 1)
@@ -36,7 +36,7 @@ def read_mnist(name: str, folder: Path, download: bool, progress: DownloadProgre
     return Dataset(name, splits[0], splits[1])
 
 
-def _spellings(folder: Path, archive: Archive) -> list[Path]:
+def _list_spellings(folder: Path, archive: Archive) -> list[Path]:
     """Where an IDX file may be: as published, unpacked, or unpacked by the name within the archive."""
     unpacked = archive.name.removesuffix(".gz")
     return [folder / name for name in (archive.name, unpacked, unpacked.replace("-idx", ".idx"))]

@@ -17,7 +17,7 @@ _IPTC_BLOCK, _XMP_BLOCK = 0x0404, 0x0424
 #: What PNG files call XMP, officially, and IPTC, by custom: in hexadecimal, as ImageMagick began it.
 _PNG_XMP, _PNG_IPTC = "XML:com.adobe.xmp", "Raw profile type iptc"
 #: An image is turned upright, so nothing may tell of an orientation any more.
-_XMP_ORIENTATION = re.compile(rb"""\s*\btiff:Orientation\s*=\s*(["'])[^"']*\1|<tiff:Orientation>[^<]*</tiff:Orientation>""")
+_XMP_ORIENTATION = re.compile(rb"""\s?\btiff:Orientation\s*=\s*(["'])[^"']*\1|<tiff:Orientation>[^<]*</tiff:Orientation>""")
 #: The bytes of XMP and of IPTC that one marker of a JPEG file holds beside what stands before them.
 _JPEG_XMP, _JPEG_IPTC = 65504, 65506
 #: Tags of a TIFF file that are not about the image but about how this file holds it (TIFF 6.0, sections 8 to 22): written into
@@ -97,15 +97,15 @@ def _find_psd_resource(image: Image.Image, number: int) -> bytes | None:
 
 def _find_in_blocks(data: bytes) -> bytes | None:
     """The IPTC records among Photoshop's blocks: each "8BIM", number, name, length, content, the last three of even length."""
-    data = data.removeprefix(b"Photoshop 3.0\0")
-    while data.startswith(b"8BIM"):
-        number, name = struct.unpack_from(">HB", data, 4)
-        start = 6 + (name + 2) // 2 * 2
+    place = 0
+    while data.startswith(b"8BIM", place):
+        number, name = struct.unpack_from(">HB", data, place + 4)
+        start = place + 6 + (name + 2) // 2 * 2
         (size,) = struct.unpack_from(">I", data, start)
         if number == _IPTC_BLOCK:
             return data[start + 4 : start + 4 + size]
-        data = data[start + 4 + (size + 1) // 2 * 2 :]
-    return None if not data else b"damaged"
+        place = start + 4 + (size + 1) // 2 * 2
+    return None
 
 
 def choose_save_options(raster: Raster, format_name: str) -> dict[str, Any]:

@@ -47,13 +47,13 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name not in PRECISIONS:
         raise UsageError(f"unknown precision {name!r}: use one of {', '.join(PRECISIONS)}")
     if name == "auto":
-        return _fastest(device)
+        return _choose_fastest(device)
     if name == "float16" and device.type == "cpu":
         raise UsageError("float16 is for GPUs: use --precision bfloat16, float32 or auto on the CPU")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def _fastest(device: torch.device) -> torch.dtype:
+def _choose_fastest(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         # Tensor cores know bfloat16 from compute capability 8.0 on, float16 from 7.0.
         major = torch.cuda.get_device_capability(device)[0]

@@ -15,17 +15,17 @@ ROOT = Path("/")
 
 def count_cores(root: Path = ROOT) -> int:
     """Cores that this process may use, at least 1: by its affinity, and by the CPU quota of its cgroups (v1 or v2), rounded up."""
-    quotas = [quota for folder in _cgroups(root, "cpu") if (quota := _quota(folder)) is not None]
-    return max(1, min([_allowed(), *map(math.ceil, quotas)]))
+    quotas = [quota for folder in _list_cgroups(root, "cpu") if (quota := _read_quota(folder)) is not None]
+    return max(1, min([_count_allowed(), *map(math.ceil, quotas)]))
 
 
 def find_memory_limit(root: Path = ROOT) -> int | None:
     """Bytes of memory that this process may use with all others of its container, or None where that is not known."""
-    found = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    found = re.search(r"^MemTotal:\s*(\d+) kB", _read_text(root / "proc/meminfo"), re.MULTILINE)
     limits = [int(found[1]) * 1024] if found else []
-    for folder in _cgroups(root, "memory"):
+    for folder in _list_cgroups(root, "memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
-            text = _text(folder / name).strip()
+            text = _read_text(folder / name).strip()
             limits += [int(text)] if text.isdigit() else []
     return min(limits, default=None)
 
@@ -38,7 +38,7 @@ def choose_thread_count(root: Path = ROOT) -> int | None:
     if "OMP_NUM_THREADS" in os.environ:  # A person, or Ray, has said how many.
         return None
     count = count_cores(root)
-    return count if count < _allowed() else None
+    return count if count < _count_allowed() else None
 
 
 def limit_threads() -> None:
@@ -67,18 +67,18 @@ def use_one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _allowed() -> int:
+def _count_allowed() -> int:
     """Cores by this process's affinity, which is what PyTorch counts."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+def _list_cgroups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the cgroups this process is in, from its own to the outermost; a limit of any of them holds.
 
     In a container, the own cgroup is mounted as if it were the outermost, and its path may lead nowhere.
     """
     base = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
@@ -88,15 +88,15 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
             yield from (mount / part for part in (below, *below.parents))
 
 
-def _quota(folder: Path) -> float | None:
+def _read_quota(folder: Path) -> float | None:
     """Cores' worth of CPU time that a cgroup may use, or None without a limit."""
-    quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
+    quota, _, period = _read_text(folder / "cpu.max").strip().partition(" ")
     if not quota:
-        quota, period = (_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+        quota, period = (_read_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(quota) and int(period) else None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(errors="replace")
     except OSError:

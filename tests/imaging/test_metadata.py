@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,13 @@ def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()
+
+
+def add_xmp(xmp: bytes) -> PngImagePlugin.PngInfo:
+    """XMP for a PNG."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    return info
 
 
 def photo_of(astronaut: np.ndarray) -> Image.Image:
@@ -168,6 +176,17 @@ def test_damaged_blocks_are_left_out_and_said(astronaut: np.ndarray) -> None:
     for options in ({"format_name": "PNG", "pnginfo": texts}, {"format_name": "TIFF", "tiffinfo": tags(iptc=(33723, b"no records", 7))}):
         raster = read_image(encoded(photo_of(astronaut), **options))
         assert (raster.iptc, raster.notices) == (None, ["its IPTC block is damaged and was left out"])
+
+
+def test_files_made_to_take_long_do_not(astronaut: np.ndarray) -> None:
+    """A megabyte of blanks, of half an orientation or of empty blocks is read as fast as any other."""
+    began = time.process_time()
+    for text in (b" ", b"tiff:Orientation ", b"tiff:Orientation='", b"<tiff:Orientation>"):
+        long = PLAIN_XMP + text * (2**20 // len(text))
+        assert read_image(encoded(photo_of(astronaut), "PNG", pnginfo=add_xmp(long))).xmp
+    blocks = tags(blocks=(34377, (b"8BIM\x04\x0b" + bytes(6)) * 2**17, 1))
+    assert read_image(encoded(photo_of(astronaut), "TIFF", tiffinfo=blocks)).iptc is None
+    assert time.process_time() - began < 10
 
 
 @settings(deadline=None, max_examples=150)
