@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from comdefend_cli.errors import ComdefendError, UsageError, explain
-from comdefend_cli.evaluate.reporting.text import markdown_tables
+from comdefend_cli.evaluate.reporting.text import make_markdown
 from comdefend_cli.runtime.files import write_atomically
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("results", nargs="+", type=Path)
     for file in made.parse_args(argv).results:
         tables = file.with_name("tables.md")
-        write_atomically(tables, markdown_tables(read_results(file)).encode(), overwrite=True)
+        write_atomically(tables, make_markdown(read_results(file)).encode(), overwrite=True)
         print(tables)
 
 

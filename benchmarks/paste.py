@@ -72,10 +72,10 @@ def tables(result: dict[str, Any]) -> str:
     """A result as Markdown."""
     if "cells" in result:
         return headline(result)
-    return speed_report.table(result) if speed_report.KINDS & result.keys() else plain(result)
+    return speed_report.table(result) if speed_report.KINDS & result.keys() else make_printable(result)
 
 
-def plain(result: dict[str, Any]) -> str:
+def make_printable(result: dict[str, Any]) -> str:
     """Each list of rows as a table, then all else as a table of names and values."""
     parts = []
     for rows in (value for value in result.values() if _is_table(value)):
@@ -95,7 +95,7 @@ def headline(results: dict[str, Any]) -> str:
     head = ["defence", "clean", *(f"{threat}, {epsilon:g}" for threat, epsilon in columns)]
     lines = [head, ["---"] * len(head)]
     for system in found.systems:
-        values = [found.clean(system), *(found.headline(system, *column) for column in columns)]
+        values = [found.find_clean(system), *(found.find_headline(system, *column) for column in columns)]
         label = f"`{system.defence}`" if system.defence != UNDEFENDED else UNDEFENDED
         label = f"{system.classifier}, {label}" if len(found.classifiers) > 1 else label
         lines.append([label, *(f"{value.accuracy:.1f}" if value else "-" for value in values)])

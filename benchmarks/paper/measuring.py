@@ -100,7 +100,7 @@ def measure(columns: tuple[Column, ...], lines: list[Line], data: Labelled, argu
         for cell in evaluation.run():
             _say(cell, measured)
             measured.cells[cell.classifier, cell.defence, cell.attack, cell.epsilon] = cell
-        measured.results.append(evaluation.results())
+        measured.results.append(evaluation.to_json())
     measured.seconds = round(time.perf_counter() - began, 1)
     return measured
 

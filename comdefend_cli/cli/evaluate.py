@@ -153,7 +153,7 @@ def evaluate(
         notice(f"computing on {describe_device(where)}", quiet=quiet)
     images = fetch_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download, quiet=quiet)
     evaluation = _measure(protocol, images, _make_systems(classifier, defences, data, where, precision), out, where, quiet)
-    results = {**evaluation.results(), **_describe_run(where, precision, began)}
+    results = {**evaluation.to_json(), **_describe_run(where, precision, began)}
     _write(evaluation, results, out, overwrite)
     if save_adversarial is not None:
         _save_adversarial(evaluation, save_adversarial, quiet)
@@ -252,17 +252,17 @@ def _describe_run(where: torch.device, precision: str, began: float) -> dict[str
 
 def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite: bool) -> None:
     """results.json last: where it is, all else is."""
-    from comdefend_cli.evaluate.reporting.charts import write_charts
+    from comdefend_cli.evaluate.reporting.drawing import write_charts
     from comdefend_cli.evaluate.reporting.gallery_images import make_gallery
     from comdefend_cli.evaluate.reporting.page import render
-    from comdefend_cli.evaluate.reporting.text import markdown_tables
+    from comdefend_cli.evaluate.reporting.text import make_markdown
     from comdefend_cli.runtime.files import write_atomically
 
     # Without results.json these are what an interrupted run of the same command left.
     write_charts(results, out / "charts", overwrite=True)
     page = render(results, make_gallery(evaluation))
     write_atomically(out / "report.html", page.encode(), overwrite=True)
-    write_atomically(out / "tables.md", markdown_tables(results).encode(), overwrite=True)
+    write_atomically(out / "tables.md", make_markdown(results).encode(), overwrite=True)
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode(), overwrite=overwrite)
 
 
@@ -274,13 +274,13 @@ def _save_adversarial(evaluation: Evaluation, folder: Path, quiet: bool) -> None
 
 
 def _show(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    from comdefend_cli.evaluate.reporting.text import rich_tables
+    from comdefend_cli.evaluate.reporting.text import make_rich_tables
 
     if as_json:
         console.print_json(results)
         return
     if not quiet:
-        for table in rich_tables(results):
+        for table in make_rich_tables(results):
             console.print_table(table)
     for alarm in results["alarms"]:
         text = f"gradient masking alarm: {alarm['classifier']} behind {alarm['defence']}: {alarm['message']}"

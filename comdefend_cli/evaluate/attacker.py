@@ -14,8 +14,8 @@ from comdefend_cli import __version__
 from comdefend_cli.classifiers.loading import Classifier
 from comdefend_cli.data.labelled import Labelled
 from comdefend_cli.evaluate.attacks.catalogue import Attack, find_versions
-from comdefend_cli.evaluate.attacks.victim import within
-from comdefend_cli.evaluate.cache import Cache, key_of
+from comdefend_cli.evaluate.attacks.victim import clip_to_ball
+from comdefend_cli.evaluate.cache import Cache, hash_identity
 from comdefend_cli.evaluate.cells import GRAY_BOX
 from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.evaluate.systems import System
@@ -59,31 +59,31 @@ class Attacker:
             "versions": {"torch": torch.__version__, "comdefend": __version__},
         }
 
-    def gray_box(self, classifier: Classifier, attack: Attack, epsilon: float) -> Tensor:
+    def make_gray_box(self, classifier: Classifier, attack: Attack, epsilon: float) -> Tensor:
         """For the classifier alone; from the cache where they are there."""
         # An attack that seeks the smallest perturbation needs to be run once for all epsilons.
         reach = 255.0 if attack.minimum_norm else epsilon
-        key = key_of({"pictures": GRAY_BOX, "classifier": classifier.sha256, **self.identify(attack, reach, len(self.data))})
-        made = self.cache.images(key, self.data.pixels.shape)
+        key = hash_identity({"pictures": GRAY_BOX, "classifier": classifier.sha256, **self.identify(attack, reach, len(self.data))})
+        made = self.cache.read_images(key, self.data.pixels.shape)
         if made is None:
             made = self._run(attack, classifier.model, self.data, reach, f"{attack.title} on {classifier.name}")
             if self.lengthens(attack):
                 made = self._lengthen(classifier.model, made)
             # Bytes hold all of it where it will be rounded anyway, but not before it is brought within epsilon.
             exact = self.protocol.float_pixels or attack.minimum_norm
-            self.cache.put_images(key, made if exact else self._round(made, self.data, epsilon).mul(255).round().byte())
+            self.cache.write_images(key, made if exact else self._round(made, self.data, epsilon).mul(255).round().byte())
         if made.dtype == torch.uint8:
             return made.float() / 255
-        return self._round(within(made, self.data.floats(), epsilon / 255), self.data, epsilon)
+        return self._round(clip_to_ball(made, self.data.floats(), epsilon / 255), self.data, epsilon)
 
-    def adaptive(self, system: System, attack: Attack, gradient: str, epsilon: float, data: Labelled) -> Tensor:
+    def make_adaptive(self, system: System, attack: Attack, gradient: str, epsilon: float, data: Labelled) -> Tensor:
         """For the system, whose defence is known to the attacker, through one of its gradients."""
         system.seed(self.protocol.seed, attacker=True)
         model = system.expose(gradient, self.protocol.eot)
         label = f"{attack.title} through {system.defence.name}, {gradient} gradient"
         return self._round(self._run(attack, model, data, epsilon, label), data, epsilon)
 
-    def black_box(self, system: System, attack: Attack, epsilon: float, data: Labelled) -> Tensor:
+    def make_black_box(self, system: System, attack: Attack, epsilon: float, data: Labelled) -> Tensor:
         """For the system, by its answers alone."""
         label = f"{attack.title} on {system.defence.name}"
         return self._round(self._run(attack, system.deploy(), data, epsilon, label), data, epsilon)

@@ -16,7 +16,7 @@ from comdefend_cli.errors import ComdefendError, explain
 from comdefend_cli.runtime.files import write_atomically
 
 
-def key_of(identity: dict[str, Any]) -> str:
+def hash_identity(identity: dict[str, Any]) -> str:
     """A name for everything that decides a result: the SHA-256 of its JSON."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -28,13 +28,13 @@ class Cache:
         folder: where; made when something is put in. None keeps nothing.
 
     Raises:
-        ComdefendError: from the `put` methods, when the folder cannot be written.
+        ComdefendError: from the methods that write, when the folder cannot be written.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def record(self, key: str) -> dict[str, Any] | None:
+    def read_record(self, key: str) -> dict[str, Any] | None:
         """A JSON object, or None."""
         if self.folder is None:
             return None
@@ -44,11 +44,11 @@ class Cache:
             return None
         return record if isinstance(record, dict) else None
 
-    def put_record(self, key: str, record: dict[str, Any]) -> None:
+    def write_record(self, key: str, record: dict[str, Any]) -> None:
         """Keep a JSON object."""
         self._write(f"{key}.json", json.dumps(record).encode())
 
-    def images(self, key: str, shape: torch.Size) -> Tensor | None:
+    def read_images(self, key: str, shape: torch.Size) -> Tensor | None:
         """A batch of images of that shape, uint8, or float32 in [0, 1]; or None."""
         if self.folder is None:
             return None
@@ -59,7 +59,7 @@ class Cache:
         fits = found.dtype == torch.uint8 or (found.dtype == torch.float32 and bool(((found >= 0) & (found <= 1)).all()))
         return found if fits and found.shape == shape else None
 
-    def put_images(self, key: str, images: Tensor) -> None:
+    def write_images(self, key: str, images: Tensor) -> None:
         """Keep a batch of images."""
         self._write(f"{key}.safetensors", save({"pictures": images.cpu().contiguous()}))
 

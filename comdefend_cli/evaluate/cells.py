@@ -125,7 +125,7 @@ def count_right(outcomes: Sequence[bool]) -> dict[str, float]:
     return {"n": len(outcomes), "correct": sum(outcomes), **compute_percentages(sum(outcomes), len(outcomes))}
 
 
-def held(cells: Sequence[Cell]) -> tuple[bool, ...]:
+def intersect_outcomes(cells: Sequence[Cell]) -> tuple[bool, ...]:
     """Which images all of some measurements found classified right, of those that all of them have: the first ones."""
     return tuple(map(all, zip(*(cell.outcomes for cell in cells), strict=False)))
 
@@ -147,7 +147,7 @@ def compute_headlines(cells: Iterable[Cell]) -> list[dict[str, Any]]:
 
 
 def _headline(own: list[Cell], clean: list[Cell]) -> dict[str, Any]:
-    outcomes = held([*own, *clean])
+    outcomes = intersect_outcomes([*own, *clean])
     worst = min(own, key=lambda cell: sum(cell.outcomes[: len(outcomes)]))
     return {
         **{name: getattr(worst, name) for name in ("classifier", "defence", "threat", "epsilon", "title")},

@@ -16,7 +16,7 @@ from comdefend_cli.data.labelled import Labelled
 from comdefend_cli.evaluate.attacker import LENGTHS, Attacker, Progress
 from comdefend_cli.evaluate.attacks.catalogue import Attack, find_versions
 from comdefend_cli.evaluate.attacks.victim import gradient_is_zero
-from comdefend_cli.evaluate.cache import Cache, key_of
+from comdefend_cli.evaluate.cache import Cache, hash_identity
 from comdefend_cli.evaluate.cells import ADAPTIVE, BLACK_BOX, CLEAN, GRAY_BOX, Cell, GradientCheck, compute_headlines, is_share
 from comdefend_cli.evaluate.masking import Alarm, find_alarms
 from comdefend_cli.evaluate.plan import Planned, plan_cells
@@ -74,9 +74,9 @@ class Evaluation:
         """How many cells `run` yields."""
         return sum(1 for _ in plan_cells(self.protocol, self.systems))
 
-    def gray_images(self, classifier: Classifier, name: str, epsilon: float) -> Tensor:
+    def make_gray_images(self, classifier: Classifier, name: str, epsilon: float) -> Tensor:
         """The adversarial images that the grey-box cells of this classifier meet: float32 (N, C, H, W) in [0, 1]."""
-        return self._attacker.gray_box(classifier, self.protocol.make(name), epsilon)
+        return self._attacker.make_gray_box(classifier, self.protocol.make(name), epsilon)
 
     def find_alarms(self) -> list[Alarm]:
         """Signs of gradient masking in the cells so far."""
@@ -95,7 +95,7 @@ class Evaluation:
         if planned.threat == ADAPTIVE:
             self._check(system, planned.gradient, data)
         about = {"cell": planned.threat, **system.identity, "gradient": planned.gradient}
-        key = key_of({**about, **self._attacker.identify(attack, planned.epsilon, len(data)), **eot})
+        key = hash_identity({**about, **self._attacker.identify(attack, planned.epsilon, len(data)), **eot})
         if (kept := self._find(key, system, len(data))) is not None:
             return kept
         began = time.perf_counter()
@@ -116,7 +116,7 @@ class Evaluation:
             round(float(distance.amax(1).mean()) * 255, 3),
             round(float(distance.square().sum(1).sqrt().mean()), 4),
         )
-        self.cache.put_record(key, cell.to_json())
+        self.cache.write_record(key, cell.to_json())
         return cell
 
     def _limit(self, threat: str) -> Labelled:
@@ -126,7 +126,7 @@ class Evaluation:
 
     def _find(self, key: str, system: System, n: int) -> Cell | None:
         """The cell that the cache holds, if it is one of n images."""
-        record = {**(self.cache.record(key) or {}), "classifier": system.classifier.name, "defence": system.defence.name}
+        record = {**(self.cache.read_record(key) or {}), "classifier": system.classifier.name, "defence": system.defence.name}
         try:
             cell = Cell.from_json(record)
         except ValueError:
@@ -137,10 +137,10 @@ class Evaluation:
         if attack is None or planned.epsilon is None:
             return data.floats()
         if planned.threat == GRAY_BOX:
-            return self._attacker.gray_box(planned.system.classifier, attack, planned.epsilon)
+            return self._attacker.make_gray_box(planned.system.classifier, attack, planned.epsilon)
         if planned.threat == ADAPTIVE:
-            return self._attacker.adaptive(planned.system, attack, planned.gradient, planned.epsilon, data)
-        return self._attacker.black_box(planned.system, attack, planned.epsilon, data)
+            return self._attacker.make_adaptive(planned.system, attack, planned.gradient, planned.epsilon, data)
+        return self._attacker.make_black_box(planned.system, attack, planned.epsilon, data)
 
     @torch.no_grad()
     def _classify(self, system: System, images: Tensor, labels: Tensor) -> tuple[bool, ...]:
@@ -158,15 +158,15 @@ class Evaluation:
         names = (system.classifier.name, system.defence.name, gradient)
         if any((check.classifier, check.defence, check.gradient) == names for check in self.checks):
             return
-        key = key_of({"check": gradient, **system.identity, **self._attacker.identify(None, None, len(data))})
-        share = (self.cache.record(key) or {}).get("zero_share")
+        key = hash_identity({"check": gradient, **system.identity, **self._attacker.identify(None, None, len(data))})
+        share = (self.cache.read_record(key) or {}).get("zero_share")
         if not is_share(share):
             system.seed(self.protocol.seed, attacker=True)
             share = gradient_is_zero(system.expose(gradient, 1), data.floats().to(self.device), data.labels.to(self.device))
-            self.cache.put_record(key, {"zero_share": share})
+            self.cache.write_record(key, {"zero_share": share})
         self.checks.append(GradientCheck(*names, share, len(data)))
 
-    def results(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """results.json so far, less what the caller knows alone (command, hardware, seconds)."""
         return {
             "format_version": FORMAT_VERSION,

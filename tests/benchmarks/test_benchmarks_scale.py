@@ -102,7 +102,7 @@ def test_large_photographs_are_of_12_megapixels(monkeypatch: pytest.MonkeyPatch,
 def test_a_process_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory and end; one that takes too long is ended; one that fails says so."""
     processes = module(monkeypatch, "processes")
-    run = processes.watch([sys.executable, "-c", "import time; held = b'1' * 10**8; time.sleep(0.2)"])
+    run = processes.watch([sys.executable, "-c", "import time; intersect_outcomes = b'1' * 10**8; time.sleep(0.2)"])
     assert run.finished
     assert 100 < run.peak_mb < 300
     assert run.seconds > 0.2

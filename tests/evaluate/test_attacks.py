@@ -23,7 +23,7 @@ pytest.importorskip("art")
 from comdefend_cli.evaluate.attacks import with_art
 from comdefend_cli.evaluate.attacks.catalogue import Attack, find_versions, make_attack
 from comdefend_cli.evaluate.attacks.recipes import NAMES
-from comdefend_cli.evaluate.attacks.victim import Expectation, Guarded, Victim, Worst, gradient_is_zero, within
+from comdefend_cli.evaluate.attacks.victim import Expectation, Guarded, Victim, Worst, clip_to_ball, gradient_is_zero
 
 EPSILON = 14 / 255
 #: So little work that every attack runs in a moment.
@@ -315,7 +315,7 @@ def test_minimum_norm_attacks_are_clipped(name: str, classifier: nn.Module, imag
     x, y = images[0][:6], images[1][:6]
     assert quick(name).minimum_norm
     whole = quick(name).run(classifier, x, y, 1.0, seed=0)
-    assert torch.equal(quick(name).run(classifier, x, y, 5 / 255, seed=0), within(whole, x, 5 / 255))
+    assert torch.equal(quick(name).run(classifier, x, y, 5 / 255, seed=0), clip_to_ball(whole, x, 5 / 255))
     assert (whole - x).abs().max() > 5 / 255
 
 

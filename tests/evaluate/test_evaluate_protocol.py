@@ -159,11 +159,11 @@ def test_grey_box_knows_only_the_classifier(classifier: Classifier, monkeypatch:
 
 def test_images_are_rounded_to_files(classifier: Classifier) -> None:
     """Grey-box images have 8-bit levels within epsilon; with float pixels they need not."""
-    rounded = evaluation(classifier, Same()).gray_images(classifier, "bim", 4.5)
+    rounded = evaluation(classifier, Same()).make_gray_images(classifier, "bim", 4.5)
     levels = rounded * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
     assert float((levels - stripes(32).pixels).abs().max()) == pytest.approx(4, abs=1e-3)
-    floats = evaluation(classifier, Same(), float_pixels=True).gray_images(classifier, "bim", 4.5) * 255
+    floats = evaluation(classifier, Same(), float_pixels=True).make_gray_images(classifier, "bim", 4.5) * 255
     assert float((floats - floats.round()).abs().max()) > 0.01
 
 
@@ -176,7 +176,7 @@ def test_a_smallest_perturbation_serves_all_epsilons(classifier: Classifier, tmp
     list(done.run())
     assert runs == ["deepfool"]
     for epsilon in (4, 16):
-        distance = (done.gray_images(classifier, "deepfool", epsilon) * 255 - stripes(32).pixels).abs()
+        distance = (done.make_gray_images(classifier, "deepfool", epsilon) * 255 - stripes(32).pixels).abs()
         assert float(distance.max()) <= epsilon + 0.001
 
 
@@ -199,7 +199,7 @@ def test_smallest_perturbations_outlast_rounding(classifier: Classifier, monkeyp
     plain = barely(done.protocol.make("deepfool"), classifier.model, data.floats(), data.labels, 1.0, seed=0)
     undone = classifier.model((plain * 255).round() / 255).argmax(1) == data.labels
     assert int(undone.sum()) > 3
-    made = done.gray_images(classifier, "deepfool", 255.0)
+    made = done.make_gray_images(classifier, "deepfool", 255.0)
     assert torch.allclose(made * 255, (made * 255).round(), atol=1e-4)
     assert int((classifier.model(made).argmax(1) == data.labels).sum()) <= int(undone.sum()) / 4
     assert torch.equal(made[~undone], ((plain * 255).round() / 255)[~undone]), "those that outlast it as they are stay as they are"
@@ -219,7 +219,7 @@ def test_cells_are_kept(classifier: Classifier, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Attack, "run", forbidden)
     again = evaluation(classifier, Same("none"), Noisy(), folder=tmp_path)
     assert list(again.run()) == first
-    assert again.results()["gradients"]
+    assert again.to_json()["gradients"]
     for other in ({"seed": 1}, {"steps": 6}, {"float_pixels": True}, {"limit_adaptive": 20}):
         with pytest.raises(AssertionError, match="attacked again"):
             list(evaluation(classifier, Same("none"), folder=tmp_path, **other).run())
@@ -334,7 +334,7 @@ def test_the_alarm_rings_on_a_masked_defence(classifier: Classifier) -> None:
     rung = {(alarm.defence, alarm.kind) for alarm in done.find_alarms()}
     assert ("masked", "zero-gradient") in rung and ("masked", "black-box-beats-white-box") in rung
     assert not [alarm for alarm in done.find_alarms() if alarm.defence == "none"]
-    assert done.results()["alarms"]
+    assert done.to_json()["alarms"]
 
 
 def test_comdefend_through_all_its_gradients(classifier: Classifier, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_comdefend_through_all_its_gradients(classifier: Classifier, tmp_path: P
     done = evaluation(classifier, defence, epsilons=(16.0,), attacks=("pgd",), threats=("adaptive",))
     cells = list(done.run())
     assert {cell.gradient for cell in cells if cell.threat == "adaptive"} == {"straight-through", "identity", "soft"}
-    results = done.results()
+    results = done.to_json()
     assert results["systems"][0]["settings"]["sha256"] == sha256
     assert results["systems"][0]["classifier_sha256"] == fit_classifier(classifier, done.data, CPU).sha256 != ""
 
@@ -353,7 +353,7 @@ def test_results_have_an_interval_and_n(classifier: Classifier) -> None:
     """Each cell of results.json has n, accuracy in percent and its interval, and headlines keep threat models apart."""
     done = evaluation(classifier, Same("none"), epsilons=(16.0,))
     list(done.run())
-    results = done.results()
+    results = done.to_json()
     for cell in results["cells"]:
         assert cell["low"] <= cell["accuracy"] <= cell["high"] and cell["n"] == len(cell["outcomes"])
         assert cell["accuracy"] == round(100 * cell["correct"] / cell["n"], 1)
@@ -370,7 +370,7 @@ def test_images_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
     from comdefend_cli.data.labelled import load_labelled
 
     back = load_labelled(str(tmp_path / "saved" / "stripes-net-bim-16"), Path())
-    met = (done.gray_images(classifier, "bim", 16) * 255).round().byte()
+    met = (done.make_gray_images(classifier, "bim", 16) * 255).round().byte()
     assert len(back) == 32 and back.classes == ("lying", "standing")
     assert {tuple(p.flatten().tolist()) for p in back.pixels} == {tuple(p.flatten().tolist()) for p in met}
 

@@ -25,13 +25,14 @@ from rich.console import Console
 pytest.importorskip("matplotlib", reason="charts need the extra [evaluate]")
 
 from comdefend_cli.errors import UsageError
-from comdefend_cli.evaluate.reporting.charts import draw_svgs, make_charts, write_charts
+from comdefend_cli.evaluate.reporting.charts import make_charts
+from comdefend_cli.evaluate.reporting.drawing import draw_inline, write_charts
 from comdefend_cli.evaluate.reporting.gallery import AMPLIFY, GalleryItem
 from comdefend_cli.evaluate.reporting.labels import place_labels
 from comdefend_cli.evaluate.reporting.page import render
 from comdefend_cli.evaluate.reporting.styles import COLORS, PAPER
 from comdefend_cli.evaluate.reporting.tables import System, Tables
-from comdefend_cli.evaluate.reporting.text import markdown_tables, rich_tables
+from comdefend_cli.evaluate.reporting.text import make_markdown, make_rich_tables
 from comdefend_cli.evaluate.reporting.verdicts import say_verdict
 from comdefend_cli.evaluate.stats import compute_percentages
 
@@ -110,6 +111,11 @@ def usual(epsilons: tuple[float, ...] = (2, 8), defences: tuple[str, ...] = DEFE
             cells += [cell(defence, "adaptive", accuracy(), "pgd", epsilon, gradient=each, n=50) for each in gradients]
             cells.append(cell(defence, "black-box", accuracy(), "square", epsilon, n=20))
     return made(cells)
+
+
+def draw_svgs(results: dict[str, Any]) -> dict[str, str]:
+    """Every panel of the page by "CHART/PANEL"."""
+    return {f"{chart.name}/{panel.name}": draw_inline(chart, panel) for chart in make_charts(Tables(results)) for panel in chart.panels}
 
 
 def without(results: dict[str, Any], *threats: str) -> dict[str, Any]:
@@ -226,13 +232,13 @@ def test_headlines_count_images_that_no_attack_breaks() -> None:
     results = {**halves(), "headlines": [{**stale, "n": 10, "accuracy": 50.0, "low": 23.7, "high": 76.3}]}
     wanted = {"grey-box": compute_percentages(1, 10), "adaptive": compute_percentages(4, 10), "black-box": compute_percentages(1, 6)}
     texts = Page(render(results, [])).rows("headline")["x"]
-    (row,) = [line for line in markdown_tables(results).split("### Grey-box")[0].splitlines() if line.startswith("| x |")]
+    (row,) = [line for line in make_markdown(results).split("### Grey-box")[0].splitlines() if line.startswith("| x |")]
     for threat, text in zip(THREATS, texts[1:], strict=True):
         assert text.startswith(said(wanted[threat])) and said(wanted[threat]) in row and said(wanted[threat]) in printed(results)
-    for text in (markdown_tables(results), Page(render(results, [])).text):
+    for text in (make_markdown(results), Page(render(results, [])).text):
         assert "of those that all of them met: 6 of 10 (black-box)." in text
     tables = Tables(results)
-    assert str(tables.under(System("small", "x"), "adaptive", "PGD", 8)) == said(compute_percentages(4, 10))
+    assert str(tables.find_under(System("small", "x"), "adaptive", "PGD", 8)) == said(compute_percentages(4, 10))
     judged_x = say_verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
     assert "rey-box attacks at ε = 8 (10.0 %)" in judged_x and "adaptive attacks at ε = 8 (40.0 %)" in judged_x
 
@@ -242,7 +248,7 @@ def test_what_was_called_autoattack_has_its_own_name() -> None:
     cells = [cell("none", "clean", 90.0), cell("x", "clean", 90.0)]
     for defence, attack, title in (("none", "autoattack", "AutoAttack"), ("x", "autoattack-rand", "AutoAttack (rand)")):
         cells.append(cell(defence, "adaptive", 10.0, attack, 8, title=title))
-    for text in (markdown_tables(made(cells)), Page(render(made(cells), [])).text):
+    for text in (make_markdown(made(cells)), Page(render(made(cells), [])).text):
         assert "AutoAttack" not in text and "APGD (rand)" in text and "APGD + FMN + Square" in text
 
 
@@ -252,7 +258,7 @@ def test_damaged_measurements_are_refused(damage: dict[str, Any]) -> None:
     results = usual(epsilons=(2,), defences=("none",))
     results["cells"][1].update(damage)
     with pytest.raises(UsageError, match=f"damaged measurement: {next(iter(damage))} is not what it should be"):
-        markdown_tables(results)
+        make_markdown(results)
 
 
 def test_every_attack_has_its_columns(results: dict[str, Any], page: Page) -> None:
@@ -293,7 +299,7 @@ def test_what_was_not_measured_says_so() -> None:
     assert "adaptive attacks not measured" in page.text
     assert "could not be made" in page.text
     assert not [name for name in draw_svgs(results) if "adaptive" in name or "black-box" in name]
-    assert "not measured" in markdown_tables(results)
+    assert "not measured" in make_markdown(results)
 
 
 def test_a_single_hole_says_so() -> None:
@@ -314,7 +320,7 @@ def test_clean_alone_makes_a_page() -> None:
     page = Page(render(results, []))
     assert page.rows("headline")["none"] == [said(place(results, defence="none")[0]), *["not measured"] * 3]
     assert draw_svgs(results) == {}
-    assert said(place(results, defence="none")[0]) in markdown_tables(results)
+    assert said(place(results, defence="none")[0]) in make_markdown(results)
     assert "not measured" in printed(results)
 
 
@@ -328,7 +334,7 @@ def test_different_n_stand_with_the_numbers() -> None:
     assert page.rows("headline")["comdefend-12bit"][2].endswith("n = 50")
     assert not page.rows("headline")["jpeg:quality=75"][1].endswith("n = 500")
     assert all(text.endswith("n = 33") for text in page.rows("adaptive")["jpeg:quality=75"])
-    assert "n = 33" in markdown_tables(results)
+    assert "n = 33" in make_markdown(results)
     assert "n = 33" in printed(results)
 
 
@@ -352,7 +358,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
         ElementTree.fromstring(svg)
     for path in write_charts(results, tmp_path, overwrite=False):
         assert path.suffix == ".png" or ElementTree.parse(path)
-    table = next(line for line in markdown_tables(results).splitlines() if "script" in line)
+    table = next(line for line in make_markdown(results).splitlines() if "script" in line)
     assert "\\<script\\>" in table
     assert len(re.findall(r"(?<!\\)\|", table)) == 7
     assert "[red]" in printed(results)
@@ -434,7 +440,7 @@ def test_several_classifiers_are_told_apart() -> None:
     assert groups == ["Classifier small", "Classifier robust"]
     labels = [style.label for style in make_charts(Tables(results))[0].styles]
     assert labels == ["small alone", "small + median", "robust alone", "robust + median"]
-    assert "| Classifier | Defence |" in markdown_tables(results)
+    assert "| Classifier | Defence |" in make_markdown(results)
 
 
 def judged(defended: float, bare: float, clean: float = 80.0, threat: str = "grey-box") -> str:
@@ -629,7 +635,7 @@ def test_colours_stand_out_in_light_and_dark(results: dict[str, Any]) -> None:
 
 def test_markdown_has_the_same_numbers(results: dict[str, Any]) -> None:
     """Every number of the results stands in a Markdown table, rows as wide as their heads, headlines side by side."""
-    text = markdown_tables(results)
+    text = make_markdown(results)
     for each in results["cells"]:
         assert said(each) in text
     tables = [part.splitlines() for part in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
@@ -646,14 +652,14 @@ def test_markdown_has_the_same_numbers(results: dict[str, Any]) -> None:
 def printed(results: dict[str, Any], width: int = 140) -> str:
     """What the terminal shows."""
     console = Console(width=width, file=io.StringIO())
-    for table in rich_tables(results):
+    for table in make_rich_tables(results):
         console.print(table)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_terminal_shows_threat_models_side_by_side(results: dict[str, Any]) -> None:
     """A table an epsilon, a line a defence with clean, grey-box, adaptive and black-box in this order; narrow ones lose nothing."""
-    assert len(rich_tables(results)) == 2
+    assert len(make_rich_tables(results)) == 2
     lines = [line for line in printed(results).splitlines() if "jpeg:quality=75" in line]
     for line, epsilon in zip(lines, (2, 8), strict=True):
         wanted = [said(place(results, defence="jpeg:quality=75", threat="clean")[0])]
@@ -666,7 +672,7 @@ def test_terminal_shows_threat_models_side_by_side(results: dict[str, Any]) -> N
 
 def test_other_formats_are_refused(results: dict[str, Any]) -> None:
     """Results of a format that this release does not know are an error that says so, everywhere."""
-    for read in (render, markdown_tables, rich_tables, draw_svgs):
+    for read in (render, make_markdown, make_rich_tables, draw_svgs):
         with pytest.raises(UsageError, match="format 2"):
             read({**results, "format_version": 2})
 
@@ -676,7 +682,7 @@ def test_without_matplotlib_the_extra_is_named(results: dict[str, Any], monkeypa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"comdefend-cli\[evaluate\]"):
         draw_svgs(results)
-    assert markdown_tables(results)
+    assert make_markdown(results)
 
 
 def test_charts_leave_matplotlib_as_it_was(results: dict[str, Any], tmp_path: Path) -> None:

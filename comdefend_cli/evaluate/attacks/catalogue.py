@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, name_attack
-from comdefend_cli.evaluate.attacks.victim import Expectation, Victim, device_of, seeded, undisturbed, within
+from comdefend_cli.evaluate.attacks.victim import Expectation, Victim, clip_to_ball, find_device, leave_undisturbed, seed_generators
 from comdefend_cli.runtime.extras import require
 
 #: From settings, model, clean images, labels and epsilon to adversarial images.
@@ -32,7 +32,7 @@ class Attack:
         library: "foolbox" or "art".
         settings: everything that decides the result but the seed, fit for JSON.
         minimum_norm: whether it seeks the smallest perturbation and does not depend on epsilon but for the final clipping, so
-            that one run with epsilon 1 and :func:`within` serve every epsilon.
+            that one run with epsilon 1 and :func:`.victim.clip_to_ball` serve every epsilon.
     """
 
     name: str
@@ -78,17 +78,17 @@ class Attack:
         x = _checked(x, y, epsilon, batch)
         if len(x) == 0:
             return x.clone()
-        device = device_of(model, x.device)
+        device = find_device(model, x.device)
         if self._holds_samples and isinstance(model, Expectation):
             batch = max(1, batch // model.samples)
         done = []
-        with undisturbed(model), seeded(seed):
+        with leave_undisturbed(model), seed_generators(seed):
             victim = Victim.of(model)
             for images, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
                 clean, true = images.to(device).clone(), labels.to(device).clone()
                 # ART refuses an epsilon of nothing.
                 found = clean if epsilon == 0 else self._perturb(self.settings, victim, clean, true, epsilon)
-                done.append(within(found.detach(), clean, epsilon).to(x.device))
+                done.append(clip_to_ball(found.detach(), clean, epsilon).to(x.device))
                 if progress:
                     progress(len(clean))
         return torch.cat(done)

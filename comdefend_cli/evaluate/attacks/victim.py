@@ -126,7 +126,7 @@ class Worst:
         """Take account of the logits of a version of each image, or of those whose indices are `rows`."""
         rows = torch.arange(len(self.labels), device=self.labels.device) if rows is None else rows
         labels, logits = self.labels[rows], logits.detach()
-        wrong, margins = logits.argmax(1) != labels, margin(logits, labels)
+        wrong, margins = logits.argmax(1) != labels, compute_margin(logits, labels)
         better = (wrong & ~self.wrong[rows]) | ((wrong == self.wrong[rows]) & (margins < self.margins[rows]))
         chosen = rows[better]
         self.images[chosen] = shown.detach()[better]
@@ -148,13 +148,13 @@ class Watched(nn.Module):
         return logits
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
+def compute_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """z_y - max over i != y of z_i, (N,); negative where misclassified."""
     own = F.one_hot(labels, logits.shape[1]).bool()
     return logits.gather(1, labels[:, None])[:, 0] - logits.masked_fill(own, -torch.inf).amax(1)
 
 
-def within(images: Tensor, clean: Tensor, epsilon: float) -> Tensor:
+def clip_to_ball(images: Tensor, clean: Tensor, epsilon: float) -> Tensor:
     """Images clipped to the L-infinity ball of radius epsilon about the clean ones, and to [0, 1].
 
     Args:
@@ -166,7 +166,7 @@ def within(images: Tensor, clean: Tensor, epsilon: float) -> Tensor:
     return finite.clamp(clean - epsilon, clean + epsilon).clamp(0, 1)
 
 
-def device_of(model: nn.Module, otherwise: torch.device) -> torch.device:
+def find_device(model: nn.Module, otherwise: torch.device) -> torch.device:
     """Where a model computes, or `otherwise` if it holds no tensors."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
@@ -174,7 +174,7 @@ def device_of(model: nn.Module, otherwise: torch.device) -> torch.device:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def leave_undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate a model without gradients for its parameters, with gradients for its input; then put all back."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -192,7 +192,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_generators(seed: int) -> Iterator[None]:
     """Draw from the global generators of torch, NumPy and Python as after `seed`; then put their states back."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -226,8 +226,8 @@ def gradient_is_zero(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 128
         From 0 to 1.
     """
     draws, samples = (model.model, model.samples) if isinstance(model, Expectation) else (model, 1)
-    device, missing = device_of(model, x.device), 0
-    with undisturbed(model):
+    device, missing = find_device(model, x.device), 0
+    with leave_undisturbed(model):
         for images, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
             clean = images.detach().to(device, torch.float32).clone()
             true, gradient = labels.to(device).clone(), torch.zeros_like(clean)

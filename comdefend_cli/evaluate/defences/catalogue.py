@@ -25,7 +25,16 @@ from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.evaluate.defences.comdefend import ComDefendDefence
 from comdefend_cli.evaluate.defences.hgd import HGDDefence
 from comdefend_cli.evaluate.defences.pixeldefend import PixelDefend
-from comdefend_cli.evaluate.defences.spec import Option, canonical, file, one_of, parse_options, real, split_spec, whole
+from comdefend_cli.evaluate.defences.spec import (
+    Option,
+    allow_file,
+    allow_one_of,
+    allow_real,
+    allow_whole,
+    parse_options,
+    split_spec,
+    write_spec,
+)
 from comdefend_cli.network.registry import read_registry
 from comdefend_cli.runtime.device import resolve_device
 
@@ -45,40 +54,40 @@ _KINDS: dict[str, _Kind] = {
     "none": _Kind(lambda name, values, device: simple.NoDefence(name, {"defence": "none"}), {}),
     "bits": _Kind(
         lambda name, values, device: simple.BitDepth(name, **values),
-        {"depth": whole(1, 8, 3, shown=True)},
+        {"depth": allow_whole(1, 8, 3, shown=True)},
     ),
     "median": _Kind(
         lambda name, values, device: simple.Median(name, **values),
-        {"size": whole(1, 15, 3, shown=True)},
+        {"size": allow_whole(1, 15, 3, shown=True)},
     ),
     "jpeg": _Kind(
         lambda name, values, device: simple.Jpeg(name, **values),
-        {"quality": whole(1, 100, 75, shown=True)},
+        {"quality": allow_whole(1, 100, 75, shown=True)},
     ),
     "tv": _Kind(
         lambda name, values, device: simple.TotalVariation(name, **values),
-        {"weight": real(0, 0.1, above=True, shown=True)},
+        {"weight": allow_real(0, 0.1, above=True, shown=True)},
     ),
     "resize-pad": _Kind(
         lambda name, values, device: simple.ResizePad(name, **values),
-        {"output": one_of("same", "larger"), "votes": whole(1, MOST_VOTES, 1)},
+        {"output": allow_one_of("same", "larger"), "votes": allow_whole(1, MOST_VOTES, 1)},
     ),
     "pixeldefend": _Kind(
         lambda name, values, device: PixelDefend(name, Path(values["weights"]), values["epsilon"], resolve_device(device)),
-        {"weights": file(), "epsilon": whole(0, 255, 16, shown=True)},
+        {"weights": allow_file(), "epsilon": allow_whole(0, 255, 16, shown=True)},
     ),
     "hgd": _Kind(
         lambda name, values, device: HGDDefence(name, Path(values["weights"]), resolve_device(device)),
-        {"weights": file()},
+        {"weights": allow_file()},
     ),
 }
 _COMDEFEND: dict[str, Option] = {
-    "noise": real(0, 0.0),
-    "input-noise": real(0, None),
-    "samples": whole(1, MOST_VOTES, 1),
-    "votes": whole(1, MOST_VOTES, 1),
-    "tiling": one_of("exact", "paper"),
-    "backend": one_of("torch", "openvino", "triton"),
+    "noise": allow_real(0, 0.0),
+    "input-noise": allow_real(0, None),
+    "samples": allow_whole(1, MOST_VOTES, 1),
+    "votes": allow_whole(1, MOST_VOTES, 1),
+    "tiling": allow_one_of("exact", "paper"),
+    "backend": allow_one_of("torch", "openvino", "triton"),
 }
 
 #: What a spec may begin with, beside the names of weights that ship and the paths of weight files.
@@ -101,7 +110,7 @@ def make_defence(spec: str, *, device: str = "auto", precision: str = "auto") ->
         WeightsError: a weight file cannot be read.
     """
     name, values, options = _parse(spec)
-    full = canonical(name, values, options)
+    full = write_spec(name, values, options)
     if name in _KINDS:
         return _KINDS[name].make(full, values, device).eval()
     arguments = {key.replace("-", "_"): value for key, value in values.items()}

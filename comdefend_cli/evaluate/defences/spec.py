@@ -30,7 +30,7 @@ class Option:
     needed: bool = False
 
 
-def whole(low: int, high: int, default: int, *, shown: bool = False) -> Option:
+def allow_whole(low: int, high: int, default: int, *, shown: bool = False) -> Option:
     """A whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
@@ -41,7 +41,7 @@ def whole(low: int, high: int, default: int, *, shown: bool = False) -> Option:
     return Option(parse, f"a whole number from {low} to {high}", default, shown)
 
 
-def real(low: float, default: float | None, *, above: bool = False, shown: bool = False) -> Option:
+def allow_real(low: float, default: float | None, *, above: bool = False, shown: bool = False) -> Option:
     """A finite number of at least `low`, or `above` it."""
 
     def parse(text: str) -> float:
@@ -53,7 +53,7 @@ def real(low: float, default: float | None, *, above: bool = False, shown: bool 
     return Option(parse, f"a number {'above ' if above else 'of at least '}{low:g}", default, shown)
 
 
-def one_of(*names: str) -> Option:
+def allow_one_of(*names: str) -> Option:
     """One of some names; the first is the default."""
 
     def parse(text: str) -> str:
@@ -64,7 +64,7 @@ def one_of(*names: str) -> Option:
     return Option(parse, " or ".join(names), names[0])
 
 
-def file() -> Option:
+def allow_file() -> Option:
     """The path of a file, which must be given."""
 
     def parse(text: str) -> str:
@@ -110,7 +110,7 @@ def parse_options(name: str, text: str, options: dict[str, Option]) -> dict[str,
     return {key: values.get(key, option.default) for key, option in options.items()}
 
 
-def canonical(name: str, values: dict[str, Any], options: dict[str, Option]) -> str:
+def write_spec(name: str, values: dict[str, Any], options: dict[str, Option]) -> str:
     """The spec that says the same in one way only: options in their order, those at their default left out unless `shown`."""
     said = [f"{key}={_plain(values[key])}" for key, option in options.items() if option.shown or values[key] != option.default]
     return f"{name}:{','.join(said)}" if said else name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.evaluate.reporting.labels import place_labels
 from comdefend_cli.evaluate.reporting.styles import GRID, INK, MUTED, Style, shorten
-from comdefend_cli.evaluate.reporting.tables import Measured, number
+from comdefend_cli.evaluate.reporting.tables import Measured, say_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,8 +87,8 @@ def _legible(ticks: Sequence[float]) -> list[str]:
     """Tick labels, less those that would touch the one before."""
     shown, end = [], -1.0
     for tick in ticks:
-        share, half = tick / max(ticks), 0.02 * (len(number(tick)) + 1)
-        shown.append(number(tick) if share - half >= end else "")
+        share, half = tick / max(ticks), 0.02 * (len(say_number(tick)) + 1)
+        shown.append(say_number(tick) if share - half >= end else "")
         end = share + half if shown[-1] else end
     return shown
 

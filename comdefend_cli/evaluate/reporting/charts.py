@@ -1,58 +1,18 @@
-"""Charts of an evaluation: accuracy against epsilon (the paper's figure 4), and against accuracy on clean images.
-
-Drawn with matplotlib's object interface on the Agg and SVG backends, without global state; the same results give the same bytes.
-"""
+"""Charts of an evaluation: accuracy against epsilon (the paper's figure 4), and against accuracy on clean images."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from comdefend_cli.errors import ComdefendError, explain
-from comdefend_cli.evaluate.reporting.axes import LEADER, LINE, LONGEST, draw_curves, draw_scatter
-from comdefend_cli.evaluate.reporting.styles import INK, MUTED, PAPER, VARIABLES, Style, make_styles, shorten
-from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, Measured, System, Tables, number
-from comdefend_cli.runtime.extras import require
-from comdefend_cli.runtime.files import refuse_existing, write_atomically
+from comdefend_cli.evaluate.reporting.axes import draw_curves, draw_scatter
+from comdefend_cli.evaluate.reporting.styles import Style, make_styles
+from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, Measured, System, Tables, say_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-#: Points.
-FONT = 8.5
-#: Inches: the axes, and the room at their left, top and bottom, for a title and labels.
-CURVES, SCATTER = (2.95, 2.45), (2.4, 2.6)
-LEFT, TOP, BOTTOM, HEAD = 0.56, 0.36, 0.5, 0.5
-DPI = 150
-#: Characters of a name in a key.
-KEY = 48
-RC = {
-    "font.family": ["DejaVu Sans"],  # Comes with matplotlib: the same everywhere.
-    "font.size": FONT,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.titlesize": FONT + 1.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "text.color": INK,
-    "text.parse_math": False,  # Names may hold dollar signs.
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "svg.hashsalt": "comdefend",
-}
 
 
 @dataclass(frozen=True)
@@ -90,22 +50,22 @@ class Chart:
 
 def make_charts(tables: Tables) -> list[Chart]:
     """Every chart that the measurements allow: for each threat model curves, then a scatter of clean against attacked accuracy."""
-    styles, made, groups = make_styles(tables), [], tables.groups()
+    styles, made, groups = make_styles(tables), [], tables.group_systems()
     for group, systems in groups.items():
-        suffix = f"-{_slug(group, list(groups))}" if group else ""
+        suffix = f"-{_make_slug(group, list(groups))}" if group else ""
         shown = {system: styles[system] for system in systems}
-        for kind, name, draw in (("curves", "curves", _curves), ("scatter", "clean-against", _scatters)):
-            for threat in tables.threats():
-                title, note = _words(tables, kind, threat, group)
+        for kind, name, draw in (("curves", "curves", _plan_curves), ("scatter", "clean-against", _plan_scatters)):
+            for threat in tables.list_threats():
+                title, note = _describe(tables, kind, threat, group)
                 made.append(
                     Chart(f"{name}-{threat}{suffix}", kind, threat, group, title, note, draw(tables, threat, shown), (*shown.values(),))
                 )
     return [chart for chart in made if chart.panels]
 
 
-def _words(tables: Tables, kind: str, threat: str, group: str) -> tuple[str, str]:
+def _describe(tables: Tables, kind: str, threat: str, group: str) -> tuple[str, str]:
     """A chart's title and how to read it."""
-    counts = tables.sizes_under(threat)
+    counts = tables.count_under(threat)
     n = f"n = {counts[0]} under attack" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} under attack"
     of = f", classifier {group}" if group else ""
     if kind == "curves":
@@ -115,176 +75,47 @@ def _words(tables: Tables, kind: str, threat: str, group: str) -> tuple[str, str
     return title, f"On the dashed line, an attack would cost nothing. Pale crosses are 95 % intervals; {n}."
 
 
-def write_charts(results: Mapping[str, Any], folder: Path, *, overwrite: bool) -> list[Path]:
-    """Write every chart as PNG and SVG.
-
-    Args:
-        results: the contents of `results.json`.
-        folder: made if need be.
-        overwrite: whether files that exist are replaced.
-
-    Returns:
-        The files: `curves-THREAT.png`, `clean-against-THREAT.png`, with `.svg` beside each; with many systems, a set a classifier.
-
-    Raises:
-        UsageError: matplotlib is not installed, a file exists, or the results are of another format.
-        ComdefendError: the folder or a file cannot be written.
-    """
-    made = make_charts(Tables(results))
-    paths = [folder / f"{chart.name}.{ending}" for chart in made for ending in ("png", "svg")]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ComdefendError(f"{folder}: cannot make this folder: {explain(error)}") from error
-    for path in paths:
-        refuse_existing(path, overwrite=overwrite)
-    for path, (chart, ending) in zip(paths, ((chart, ending) for chart in made for ending in ("png", "svg")), strict=True):
-        write_atomically(path, _file(chart, ending), overwrite=overwrite)
-    return paths
-
-
-def draw_svgs(results: Mapping[str, Any]) -> dict[str, str]:
-    """Every panel as an SVG element to stand in an HTML page, by "CHART/PANEL".
-
-    Text stays text, colours are CSS variables with the light ones as fallback, identifiers are unique among all of them. Which
-    number is which system is for the page to say: :attr:`Chart.styles`.
-
-    Raises:
-        UsageError: matplotlib is not installed, or the results are of another format.
-    """
-    return {f"{chart.name}/{panel.name}": draw_inline(chart, panel) for chart in make_charts(Tables(results)) for panel in chart.panels}
-
-
-def _slug(name: str, among: Sequence[str]) -> str:
+def _make_slug(name: str, among: Sequence[str]) -> str:
     """A file name's part for one of several names."""
     slugs = [re.sub(r"[^A-Za-z0-9.]+", "-", each).strip("-.").lower()[:40] for each in among]
     i = list(among).index(name)
     return slugs[i] if slugs[i] and slugs.count(slugs[i]) == 1 else f"{slugs[i]}-{i + 1}".lstrip("-")
 
 
-def _curves(tables: Tables, threat: str, styles: Mapping[System, Style]) -> tuple[Panel, ...]:
+def _plan_curves(tables: Tables, threat: str, styles: Mapping[System, Style]) -> tuple[Panel, ...]:
     panels = []
-    for i, title in enumerate(tables.attacks(threat)):
+    for i, title in enumerate(tables.list_attacks(threat)):
         lines = []
         for system, style in styles.items():
-            found = [tables.under(system, threat, title, epsilon) for epsilon in tables.epsilons]
+            found = [tables.find_under(system, threat, title, epsilon) for epsilon in tables.epsilons]
             points = [each for each in found if each is not None]
             if points:
-                clean = tables.clean(system)
+                clean = tables.find_clean(system)
                 lines.append((style, [clean, *points] if clean else points))
         if lines:
             alt = f"Accuracy under {title} ({threat}) against epsilon, a line a defence. The table of this threat model has the numbers."
-            panels.append(Panel(_slug(title, tables.attacks(threat)) or str(i), title, alt, draw_curves(title, tables.epsilons, lines)))
+            panels.append(
+                Panel(_make_slug(title, tables.list_attacks(threat)) or str(i), title, alt, draw_curves(title, tables.epsilons, lines))
+            )
     return tuple(panels)
 
 
-def _scatters(tables: Tables, threat: str, styles: Mapping[System, Style]) -> tuple[Panel, ...]:
-    clean = {system: found for system in styles if (found := tables.clean(system))}
+def _plan_scatters(tables: Tables, threat: str, styles: Mapping[System, Style]) -> tuple[Panel, ...]:
+    clean = {system: found for system in styles if (found := tables.find_clean(system))}
     if not clean:
         return ()
     low, high = min(each.low for each in clean.values()), max(each.high for each in clean.values())
     panels = []
     for epsilon in tables.epsilons:
-        attacked = {system: tables.headline(system, threat, epsilon) or _alike(tables, system, threat, epsilon) for system in clean}
+        attacked = {system: _find_attacked(tables, system, threat, epsilon) for system in clean}
         points = [(styles[system], clean[system], found) for system, found in attacked.items() if found]
         if points:
-            title = f"ε = {number(epsilon)}"
+            title = f"ε = {say_number(epsilon)}"
             alt = f"Clean accuracy against accuracy under all {threat} attacks together at {title}. The headline table has the numbers."
-            panels.append(Panel(f"epsilon-{number(epsilon)}", title, alt, draw_scatter(title, points, (low - 2, high + 2))))
+            panels.append(Panel(f"epsilon-{say_number(epsilon)}", title, alt, draw_scatter(title, points, (low - 2, high + 2))))
     return tuple(panels)
 
 
-def _alike(tables: Tables, system: System, threat: str, epsilon: float) -> Measured | None:
-    return tables.undefended(system, threat, epsilon) if system.defence == UNDEFENDED else None
-
-
-def _handles(styles: Sequence[Style]) -> list[Any]:
-    lines = require("matplotlib.lines", extra="evaluate")
-    return [lines.Line2D([], [], label=f"{style.number}  {shorten(style.label, KEY)}", **style.line()) for style in styles]
-
-
-def _cell_size(chart: Chart) -> tuple[float, float, float, float]:
-    """Width and height in inches of a panel with its labels, then of its axes alone."""
-    width, height = CURVES if chart.kind == "curves" else SCATTER
-    height = max(height, len(chart.styles) * LINE / 72)
-    longest = 2 if chart.kind == "curves" else 4 + min(LONGEST, max(len(style.label) for style in chart.styles))
-    labels = (LEADER - 1) * width + _text_width(longest) + 0.1
-    return LEFT + width + labels, TOP + height + BOTTOM, width, height
-
-
-def _text_width(characters: int) -> float:
-    """Inches, of usual text in DejaVu Sans, which is wider than most fonts that may stand in for it."""
-    return characters * 0.6 * FONT / 72
-
-
-def _file(chart: Chart, ending: str) -> bytes:
-    """The whole chart with its key, as bytes of a PNG or SVG file."""
-    matplotlib = require("matplotlib", extra="evaluate")
-    wide, high, width, height = _cell_size(chart)
-    columns = min(len(chart.panels), 3 if chart.kind == "curves" else 2)
-    rows = -(-len(chart.panels) // columns)
-    abreast = 2 if columns > 1 else 1
-    keyed = chart.kind == "curves" or any(len(style.label) > LONGEST for style in chart.styles)
-    key = -(-len(chart.styles) // abreast) * LINE * 1.35 / 72 + 0.2 if keyed else 0.0
-    said = max(_text_width(len(chart.title)) * (FONT + 3) / FONT, _text_width(len(chart.note)))
-    total = max(columns * wide, said + 0.2), HEAD + rows * high + key
-    with matplotlib.rc_context(RC):
-        figure = _figure(total)
-        figure.text(0.1 / total[0], 1 - 0.1 / total[1], chart.title, va="top", fontsize=FONT + 3)
-        figure.text(0.1 / total[0], 1 - 0.33 / total[1], chart.note, va="top", color=MUTED)
-        for i, panel in enumerate(chart.panels):
-            row, column = divmod(i, columns)
-            bottom = total[1] - HEAD - (row + 1) * high + BOTTOM
-            _draw(figure, panel, (column * wide + LEFT, bottom, width, height))
-        if keyed:
-            options = {"frameon": False, "handlelength": 4.0, "borderaxespad": 0.3}
-            figure.legend(handles=_handles(chart.styles), loc="lower left", ncols=abreast, **options)
-        return _saved(figure, ending)
-
-
-def draw_inline(chart: Chart, panel: Panel) -> str:
-    """One of :func:`draw_svgs`."""
-    matplotlib = require("matplotlib", extra="evaluate")
-    wide, high, width, height = _cell_size(chart)
-    with matplotlib.rc_context({**RC, "svg.fonttype": "none"}):
-        figure = _figure((wide, high))
-        _draw(figure, panel, (LEFT, BOTTOM, width, height))
-        return _inlined(_saved(figure, "svg").decode(), panel, f"{chart.name}-{panel.name}")
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    figures = require("matplotlib.figure", extra="evaluate")
-    figure: Figure = figures.Figure(size)
-    return figure
-
-
-def _draw(figure: Figure, panel: Panel, inches: tuple[float, float, float, float]) -> None:
-    """Draw a panel on axes at left, bottom, width, height in inches."""
-    width, height = figure.get_size_inches()
-    left, bottom, across, up = inches
-    panel.draw(figure.add_axes((left / width, bottom / height, across / width, up / height)))
-
-
-def _saved(figure: Figure, ending: str) -> bytes:
-    """Bytes without a date; a PNG with a palette, which is a quarter of the size and looks the same."""
-    file = io.BytesIO()
-    if ending == "svg":
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        return file.getvalue()
-    figure.savefig(file, format="png", dpi=DPI)
-    image = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True, dpi=(DPI, DPI))
-    return file.getvalue()
-
-
-def _inlined(svg: str, panel: Panel, prefix: str) -> str:
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r'<g id="patch_1">.*?</g>', "", svg, count=1, flags=re.DOTALL)  # The paper; the page has its own.
-    svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = svg.replace("font-family: 'DejaVu Sans'; ", "")
-    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    for color, name in VARIABLES.items():
-        svg = svg.replace(f": {color}", f": var(--{name}, {color})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(panel.alt)}"', 1)
+def _find_attacked(tables: Tables, system: System, threat: str, epsilon: float) -> Measured | None:
+    """The headline; without a defence, the grey-box one where the adaptive is missing."""
+    return (tables.find_undefended if system.defence == UNDEFENDED else tables.find_headline)(system, threat, epsilon)

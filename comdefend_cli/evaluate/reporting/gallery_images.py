@@ -51,7 +51,7 @@ def _strongest(evaluation: Evaluation, system: System) -> Cell | None:
 def _of_cell(evaluation: Evaluation, system: System, cell: Cell) -> list[GalleryItem]:
     assert cell.epsilon is not None  # Grey-box cells have one.
     data, device = evaluation.data, evaluation.device
-    attacked = evaluation.gray_images(system.classifier, cell.attack, cell.epsilon)
+    attacked = evaluation.make_gray_images(system.classifier, cell.attack, cell.epsilon)
     model = system.classifier.model
     on_clean, on_attacked = (_labels(model, part, device) for part in (data.floats(), attacked))
     turned = (on_clean == data.labels) & (on_attacked != data.labels)
@@ -115,7 +115,7 @@ def save_adversarial(evaluation: Evaluation, folder: Path) -> int:
         done.add((cell.classifier, cell.attack, cell.epsilon))
         classifier = next(s.classifier for s in evaluation.systems if s.classifier.name == cell.classifier)
         where = folder / _file_name(f"{cell.classifier}-{cell.attack}-{cell.epsilon:g}")
-        count += _save(evaluation, evaluation.gray_images(classifier, cell.attack, cell.epsilon), where)
+        count += _save(evaluation, evaluation.make_gray_images(classifier, cell.attack, cell.epsilon), where)
     return count
 
 

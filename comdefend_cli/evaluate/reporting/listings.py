@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comdefend_cli.evaluate.reporting.tables import THREATS, Measured, Tables, count_sizes, number, say_sizes
+from comdefend_cli.evaluate.reporting.tables import THREATS, Measured, Tables, count_sizes, say_number, say_sizes
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Column:
     sizes: list[int]
 
 
-def headline_columns(tables: Tables, epsilons: Iterable[float]) -> list[Column]:
+def list_columns(tables: Tables, epsilons: Iterable[float]) -> list[Column]:
     """For each epsilon the threat models, side by side."""
-    return [Column(threat, epsilon, tables.headline_sizes(threat, epsilon)) for epsilon in epsilons for threat in THREATS]
+    return [Column(threat, epsilon, tables.count_headline(threat, epsilon)) for epsilon in epsilons for threat in THREATS]
 
 
 def say_column_sizes(columns: Iterable[Sequence[int]]) -> str:
@@ -38,7 +38,7 @@ def list_cells(tables: Tables) -> list[list[str]]:
 
 
 def _list_cell(cell: Measured) -> list[str]:
-    epsilon = "" if cell.epsilon is None else number(cell.epsilon)
+    epsilon = "" if cell.epsilon is None else say_number(cell.epsilon)
     known = [cell.record.get("correct"), str(cell), *(cell.record.get(name) for name in ("mean_linf", "mean_l2", "seconds"))]
     return [
         *(cell.system.classifier, cell.system.defence, cell.threat, cell.attack, epsilon, str(cell.n)),

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.evaluate.reporting import listings
-from comdefend_cli.evaluate.reporting.charts import draw_inline, make_charts
+from comdefend_cli.evaluate.reporting.charts import make_charts
+from comdefend_cli.evaluate.reporting.drawing import draw_inline
 from comdefend_cli.evaluate.reporting.gallery import AMPLIFY, GalleryItem
-from comdefend_cli.evaluate.reporting.styles import PAPER, css_color, outline_marker, say_dashes
-from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, System, Tables, number, plain, say_sizes
+from comdefend_cli.evaluate.reporting.styles import PAPER, name_color, outline_marker, say_dashes
+from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, System, Tables, make_printable, say_number, say_sizes
 from comdefend_cli.evaluate.reporting.text import EXPLAINED
 from comdefend_cli.evaluate.reporting.verdicts import MEANING, say_verdict
 from comdefend_cli.runtime.extras import require
@@ -66,13 +67,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
         loader=jinja2.PackageLoader("comdefend_cli", "evaluate/reporting/templates"),
-        finalize=lambda value: plain(value) if type(value) is str else value,  # Not Markup, which is checked where it is made.
+        finalize=lambda value: make_printable(value) if type(value) is str else value,  # Not Markup, which is checked where it is made.
     )
     made.filters |= {
         "breakable": _break_name,
         "count_noun": listings.count_noun,
-        "css_color": css_color,
-        "name_epsilon": lambda epsilon: f"ε = {number(epsilon)}" if epsilon else "Under attack",
+        "name_color": name_color,
+        "name_epsilon": lambda epsilon: f"ε = {say_number(epsilon)}" if epsilon else "Under attack",
         "outline_marker": outline_marker,
         "say_dashes": say_dashes,
     }
@@ -80,12 +81,12 @@ def _environment() -> Environment:
         "amplify": AMPLIFY,
         "draw": lambda chart, panel: markupsafe.Markup(draw_inline(chart, panel)),
         "explained": EXPLAINED,
-        "headline_columns": listings.headline_columns,
+        "list_columns": listings.list_columns,
         "list_attacks": listings.list_attacks,
         "list_cells": listings.list_cells,
         "list_systems": listings.list_systems,
         "meaning": MEANING,
-        "name_system": lambda tables, alarm: tables.label(System(plain(alarm["classifier"]), plain(alarm["defence"]))),
+        "name_alarmed": _name_alarmed,
         "paper": PAPER,
         "say_column_sizes": listings.say_column_sizes,
         "say_sizes": say_sizes,
@@ -97,5 +98,10 @@ def _environment() -> Environment:
 def _break_name(text: str) -> Markup:
     """A name that may break where it has punctuation."""
     markup: type[Markup] = require("markupsafe", extra="evaluate").Markup
-    parts = re.split(r"(?<=[:,=\-/_+])", plain(text))
+    parts = re.split(r"(?<=[:,=\-/_+])", make_printable(text))
     return markup().join(markup("{}<wbr>" if part and not part[-1].isalnum() else "{}").format(part) for part in parts)
+
+
+def _name_alarmed(tables: Tables, alarm: Mapping[str, str]) -> str:
+    """The system that an alarm rang for."""
+    return tables.name_system(System(make_printable(alarm["classifier"]), make_printable(alarm["defence"])))

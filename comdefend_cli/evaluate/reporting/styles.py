@@ -43,8 +43,8 @@ class Style:
 
 def make_styles(tables: Tables) -> dict[System, Style]:
     """A style a label; systems of different charts that share a defence share it."""
-    grouped = len(tables.groups()) > 1
-    labels = {system: system.defence if grouped else tables.label(system) for system in tables.systems}
+    grouped = len(tables.group_systems()) > 1
+    labels = {system: system.defence if grouped else tables.name_system(system) for system in tables.systems}
     bare = {labels[system] for system in tables.systems if system.defence == UNDEFENDED}
     styles, drawn = {}, 0
     for i, label in enumerate(dict.fromkeys(labels.values())):
@@ -63,7 +63,7 @@ def shorten(label: str, longest: int) -> str:
     return label if len(label) <= longest else f"{label[: longest // 2]}…{label[len(label) - (longest - longest // 2 - 1) :]}"
 
 
-def css_color(color: str) -> str:
+def name_color(color: str) -> str:
     """A colour as inline charts have it: a variable that the page's style sheet may set."""
     return f"var(--{VARIABLES[color]}, {color})"
 

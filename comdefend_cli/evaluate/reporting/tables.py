@@ -9,7 +9,7 @@ from typing import Any
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
-from comdefend_cli.evaluate.cells import Cell, compute_headlines, count_right, held
+from comdefend_cli.evaluate.cells import Cell, compute_headlines, count_right, intersect_outcomes
 
 FORMAT = 1
 #: In the order in which they are shown; "clean" is no threat.
@@ -24,14 +24,14 @@ AS_GRAY_BOX = "as grey-box"
 MOST_IN_A_CHART = 14
 
 
-def plain(text: object) -> str:
+def make_printable(text: object) -> str:
     """One line of printable text: control characters, that could not stand in XML or would steer a terminal, replaced."""
     return "".join(
         character if character.isprintable() or character == NO_BREAK else "\N{REPLACEMENT CHARACTER}" for character in str(text)
     )
 
 
-def number(value: float) -> str:
+def say_number(value: float) -> str:
     """A number as briefly as it can be said: "8", "0.5"."""
     return f"{value:g}"
 
@@ -82,13 +82,13 @@ class Measured:
 def _measured(record: Mapping[str, Any], titles: Mapping[str, str]) -> Measured:
     attack, epsilon = record.get("attack") or "", record.get("epsilon")
     title = RECIPES[RENAMED[attack]].title if attack in RENAMED else titles.get(attack, attack)
-    system = System(plain(record["classifier"]), plain(record["defence"]))
+    system = System(make_printable(record["classifier"]), make_printable(record["defence"]))
     gradient = "" if system.defence == UNDEFENDED else record.get("gradient") or ""  # Nothing to differentiate in more than one way.
     return Measured(
         system,
-        plain(record["threat"]),
-        plain(title),  # Clean cells may have a title without being an attack.
-        plain(gradient),
+        make_printable(record["threat"]),
+        make_printable(title),  # Clean cells may have a title without being an attack.
+        make_printable(gradient),
         None if epsilon is None else float(epsilon),
         int(record["n"]),
         float(record["accuracy"]),
@@ -127,7 +127,7 @@ class Tables:
         self.results = results
         titles = {cell["attack"]: cell["title"] for cell in results["cells"] if cell.get("attack") and cell.get("title")}
         self.cells = [_measured(record, titles) for record in results["cells"]]
-        named = [System(plain(entry["classifier"]), plain(entry["defence"])) for entry in results["systems"]]
+        named = [System(make_printable(entry["classifier"]), make_printable(entry["defence"])) for entry in results["systems"]]
         self.systems = _unique([*named, *(cell.system for cell in self.cells)])
         # Not those of the file: earlier releases wrote the lowest mean over attacks there.
         together = [_measured(record, titles) for record in compute_headlines(map(_read_cell, results["cells"]))]
@@ -145,60 +145,60 @@ class Tables:
         everything = [*self.cells, *self.headlines]
         return sorted({each.epsilon for each in everything if each.epsilon is not None})
 
-    def threats(self) -> list[str]:
+    def list_threats(self) -> list[str]:
         """The threat models that were measured for any system."""
         known = {each.threat for each in [*self.cells, *self.headlines]}
         return [threat for threat in THREATS if threat in known]
 
-    def of_classifier(self, classifier: str) -> list[System]:
+    def list_systems(self, classifier: str) -> list[System]:
         """Its systems, in order."""
         return [system for system in self.systems if system.classifier == classifier]
 
-    def clean(self, system: System) -> Measured | None:
+    def find_clean(self, system: System) -> Measured | None:
         """Accuracy on clean images, or None where that was not measured."""
         return next(iter(self._places.get((system, "clean", "", None), [])), None)
 
-    def headline(self, system: System, threat: str, epsilon: float) -> Measured | None:
+    def find_headline(self, system: System, threat: str, epsilon: float) -> Measured | None:
         """What holds against all attacks of a threat model together, or None where none was measured."""
         return self._headlines.get((system, threat, epsilon))
 
-    def missing(self, system: System, threat: str, epsilon: float) -> str:
+    def say_missing(self, system: System, threat: str, epsilon: float) -> str:
         """What to say in place of a headline that is not there."""
-        alike = system.defence == UNDEFENDED and threat == "adaptive" and self.headline(system, "grey-box", epsilon)
+        alike = system.defence == UNDEFENDED and threat == "adaptive" and self.find_headline(system, "grey-box", epsilon)
         return AS_GRAY_BOX if alike else NOT_MEASURED
 
-    def undefended(self, system: System, threat: str, epsilon: float) -> Measured | None:
+    def find_undefended(self, system: System, threat: str, epsilon: float) -> Measured | None:
         """The headline of the same classifier without a defence, by the attacks that there are on it."""
         bare = System(system.classifier, UNDEFENDED)
-        found = self.headline(bare, threat, epsilon)
-        return self.headline(bare, "grey-box", epsilon) if found is None and threat == "adaptive" else found
+        found = self.find_headline(bare, threat, epsilon)
+        return self.find_headline(bare, "grey-box", epsilon) if found is None and threat == "adaptive" else found
 
-    def attacks(self, threat: str) -> list[str]:
+    def list_attacks(self, threat: str) -> list[str]:
         """Titles of the attacks run under a threat model; variants of one attack share a title."""
         return _unique(cell.title for cell in self.cells if cell.threat == threat and cell.title)
 
     @cached_property
     def alarmed(self) -> set[System]:
         """Systems that an alarm rang for."""
-        return {System(plain(alarm["classifier"]), plain(alarm["defence"])) for alarm in self.results.get("alarms", [])}
+        return {System(make_printable(alarm["classifier"]), make_printable(alarm["defence"])) for alarm in self.results.get("alarms", [])}
 
-    def clean_sizes(self) -> list[int]:
+    def count_clean(self) -> list[int]:
         """The numbers of clean images."""
-        return count_sizes(map(self.clean, self.systems))
+        return count_sizes(map(self.find_clean, self.systems))
 
-    def headline_sizes(self, threat: str, epsilon: float) -> list[int]:
+    def count_headline(self, threat: str, epsilon: float) -> list[int]:
         """The numbers of images behind the headlines of a threat model at an epsilon."""
-        return count_sizes(self.headline(system, threat, epsilon) for system in self.systems)
+        return count_sizes(self.find_headline(system, threat, epsilon) for system in self.systems)
 
-    def sizes_under(self, threat: str) -> list[int]:
+    def count_under(self, threat: str) -> list[int]:
         """The numbers of images that attacks of a threat model met."""
         return count_sizes(cell for cell in self.cells if cell.threat == threat)
 
-    def epsilons_under(self, threat: str) -> list[float]:
+    def list_epsilons(self, threat: str) -> list[float]:
         """Every strength measured under a threat model, ascending."""
         return sorted({cell.epsilon for cell in self.cells if cell.threat == threat and cell.epsilon})
 
-    def at(self, system: System, threat: str, title: str, epsilon: float) -> list[Measured]:
+    def find(self, system: System, threat: str, title: str, epsilon: float) -> list[Measured]:
         """The measurements of one place in a table, worst first: none, one, or several that differ in gradient or settings."""
         return self._places.get((system, threat, title, epsilon), [])
 
@@ -209,22 +209,22 @@ class Tables:
             places.setdefault((cell.system, cell.threat, cell.title, cell.epsilon), []).append(cell)
         return places
 
-    def lowest(self, system: System, threat: str, epsilon: float) -> float:
+    def find_lowest(self, system: System, threat: str, epsilon: float) -> float:
         """The lowest accuracy of a single measurement under a threat model, in percent."""
         own = ((cell.system, cell.threat, cell.epsilon, cell.accuracy) for cell in self.cells)
         return min((accuracy for *where, accuracy in own if where == [system, threat, epsilon]), default=0.0)
 
-    def under(self, system: System, threat: str, title: str, epsilon: float) -> Measured | None:
+    def find_under(self, system: System, threat: str, title: str, epsilon: float) -> Measured | None:
         """What holds against an attack, through all gradients; without a defence, the grey-box one where the adaptive is missing."""
-        found = self.at(system, threat, title, epsilon)
+        found = self.find(system, threat, title, epsilon)
         if not found and threat == "adaptive" and system.defence == UNDEFENDED:
-            return self.under(system, "grey-box", title, epsilon)
+            return self.find_under(system, "grey-box", title, epsilon)
         if len(found) < 2:
             return found[0] if found else None
-        counted = count_right(held([_read_cell(each.record) for each in found]))
+        counted = count_right(intersect_outcomes([_read_cell(each.record) for each in found]))
         return _measured({**found[0].record, **counted}, {found[0].record["attack"]: title})
 
-    def uneven(self) -> str:
+    def say_uneven(self) -> str:
         """A sentence where attacks of one headline met different numbers of images, else ""."""
         mixed = [each for each in self.headlines if each.record["n_most"] > each.n]
         if not mixed:
@@ -232,17 +232,17 @@ class Tables:
         n = ", ".join(sorted({f"{each.n} of {each.record['n_most']} ({each.threat})" for each in mixed}))
         return f"Where attacks met different numbers of images, the headline is of those that all of them met: {n}."
 
-    def label(self, system: System) -> str:
+    def name_system(self, system: System) -> str:
         """The system's name in charts and sentences, with its classifier where there are several."""
         if len(self.classifiers) == 1:
             return system.defence
         return f"{system.classifier} alone" if system.defence == UNDEFENDED else f"{system.classifier} + {system.defence}"
 
-    def groups(self) -> dict[str, list[System]]:
+    def group_systems(self) -> dict[str, list[System]]:
         """The systems that share a chart, by the name of their group: all as "", or when they are many, a group a classifier."""
         if len(self.classifiers) == 1 or len(self.systems) <= MOST_IN_A_CHART:
             return {"": self.systems}
-        return {classifier: self.of_classifier(classifier) for classifier in self.classifiers}
+        return {classifier: self.list_systems(classifier) for classifier in self.classifiers}
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from comdefend_cli.evaluate.reporting.tables import (
     System,
     Tables,
     count_sizes,
-    number,
+    say_number,
     say_sizes,
 )
 
@@ -28,7 +28,7 @@ EXPLAINED = (
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&$])")
 
 
-def markdown_tables(results: Mapping[str, Any]) -> str:
+def make_markdown(results: Mapping[str, Any]) -> str:
     """The headline table and one table a threat model, as GitHub Markdown.
 
     A row a system and epsilon, grey-box, adaptive and black-box side by side; cells are accuracy in percent with its 95 %
@@ -43,7 +43,7 @@ def markdown_tables(results: Mapping[str, Any]) -> str:
     tables = Tables(results)
     parts = [_headline(tables)]
     for threat in THREATS:
-        parts.append(_threat(tables, threat) if threat in tables.threats() else f"### {_capitalize(threat)}\n\nNot measured.\n")
+        parts.append(_threat(tables, threat) if threat in tables.list_threats() else f"### {_capitalize(threat)}\n\nNot measured.\n")
     return "\n".join(parts)
 
 
@@ -66,35 +66,35 @@ def _names(tables: Tables, system: System) -> list[str]:
 
 
 def _headline(tables: Tables) -> str:
-    counts = {"clean": tables.clean_sizes()}
+    counts = {"clean": tables.count_clean()}
     counts |= {threat: count_sizes(each for each in tables.headlines if each.threat == threat) for threat in THREATS}
     heads = {name: f"{_capitalize(name)}, n = {numbers[0]}" if len(numbers) == 1 else _capitalize(name) for name, numbers in counts.items()}
     head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", heads.pop("clean"), "ε", *heads.values()]
     rows = []
     for system in tables.systems:
-        clean = tables.clean(system)
+        clean = tables.find_clean(system)
         first = [*_names(tables, system), _value(clean, counts["clean"]) if clean else NOT_MEASURED]
         for epsilon in tables.epsilons or [0.0]:
-            found = {threat: tables.headline(system, threat, epsilon) for threat in THREATS}
+            found = {threat: tables.find_headline(system, threat, epsilon) for threat in THREATS}
             cells = [
-                f"{_value(each, counts[threat])} {_escape(each.attack)}" if each else tables.missing(system, threat, epsilon)
+                f"{_value(each, counts[threat])} {_escape(each.attack)}" if each else tables.say_missing(system, threat, epsilon)
                 for threat, each in found.items()
             ]
-            rows.append([*first, number(epsilon), *cells])
-    explained = f"{EXPLAINED} ε in 8-bit levels. {tables.uneven()}".rstrip()
+            rows.append([*first, say_number(epsilon), *cells])
+    explained = f"{EXPLAINED} ε in 8-bit levels. {tables.say_uneven()}".rstrip()
     return f"### Headline\n\n{explained}\n\n{_markdown(head, rows)}"
 
 
 def _threat(tables: Tables, threat: str) -> str:
-    attacks = tables.attacks(threat)
+    attacks = tables.list_attacks(threat)
     head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", "ε", *map(_escape, attacks)]
-    counts = tables.sizes_under(threat)
+    counts = tables.count_under(threat)
     rows = []
     for system in tables.systems:
         for epsilon in tables.epsilons or [0.0]:
-            found = [tables.at(system, threat, attack, epsilon) for attack in attacks]
+            found = [tables.find(system, threat, attack, epsilon) for attack in attacks]
             if any(found):
-                rows.append([*_names(tables, system), number(epsilon), *(_several(cells, counts) for cells in found)])
+                rows.append([*_names(tables, system), say_number(epsilon), *(_several(cells, counts) for cells in found)])
     return f"### {_capitalize(threat)}\n\nAccuracy in % (95 % interval). {say_sizes(counts)}\n\n{_markdown(head, rows)}"
 
 
@@ -107,7 +107,7 @@ def _value(measured: Measured, counts: Sequence[int]) -> str:
     return f"{measured}, n = {measured.n}" if len(counts) > 1 else str(measured)
 
 
-def rich_tables(results: Mapping[str, Any]) -> list[Table]:
+def make_rich_tables(results: Mapping[str, Any]) -> list[Table]:
     """The headline numbers for the terminal, a table an epsilon: clean, grey-box, adaptive and black-box side by side.
 
     Args:
@@ -124,19 +124,19 @@ def _rich_headline(tables: Tables, epsilon: float) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    clean = [tables.clean(system) for system in tables.systems]
-    counts = {threat: tables.headline_sizes(threat, epsilon) for threat in THREATS}
-    table = Table(title=f"Accuracy in % (95 % interval), under all attacks at ε = {number(epsilon)} levels", title_justify="left")
+    clean = [tables.find_clean(system) for system in tables.systems]
+    counts = {threat: tables.count_headline(threat, epsilon) for threat in THREATS}
+    table = Table(title=f"Accuracy in % (95 % interval), under all attacks at ε = {say_number(epsilon)} levels", title_justify="left")
     if len(tables.classifiers) > 1:
         table.add_column("classifier", overflow="fold")
     table.add_column("defence", overflow="fold")
-    for name, numbers in {"clean": tables.clean_sizes(), **counts}.items():
+    for name, numbers in {"clean": tables.count_clean(), **counts}.items():
         table.add_column(f"{name}\nn = {numbers[0]}" if len(numbers) == 1 else name, justify="right", overflow="fold")
     for system, measured in zip(tables.systems, clean, strict=True):
         names = [system.classifier, system.defence] if len(tables.classifiers) > 1 else [system.defence]
-        cells = [_value(measured, tables.clean_sizes()) if measured else NOT_MEASURED]
+        cells = [_value(measured, tables.count_clean()) if measured else NOT_MEASURED]
         for threat in THREATS:
-            found = tables.headline(system, threat, epsilon)
-            cells.append(_value(found, counts[threat]) if found else tables.missing(system, threat, epsilon))
+            found = tables.find_headline(system, threat, epsilon)
+            cells.append(_value(found, counts[threat]) if found else tables.say_missing(system, threat, epsilon))
         table.add_row(*map(Text, [*names, *cells]))
     return table

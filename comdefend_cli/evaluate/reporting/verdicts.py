@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comdefend_cli.evaluate.reporting.tables import NO_BREAK, THREATS, UNDEFENDED, Measured, System, Tables, number
+from comdefend_cli.evaluate.reporting.tables import NO_BREAK, THREATS, UNDEFENDED, Measured, System, Tables, say_number
 
 #: What the words of a verdict mean, for the reader.
 MEANING = (
@@ -28,15 +28,15 @@ def _nothing_to_know(tables: Tables, system: System, threat: str) -> bool:
     """Whether the adaptive model says nothing that the grey-box one does not: there is no defence to adapt to."""
     if (system.defence, threat) != (UNDEFENDED, "adaptive"):
         return False
-    return not any(tables.headline(system, threat, epsilon) for epsilon in tables.epsilons)
+    return not any(tables.find_headline(system, threat, epsilon) for epsilon in tables.epsilons)
 
 
 def _under(tables: Tables, system: System, threat: str) -> str:
     """The clause on one threat model."""
-    measured = [found for epsilon in tables.epsilons if (found := tables.headline(system, threat, epsilon))]
+    measured = [found for epsilon in tables.epsilons if (found := tables.find_headline(system, threat, epsilon))]
     if not measured:
         return f"{threat} attacks not measured"
-    if system.defence != UNDEFENDED and any(tables.undefended(system, threat, each.epsilon or 0.0) is None for each in measured):
+    if system.defence != UNDEFENDED and any(tables.find_undefended(system, threat, each.epsilon or 0.0) is None for each in measured):
         return f"{threat} attacks {_numbers(tables, measured, 'any')}, with no undefended classifier to compare with"
     kinds: dict[str, list[Measured]] = {"most": [], "some": [], "none": []}
     for each in measured:
@@ -51,11 +51,11 @@ def _under(tables: Tables, system: System, threat: str) -> str:
 
 def _kind(tables: Tables, measured: Measured) -> str:
     system = measured.system
-    bare = tables.clean(System(system.classifier, UNDEFENDED)) or tables.clean(system)
+    bare = tables.find_clean(System(system.classifier, UNDEFENDED)) or tables.find_clean(system)
     kept = bare is not None and measured.low >= bare.accuracy / 2
     if system.defence == UNDEFENDED:
         return "most" if kept else "none"
-    reference = tables.undefended(system, measured.threat, measured.epsilon or 0.0)
+    reference = tables.find_undefended(system, measured.threat, measured.epsilon or 0.0)
     if reference is None or measured.low <= reference.high:
         return "none"
     return "most" if kept else "some"
@@ -65,7 +65,7 @@ def _numbers(tables: Tables, measured: list[Measured], all_of_them: str) -> str:
     """Where, and how much is left: "at ε = 2 and 8 (59.4 and 21.6 %)", "at every ε (59.4, 21.6 and 6.6 %)"."""
     epsilons = [each.epsilon for each in measured]
     everywhere = len(epsilons) > 1 and epsilons == tables.epsilons
-    where = f"{all_of_them} ε" if everywhere else f"ε = {_enumerate([number(epsilon or 0.0) for epsilon in epsilons])}"
+    where = f"{all_of_them} ε" if everywhere else f"ε = {_enumerate([say_number(epsilon or 0.0) for epsilon in epsilons])}"
     return f"at {where} ({_enumerate([f'{each.accuracy:.1f}' for each in measured])} %)"
 
 
@@ -74,7 +74,7 @@ def _enumerate(items: list[str]) -> str:
 
 
 def _price(tables: Tables, system: System) -> str:
-    clean, bare = tables.clean(system), tables.clean(System(system.classifier, UNDEFENDED))
+    clean, bare = tables.find_clean(system), tables.find_clean(System(system.classifier, UNDEFENDED))
     if clean is None:
         return "clean accuracy not measured"
     said = f"clean accuracy {clean.accuracy:.1f} %"
