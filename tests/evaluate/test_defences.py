@@ -9,7 +9,7 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.evaluate.defences.catalogue import NAMES, make_defence
 from comdefend_cli.evaluate.defences.comdefend import ComDefendDefence
+from comdefend_cli.inference.passes import Pass
 from comdefend_cli.integrations import Defended
 from comdefend_cli.network.registry import load_weights, read_registry
 from comdefend_cli.network.weight_file import save_weights
@@ -402,19 +403,19 @@ def test_colour_and_weights_for_grey_are_an_error(cifar: Tensor) -> None:
         cpu("comdefend-4bit-gray")(cifar[:1])
 
 
-def test_noise_is_normal_and_independent() -> None:
+def test_noise_is_normal_and_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise that a batch gets has the standard deviation asked for, and no correlation between images or calls."""
     defence = cast(ComDefendDefence, cpu("comdefend-12bit:noise=20"))
     x, drawn = torch.rand(4, 3, 32, 32), []
-    kept = defence.purifier._logit_noise
+    kept = Pass._draw_logit_noise
 
-    def record(*arguments: object) -> Tensor | None:
-        noise = kept(*arguments)  # type: ignore[arg-type]
+    def record(*arguments: Any) -> Tensor | None:
+        noise = kept(*arguments)
         assert noise is not None
         drawn.append(noise)
         return noise
 
-    defence.purifier._logit_noise = record  # type: ignore[method-assign]
+    monkeypatch.setattr(Pass, "_draw_logit_noise", record)
     defence(x)
     defence(x)
     noise = torch.cat(drawn).double()
