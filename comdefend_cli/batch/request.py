@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.inference.settings import Settings
-from comdefend_cli.network.weight_file import Weights
+
+if TYPE_CHECKING:
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.network.weight_file import Weights
 
 
 @dataclass(frozen=True)
@@ -31,4 +34,6 @@ class Request:
         Raises:
             UsageError: a device, precision or backend that is not there, or settings that do not suit the weights.
         """
+        from comdefend_cli.inference.purifier import Purifier  # Imports PyTorch.
+
         return Purifier.from_weights([loaded], device=self.device, precision=self.precision, backend=self.backend, settings=self.settings)

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comdefend_cli.batch.request import Request
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.purify_strips import choose_strips, purify_in_strips
 from comdefend_cli.cli.work import describe_image, make_purifier
 from comdefend_cli.errors import UsageError
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
+from comdefend_cli.inference.settings import Settings
 
 if TYPE_CHECKING:
-    from comdefend_cli.batch.request import Request
     from comdefend_cli.imaging.raster import Raster
     from comdefend_cli.inference.purifier import Purifier
 
@@ -34,16 +35,16 @@ def purify(
         Path,
         typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.", **options.UNCHECKED),
     ],
-    weights: options.Weights = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "auto",
-    backend: options.Backend = "auto",
-    tiling: options.Tiling = "exact",
-    tile: options.Tile = None,
-    noise_std: options.NoiseStd = 0.0,
-    input_noise: options.InputNoise = None,
-    samples: options.Samples = 1,
-    seed: options.NoiseSeed = 0,
+    weights: options.Weights = Request.weights,
+    device: options.Device = Request.device,
+    precision: options.Precision = Request.precision,
+    backend: options.Backend = Request.backend,
+    tiling: options.Tiling = Settings.tiling,
+    tile: options.Tile = Settings.tile,
+    noise_std: options.NoiseStd = Settings.noise_std,
+    input_noise: options.InputNoise = Settings.input_noise,
+    samples: options.Samples = Settings.samples,
+    seed: options.NoiseSeed = Settings.seed,
     compare: Annotated[
         Path | None,
         typer.Option(
@@ -81,9 +82,6 @@ def purify(
     image = None if in_strips else _read(source, output, max_megapixels, quiet)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
-    from comdefend_cli.batch.request import Request
-    from comdefend_cli.inference.settings import Settings
-
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
     request = Request(weights, device, precision, backend, settings)
     if image is None:

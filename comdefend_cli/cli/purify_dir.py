@@ -13,11 +13,13 @@ import typer
 
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.ray_cluster import Cluster
+from comdefend_cli.batch.request import Request
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.engines import open_engine, refuse_engine
 from comdefend_cli.cli.run_report import open_report
 from comdefend_cli.cli.run_summary import Summary
 from comdefend_cli.errors import ComdefendError
+from comdefend_cli.inference.settings import Settings
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.engine import Engine, Result
@@ -37,16 +39,16 @@ def purify_dir(
         str | None,
         typer.Option("--format", metavar="png|jpg|...", help="Write all in this format.", show_default="each file's own"),
     ] = Options.format,
-    weights: options.Weights = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "auto",
-    backend: options.Backend = "auto",
-    tiling: options.Tiling = "exact",
-    tile: options.Tile = None,
-    noise_std: options.NoiseStd = 0.0,
-    input_noise: options.InputNoise = None,
-    samples: options.Samples = 1,
-    seed: options.NoiseSeed = 0,
+    weights: options.Weights = Request.weights,
+    device: options.Device = Request.device,
+    precision: options.Precision = Request.precision,
+    backend: options.Backend = Request.backend,
+    tiling: options.Tiling = Settings.tiling,
+    tile: options.Tile = Settings.tile,
+    noise_std: options.NoiseStd = Settings.noise_std,
+    input_noise: options.InputNoise = Settings.input_noise,
+    samples: options.Samples = Settings.samples,
+    seed: options.NoiseSeed = Settings.seed,
     quality: options.Quality = Options.quality,
     strip: options.Strip = Options.strip,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = Options.overwrite,
@@ -97,9 +99,6 @@ def purify_dir(
         open_place(source).refuse_output(open_place(target), recursive=recursive)
 
     # PyTorch takes seconds to import: what can be said without it has been said.
-    from comdefend_cli.batch.request import Request
-    from comdefend_cli.inference.settings import Settings
-
     settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
     request = Request(weights, device, precision, backend, settings)
     summary = Summary(source, target, report, quiet, as_json)

@@ -1,13 +1,14 @@
-"""`Settings`: how images are purified."""
+"""`Settings`: how images are purified. Importing it brings in nothing large, so that the command line reads the defaults cheaply."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from comdefend_cli.errors import UsageError
-from comdefend_cli.inference.tiling import PATCH
-from comdefend_cli.network.model import GRADIENTS, Gradient
+
+if TYPE_CHECKING:
+    from comdefend_cli.network.model import Gradient
 
 Tiling = Literal["exact", "paper"]
 
@@ -42,6 +43,9 @@ class Settings:
     samples: int = 1
 
     def __post_init__(self) -> None:
+        from comdefend_cli.inference.tiling import PATCH  # Imports PyTorch, as the next does.
+        from comdefend_cli.network.model import GRADIENTS
+
         if self.tiling not in ("exact", "paper"):
             raise UsageError(f"unknown tiling {self.tiling!r}: use exact or paper")
         if self.tile is not None and self.tile < 1:

@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from comdefend_cli.batch.options import Options
+from comdefend_cli.batch.request import Request
 from comdefend_cli.cli import app
 from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.inference.settings import Settings
@@ -92,7 +93,9 @@ def flatten(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "made", "others"),
     [
+        ("purify", Request, set()),
         ("purify", Settings, set()),
+        ("purify-dir", Request, set()),
         ("purify-dir", Settings, set()),
         ("purify-dir", Options, set()),
         ("train", TrainConfig, {"data", "precision"}),  # One must be given, the other is settled by the device.
