@@ -7,7 +7,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ def _join_numbers(numbers: Sequence[float]) -> str:
 
 @console.command
 def evaluate(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Option(
@@ -130,24 +132,8 @@ def evaluate(
         require(module, extra="evaluate")
     limit_threads()
     began = time.perf_counter()
-    protocol = Protocol(
-        attacks=_split_attacks(attacks, quiet),
-        epsilons=_split_numbers("--epsilons", epsilons),
-        slow_epsilons=None if slow_epsilons is None else _split_numbers("--slow-epsilons", slow_epsilons),
-        threats=_split_names(threat_models, THREATS),
-        limit_adaptive=limit_adaptive,
-        limit_black_box=limit_black_box,
-        steps=steps,
-        restarts=restarts,
-        eot=eot,
-        queries=queries,
-        float_pixels=float_pixels,
-        seed=seed,
-        batch=batch_size,
-    )
-    if save_adversarial is not None and not (GRAY_BOX in protocol.threats and protocol.choose(GRAY_ATTACKS)):
-        raise UsageError("--save-adversarial writes the images of grey-box attacks, and none is asked for: add one, or leave it out")
-    _prepare_outputs(out, save_adversarial, overwrite)
+    protocol = _make_protocol(context.params, quiet)
+    _prepare_outputs(out, save_adversarial, protocol, overwrite)
     where = resolve_device(device)
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
@@ -159,6 +145,20 @@ def evaluate(
         _save_adversarial(evaluation, save_adversarial, quiet)
     _show(results, as_json=as_json, quiet=quiet)
     notice(f"wrote {out / 'report.html'}, {out / 'results.json'} and the charts beside them", quiet=quiet)
+
+
+def _make_protocol(chosen: Mapping[str, Any], quiet: bool) -> Protocol:
+    """The settings that the options of the same names are, those that are lists in text, and the batch."""
+    slow = chosen["slow_epsilons"]
+    named = {item.name: chosen[item.name] for item in fields(Protocol) if item.name in chosen}
+    read = {
+        "attacks": _split_attacks(chosen["attacks"], quiet),
+        "epsilons": _split_numbers("--epsilons", chosen["epsilons"]),
+        "slow_epsilons": None if slow is None else _split_numbers("--slow-epsilons", slow),
+        "threats": _split_names(chosen["threat_models"], THREATS),
+        "batch": chosen["batch_size"],
+    }
+    return Protocol(**{**named, **read})
 
 
 def _split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -183,11 +183,13 @@ def _split_numbers(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} takes numbers separated by commas, not {text!r}") from None
 
 
-def _prepare_outputs(out: Path, save_adversarial: Path | None, overwrite: bool) -> None:
+def _prepare_outputs(out: Path, save_adversarial: Path | None, protocol: Protocol, overwrite: bool) -> None:
     """Make the folder; refuse before the work what could not be written after it."""
     from comdefend_cli.errors import ComdefendError, explain
     from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
+    if save_adversarial is not None and not (GRAY_BOX in protocol.threats and protocol.choose(GRAY_ATTACKS)):
+        raise UsageError("--save-adversarial writes the images of grey-box attacks, and none is asked for: add one, or leave it out")
     refuse_existing(out / "results.json", overwrite=overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
