@@ -25,7 +25,7 @@ test: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/backends/test_openvino.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile --ignore tests/backends/test_openvino.py
 	@# That tiles equal the whole image bit by bit must hold with an older CPU's instructions too.
-	OMP_NUM_THREADS=1 $(OLDER_CPU) $(BIN)/python -m pytest -m exactness --numprocesses auto
+	OMP_NUM_THREADS=1 $(OLDER_CPU) $(BIN)/python -m pytest -m exactness --numprocesses auto tests/network tests/backends tests/inference tests/batch
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

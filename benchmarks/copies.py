@@ -29,14 +29,16 @@ from comdefend_cli.imaging.writing import encode_image
 from comdefend_cli.inference.purifier import BATCH_PIXELS, DEFAULT_TILE
 from comdefend_cli.inference.stitching import fill_cores, join_windows
 from comdefend_cli.inference.tiling import batch_windows, cut_tiles
-from comdefend_cli.network.model import RADIUS
 from comdefend_cli.runtime.machine import count_cores
+
+#: Of the networks that ship.
+HALO = 18
 
 
 def copies(x: Tensor) -> Tensor:
     """An image's windows in batches, and back, without what a GPU does in between: the image again."""
     out = torch.empty_like(x)
-    for batch in batch_windows(cut_tiles(x.shape[2], x.shape[3], DEFAULT_TILE["cuda"], RADIUS), len(x), BATCH_PIXELS["cuda"]):
+    for batch in batch_windows(cut_tiles(x.shape[2], x.shape[3], DEFAULT_TILE["cuda"], HALO), len(x), BATCH_PIXELS["cuda"]):
         fill_cores(out, batch, join_windows(x, batch))
     return out
 

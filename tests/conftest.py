@@ -19,6 +19,8 @@ from comdefend_cli.network.weight_file import save_weights
 
 #: Wide enough for codes that differ from pixel to pixel, small enough for hundreds of runs.
 SMALL = (8,) * 8
+#: Pixels each way that a result depends on: one a 3x3 layer, of which there are 18.
+HALO = 18
 
 #: Most tests compare with PyTorch's pixels; `auto` would take OpenVINO where it is installed.
 os.environ["COMDEFEND_BACKEND"] = "torch"

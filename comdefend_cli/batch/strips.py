@@ -20,7 +20,6 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.imaging.formats import find_format
 from comdefend_cli.inference.purifier import DEFAULT_TILE, Purifier
 from comdefend_cli.inference.tiling import PATCH
-from comdefend_cli.network.model import RADIUS
 from comdefend_cli.runtime.files import open_atomically, refuse_existing
 
 #: Pixels of a strip, of which there are two copies and its tiles in float32, and rows that it has all the same: with fewer, much of a wide
@@ -79,7 +78,7 @@ def _sum_squares(a: np.ndarray, b: np.ndarray) -> float:
 
 def iterate_strips(purifier: Purifier, image: LargeImage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Strips from top to bottom, uint8: the colours as they were (rows, width, channels), and purified with alpha (rows, width, bands)."""
-    halo = RADIUS if purifier.settings.tiling == "exact" else 0
+    halo = purifier.halo
     rows = _count_rows(purifier, image.width, halo)
     window, top = np.empty((0, image.width, image.bands), np.uint8), 0
     for start in range(0, image.height, rows):
@@ -105,5 +104,5 @@ def _count_rows(purifier: Purifier, width: int, halo: int) -> int:
     """Rows of a strip: with its halo as high as a tile, so that no row is computed more often than in the whole image, or what fits."""
     device = next(purifier.parameters()).device
     tile = purifier.settings.tile or DEFAULT_TILE[device.type]
-    rows = max(min(tile - 2 * halo, max(STRIP_PIXELS // width, STRIP_ROWS)), 2 * RADIUS)
+    rows = max(min(tile - 2 * halo, max(STRIP_PIXELS // width, STRIP_ROWS)), 2 * halo)
     return rows if halo else max(rows // PATCH, 1) * PATCH

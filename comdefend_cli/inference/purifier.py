@@ -214,6 +214,13 @@ class Purifier(nn.Module):
 
         return self._run(x, room, route, lambda windows, batch: (part.to(torch.uint8) for part in encode(windows, batch)))
 
+    @property
+    def halo(self) -> int:
+        """Pixels each way that a result depends on, beyond its own: strips of an image must overlap by so many. Patches have none."""
+        if self.settings.tiling == "paper":
+            return 0
+        return max(model.halo for model in (self.color, self.gray) if model is not None)
+
     def input_noise(self, channels: int) -> float:
         """Standard deviation of the noise before the networks of so many channels, in 8-bit levels: as asked for, or the weights' own."""
         asked = self.settings.input_noise

@@ -66,12 +66,12 @@ class Defended(nn.Module):
             raise UsageError(f"unknown gradient {gradient!r}: use one of {', '.join(DEFENDED_GRADIENTS)}")
         if votes < 1:
             raise UsageError(f"there must be at least one vote, not {votes}")
-        self.purifier = _twin(purifier, gradient)
-        self.normalize = _normalizer(normalize)
+        self.purifier = _copy_with_gradient(purifier, gradient)
+        self.normalize = _make_normalizer(normalize)
         self.classifier = classifier
         self.gradient = gradient
         self.votes = votes
-        self._seeds = [part.settings.seed for part in self._purifiers()]
+        self._seeds = [part.settings.seed for part in self._find_purifiers()]
         self._draws = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ class Defended(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"expected a floating-point tensor (N, C, H, W) in [0, 1], not {x.dtype}")
         if self.votes == 1:
-            return self._once(x)
-        votes = torch.stack([self._once(x).log_softmax(1) for _ in range(self.votes)])
+            return self._classify(x)
+        votes = torch.stack([self._classify(x).log_softmax(1) for _ in range(self.votes)])
         return votes.logsumexp(0) - math.log(self.votes)
 
     def seed(self, seed: int) -> None:
@@ -116,13 +116,13 @@ class Defended(nn.Module):
         """The settings, for `print`."""
         return f"gradient={self.gradient!r}, votes={self.votes}"
 
-    def _once(self, x: Tensor) -> Tensor:
+    def _classify(self, x: Tensor) -> Tensor:
         purified = self._purify(x)
         return cast(Tensor, self.classifier(self.normalize(purified) if self.normalize is not None else purified))
 
     def _purify(self, x: Tensor) -> Tensor:
         """One purification with noise of its own, and with the gradient that was chosen."""
-        self._draw()
+        self._renew_noise()
         if self.gradient in ("identity", "none"):
             with torch.no_grad():
                 purified = self.purifier(x.detach())
@@ -134,22 +134,24 @@ class Defended(nn.Module):
             raise UsageError("this purifier has no gradient of its own: use gradient='identity'")
         return cast(Tensor, purified)
 
-    def _purifiers(self) -> list[Purifier]:
+    def _find_purifiers(self) -> list[Purifier]:
+        """The purifier, or those inside it, always in the same order."""
         return [part for part in self.purifier.modules() if isinstance(part, Purifier)]
 
-    def _draw(self) -> None:
-        for seed, part in zip(self._seeds, self._purifiers(), strict=True):
+    def _renew_noise(self) -> None:
+        """Give each purifier with noise a seed that it has not had."""
+        for seed, part in zip(self._seeds, self._find_purifiers(), strict=True):
             if part.settings.random:
                 part.settings = replace(part.settings, seed=mix_seed(seed, self._draws), noise_per_image=True)
         self._draws += 1
 
 
-def _twin(module: nn.Module, gradient: DefendedGradient) -> nn.Module:
+def _copy_with_gradient(module: nn.Module, gradient: DefendedGradient) -> nn.Module:
     """The module with the gradient set in every `Purifier` inside: those and what holds them are new objects, all else is shared."""
     if not any(isinstance(part, Purifier) for part in module.modules()):
         return module
     twin = copy.copy(module)
-    children = {name: child if child is None else _twin(child, gradient) for name, child in module._modules.items()}
+    children = {name: child if child is None else _copy_with_gradient(child, gradient) for name, child in module._modules.items()}
     # Shallow copies share the dictionary of their parts; parameters and buffers may stay shared, so that both move together.
     twin.__dict__["_modules"] = children
     if isinstance(twin, Purifier) and gradient in ("straight-through", "soft"):
@@ -157,7 +159,7 @@ def _twin(module: nn.Module, gradient: DefendedGradient) -> nn.Module:
     return twin
 
 
-def _normalizer(normalize: _Transform | tuple[Numbers, Numbers] | None) -> _Transform | None:
+def _make_normalizer(normalize: _Transform | tuple[Numbers, Numbers] | None) -> _Transform | None:
     """A callable as it is, (mean, std) as a module."""
     if isinstance(normalize, tuple) and len(normalize) == 2:
         return Normalize(*normalize)

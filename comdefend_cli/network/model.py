@@ -15,7 +15,7 @@
     y (N, C, H, W) in [0, 1]
 
 Every convolution has stride 1, zero padding 1 and a bias, so any height and width goes
-through, and one output pixel depends on the 37x37 input pixels around it (`RADIUS`).
+through, and one output pixel depends on the 37x37 input pixels around it (`ComDefend.halo`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ CHANNELS = (1, 3)
 BITS = (4, 8, 10, 12, 14, 16)
 #: Output channels of ComCNN's first eight layers (table 1; its "356" is 256, as layer 6 says).
 HIDDEN = (16, 32, 64, 128, 256, 128, 64, 32)
-#: How far the input reaches into the output, in pixels each way: one a 3x3 layer, 18 layers.
-RADIUS = 18
 
 _ONE_DNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -235,7 +233,7 @@ class ComDefend(nn.Module):
 
     @property
     def halo(self) -> int:
-        """How far the input reaches into the output, in pixels each way: by so much a tile's window is larger than the tile."""
+        """How far the input reaches into the output, in pixels each way: 18, as a 3x3 layer reaches one."""
         return self.com.radius + self.rec.radius
 
     def forward(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.layers) -> Tensor:

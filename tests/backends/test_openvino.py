@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, small_model
+from conftest import HALO, Run, small_model
 from PIL import Image
 
 from comdefend_cli import Purifier, Settings
@@ -22,7 +22,6 @@ from comdefend_cli.backends.select import resolve_backend
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.network.metrics import mean_psnr
-from comdefend_cli.network.model import RADIUS
 from comdefend_cli.network.registry import load_weights
 from comdefend_cli.network.weight_file import FORMAT, Header, Quantized, Weights, save_weights
 from comdefend_cli.runtime.tensor_files import read_metadata
@@ -65,7 +64,7 @@ def test_tiles_of_very_large_images_are_smaller(monkeypatch: pytest.MonkeyPatch,
     engine = ours.engines[3]
     ours.engines[3] = type("Spy", (), {"tile": engine.tile, "__call__": lambda self, x: shapes.append(tuple(x.shape)) or engine(x)})()
     assert mean_psnr(ours(photograph), whole) > 55
-    assert max(max(shape[2:]) for shape in shapes) <= 15 + 2 * RADIUS < max(photograph.shape[2:])
+    assert max(max(shape[2:]) for shape in shapes) <= 15 + 2 * HALO < max(photograph.shape[2:])
 
 
 def test_the_shipped_weights_in_bfloat16(photograph: torch.Tensor) -> None:

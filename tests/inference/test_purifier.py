@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
+from conftest import HALO, small_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +23,7 @@ from comdefend_cli.inference.noise import draw_window, mix_seed
 from comdefend_cli.inference.stitching import stack_windows
 from comdefend_cli.inference.tiling import batch_windows, cut_tiles
 from comdefend_cli.network.metrics import mean_psnr
-from comdefend_cli.network.model import RADIUS, ComDefend
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import load_weights
 from comdefend_cli.runtime.device import cpu_has_bfloat16, keep_float32, resolve_device, resolve_precision
 
@@ -254,8 +254,8 @@ def test_a_strip_has_the_noise_of_its_place() -> None:
     x = torch.randint(0, 256, (1, 3, 150, 40), dtype=torch.uint8)
     purifier = Purifier(noisy_model(20.0), None, Settings(noise_std=2.0))
     whole, strip = purifier(x), purifier.purify(x[:, :, 50:], top=50)
-    assert torch.equal(whole[:, :, 50 + RADIUS :], strip[:, :, RADIUS:])
-    assert not torch.equal(whole[:, :, 50 + RADIUS :], purifier(x[:, :, 50:])[:, :, RADIUS:])
+    assert torch.equal(whole[:, :, 50 + HALO :], strip[:, :, HALO:])
+    assert not torch.equal(whole[:, :, 50 + HALO :], purifier(x[:, :, 50:])[:, :, HALO:])
 
 
 def test_samples_are_averaged() -> None:
@@ -340,7 +340,7 @@ def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.M
     forgetful.room = 10
     with pytest.raises(RuntimeError, match="out of memory"), pytest.warns(RuntimeWarning):
         purifier(x)
-    assert forgetful.shapes[-1] == (1, 3, 28 + 2 * RADIUS, 24 + 2 * RADIUS), "cores of at most 32 pixels"
+    assert forgetful.shapes[-1] == (1, 3, 28 + 2 * HALO, 24 + 2 * HALO), "cores of at most 32 pixels"
 
 
 def test_running_out_of_memory_leaves_the_settings_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +484,7 @@ def test_windows_are_the_images_squares(astronaut: np.ndarray, channels_last: bo
     """However an image lies in memory, its windows are its own pixels over 255, channels last."""
     x = torch.from_numpy(astronaut[None, :70, :90].copy()).permute(0, 3, 1, 2)
     x = x if channels_last else x.contiguous()
-    for batch in batch_windows(cut_tiles(70, 90, 32, RADIUS), 1, 4096):
+    for batch in batch_windows(cut_tiles(70, 90, 32, HALO), 1, 4096):
         windows = stack_windows(x, batch, torch.device("cpu"))
         assert windows.is_contiguous(memory_format=torch.channels_last)
         for window, (_, tile) in zip(windows, batch, strict=True):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from conftest import HALO
 from hypothesis import given
 from hypothesis import strategies as st
 
 from comdefend_cli.inference.tiling import PATCH, cut_patches, cut_side, cut_tiles
-from comdefend_cli.network.model import RADIUS
 
 
 @given(st.integers(1, 700), st.integers(1, 300), st.integers(0, 30))
@@ -29,7 +29,7 @@ def test_spans_cover_once_with_their_halo(length: int, tile: int, halo: int) -> 
 def test_two_windows_reach_beyond_their_cores_on_one_side_only() -> None:
     """What no core needs is not computed: 2048 pixels in two tiles are two windows of 1024 + 18, in three of a third + 2 x 18."""
     for tile, size in ((1024, 1024 + 18), (2048, 2048), (700, 683 + 36)):
-        assert {span.window.stop - span.window.start for span in cut_side(2048, tile, RADIUS)} == {size}
+        assert {span.window.stop - span.window.start for span in cut_side(2048, tile, HALO)} == {size}
 
 
 @given(st.integers(1, 150), st.integers(1, 150))
@@ -46,4 +46,4 @@ def test_paper_grid_is_patches_without_overlap(height: int, width: int) -> None:
 
 def test_area_adds_up_to_the_image() -> None:
     """Areas of the cores sum to the image's, which is what progress counts."""
-    assert sum(tile.area for tile in cut_tiles(123, 457, 50, RADIUS)) == 123 * 457
+    assert sum(tile.area for tile in cut_tiles(123, 457, 50, HALO)) == 123 * 457

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
+from conftest import HALO, small_model
 from torch import Tensor
 
-from comdefend_cli.network.model import BITS, RADIUS, Architecture, ComDefend, binarize, elu_, to_image
+from comdefend_cli.network.model import BITS, Architecture, ComDefend, binarize, elu_, to_image
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_binarize_is_the_sign_with_the_gradient_asked_for() -> None:
     assert torch.allclose(gradients["soft"], weights * slope)
 
 
-def test_radius_is_how_far_a_pixel_reaches() -> None:
+def test_the_halo_is_how_far_a_pixel_reaches() -> None:
     """A change in one input pixel reaches 18 pixels away and no further."""
     torch.manual_seed(0)
     model = ComDefend(Architecture(1, 4, (4,) * 8))
@@ -104,8 +104,9 @@ def test_radius_is_how_far_a_pixel_reaches() -> None:
     logits_path = model.rec.layers(model.com(x))  # Without rounding, so that every dependence shows.
     (gradient,) = torch.autograd.grad(logits_path[0, 0, 30, 30], x)
     rows, columns = torch.nonzero(gradient[0, 0], as_tuple=True)
-    assert (int(rows.min()), int(rows.max())) == (30 - RADIUS, 30 + RADIUS)
-    assert (int(columns.min()), int(columns.max())) == (30 - RADIUS, 30 + RADIUS)
+    assert model.halo == HALO
+    assert (int(rows.min()), int(rows.max())) == (30 - HALO, 30 + HALO)
+    assert (int(columns.min()), int(columns.max())) == (30 - HALO, 30 + HALO)
 
 
 @pytest.mark.exactness
