@@ -27,14 +27,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_carries_the_weights_and_nothing_else(wheel: Path) -> None:
-    """Every registered weight file and the package are in the wheel; tests, docs and data are not."""
+    """Every registered weight file and every file of the package is in the wheel; tests, docs and data are not."""
     import json
 
     names = zipfile.ZipFile(wheel).namelist()
     registry = json.loads((ROOT / "weights" / "registry.json").read_text())
     for entry in registry.values():
         assert f"comdefend_cli/bundled_weights/{entry['file']}" in names
-    assert "comdefend_cli/py.typed" in names
+    package = [path for path in (ROOT / "comdefend_cli").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".safetensors")]
+    assert {path.relative_to(ROOT).as_posix() for path in package} <= set(names)  # Templates and styles too.
     assert all(name.startswith(("comdefend_cli/", "comdefend_cli-")) for name in names)
 
 
