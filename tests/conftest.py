@@ -25,7 +25,8 @@ HALO = 18
 #: Most tests compare with PyTorch's pixels; `auto` would take OpenVINO where it is installed.
 os.environ["COMDEFEND_BACKEND"] = "torch"
 
-#: As `comdefend_cli.runtime.extras.require` does: tests that import OpenVINO themselves report nothing either.
+#: As `comdefend_cli.runtime.extras.require` does: tests that import ONNX Runtime and OpenVINO themselves report nothing either.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -68,11 +69,12 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Run the real command in a process of its own; `stdin` is bytes, `cwd` and further variables as wanted."""
+    """Run the real command in a process of its own; `stdin` is bytes, `cwd` and further variables as wanted, one that is None unset."""
 
-    def run(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    def run(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, **variables: str | None) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "comdefend_cli", *map(str, arguments)]
-        environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **variables}
+        given = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **variables}
+        environment = {name: value for name, value in given.items() if value is not None}
         return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, env=environment, check=False, timeout=300)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 
@@ -13,7 +14,8 @@ def require(module: str, *, extra: str) -> ModuleType:
     """Import a module of an extra.
 
     OpenVINO and NNCF would report each import to their makers, unasked, from a forked process that prints a traceback where there is no
-    network. That package is theirs to miss: without it they stay silent. One that the caller imported before is left.
+    network. That package is theirs to miss: without it they stay silent. One that the caller imported before is left. ONNX Runtime would
+    keep a number of the user in the home folder and report from threads of its own, unless a variable says no before it is imported.
 
     Args:
         module: its dotted name.
@@ -22,6 +24,7 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         UsageError: it is not installed, or is broken; the message names the extra.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is Python's own way to hide a module.
     try:
         return importlib.import_module(module)

@@ -294,10 +294,10 @@ def test_the_quantize_command(run: Run, small_weights: Path, astronaut: np.ndarr
     assert json.loads(record.stdout)["precision"] == "int8", record.stderr
 
 
-@pytest.mark.parametrize("command", ["purify", "quantize"])
+@pytest.mark.parametrize("command", ["purify", "quantize", "export"])
 def test_nothing_is_reported_to_the_makers(run: Run, small_weights: Path, photograph: torch.Tensor, tmp_path: Path, command: str) -> None:
-    """OpenVINO and NNCF keep a number of the user and counts of use in the home folder, and send them: neither is done."""
-    pytest.importorskip("nncf")
+    """OpenVINO, NNCF and ONNX Runtime keep a number of the user and counts of use in the home folder, and send them: neither is done."""
+    pytest.importorskip("nncf" if command == "quantize" else "onnxruntime")
     home, images = tmp_path / "home", tmp_path / "images"
     home.mkdir()
     images.mkdir()
@@ -305,9 +305,11 @@ def test_nothing_is_reported_to_the_makers(run: Run, small_weights: Path, photog
         Image.fromarray(photograph[0].permute(1, 2, 0).numpy()).save(images / name)
     if command == "purify":
         options = [images / "a.png", tmp_path / "out.png", "--device", "cpu", "--backend", "openvino"]
+    elif command == "export":
+        options = [tmp_path / "out.onnx", "--format", "onnx"]
     else:
         options = ["--data", images, "--out", tmp_path / "q.safetensors", "--pictures", 1]
-    done = run(command, *options, "--weights", small_weights, HOME=str(home))
+    done = run(command, *options, "--weights", small_weights, HOME=str(home), XDG_CACHE_HOME=None, ORT_DISABLE_TELEMETRY=None)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
-    assert not (home / "intel").exists()
+    assert not (home / "intel").exists() and not (home / ".cache" / "Microsoft").exists()
