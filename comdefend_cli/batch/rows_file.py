@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,16 +49,22 @@ def open_rows_file(target: Path, image: LargeImage) -> Iterator[tuple[str, Calla
             raw.write(rows)
             raw.flush()
 
-    with writing():
-        if shutil.disk_usage(folder).free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raw = tempfile.NamedTemporaryFile(prefix=f".{shorten_name(target.name)}.", suffix=".part", dir=folder)  # noqa: SIM115
+    # Named before it is there, so that whatever ends the work, at any moment, leaves none.
+    path = folder / f".{shorten_name(target.name)}.{os.urandom(4).hex()}.part"
     try:
-        put(_make_tiff_head(image.width, image.height, image.bands))
-        yield raw.name, put
+        with writing():
+            if shutil.disk_usage(folder).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raw = path.open("xb")
+        try:
+            put(_make_tiff_head(image.width, image.height, image.bands))
+            yield str(path), put
+        finally:
+            with suppress(OSError):  # What could not be written is tried again by closing.
+                raw.close()
     finally:
-        with suppress(OSError):  # What could not be written is tried again by closing.
-            raw.close()
+        with suppress(OSError):
+            path.unlink()
 
 
 def encode_rows(image: LargeImage, raw: str, part: str, format_name: str, *, strip: bool) -> None:
