@@ -27,7 +27,7 @@ THREAD_BYTES = 2**23
 MOST_THREADS = 16
 
 
-def band_pixels(dtype: torch.dtype) -> int:
+def count_band_pixels(dtype: torch.dtype) -> int:
     """Pixels of a band in networks of this dtype, over all images of a batch."""
     return THREAD_BYTES // (max(HIDDEN) * dtype.itemsize) * min(torch.get_num_threads(), MOST_THREADS)
 
@@ -47,17 +47,17 @@ def purify(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int
     return _run(model.forward, model, x, noise, pixels)
 
 
-def code(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int | None = None) -> Iterator[Tensor]:
-    """The code likewise, `model.code(x, noise)`: (N, bits, rows, W) of zeros and ones."""
-    return _run(model.code, model, x, noise, pixels)
+def encode(model: ComDefend, x: Tensor, noise: Tensor | None = None, pixels: int | None = None) -> Iterator[Tensor]:
+    """The code likewise, `model.encode(x, noise)`: (N, bits, rows, W) of zeros and ones."""
+    return _run(model.encode, model, x, noise, pixels)
 
 
 @torch.no_grad()
 def _run(forward: Callable[..., Tensor], model: ComDefend, x: Tensor, noise: Tensor | None, pixels: int | None) -> Iterator[Tensor]:
     """What `forward`, a method of the model, makes of each band in turn."""
     bands, height, coded = _Bands(), x.shape[2], 0
-    most = max(1, (pixels or band_pixels(model.com.dtype)) // (len(x) * x.shape[3]))
-    for start, stop in _cut(height, most, model.com.radius + model.rec.radius):
+    most = max(1, (pixels or count_band_pixels(model.com.dtype)) // (len(x) * x.shape[3]))
+    for start, stop in _cut(height, most, model.halo):
         bands.last = stop == height
         rows = slice(coded, stop if bands.last else stop - model.com.radius)  # Those of the code that will be complete.
         yield forward(x[:, :, start:stop], None if noise is None else noise[:, :, rows], compute=bands)

@@ -69,7 +69,7 @@ class OpenVINONetworks:
         self._lock = threading.Lock()
         self._compiled: Any = None
 
-    def tile(self, pixels: int) -> int:
+    def choose_tile(self, pixels: int) -> int:
         """Side of a tile, smaller for an image of very many pixels."""
         return min(_TILES[self.precision], _LARGE_TILE) if pixels > _LARGE else _TILES[self.precision]
 

@@ -128,7 +128,7 @@ class Engine(Protocol):
     name: str
     precision: str
 
-    def tile(self, pixels: int) -> int:
+    def choose_tile(self, pixels: int) -> int:
         """Side of a tile that suits an image of so many pixels."""
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ class TritonNetworks:
             self._model.rec: _fuse(model.rec, float8),
         }
 
-    def tile(self, pixels: int) -> int:
+    def choose_tile(self, pixels: int) -> int:
         """Side of a tile, whatever the image's size."""
         return 2048
 

@@ -88,8 +88,8 @@ class Pass:
         model = self.route.model
         noisy, noise = self._add_input_noise(self.route.adapt(windows), batch, 0), self._draw_logit_noise(batch, 0)
         if _is_large(noisy, self.route):
-            return bands.code(model, noisy, noise)
-        return iter([model.code(noisy, noise)])
+            return bands.encode(model, noisy, noise)
+        return iter([model.encode(noisy, noise)])
 
     def _rebuild(self, x: Tensor, batch: Batch, sample: int) -> Iterator[Tensor]:
         """The networks' images of one draw of the noise."""
@@ -120,4 +120,4 @@ class Pass:
 
 def _is_large(windows: Tensor, route: Route) -> bool:
     """Whether each window is large enough to go through the networks in bands; batches of small ones are faster at once."""
-    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.band_pixels(route.parameter.dtype)
+    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.count_band_pixels(route.parameter.dtype)

@@ -252,8 +252,8 @@ class Purifier(nn.Module):
         """Tiles and batches that suit the device, or were asked for, or were found to fit."""
         device, dtype = route.parameter.device, route.parameter.dtype
         usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
-        tile = self.settings.tile or (route.engine.tile(x.shape[2] * x.shape[3]) if route.engine else usual)
-        pixels = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.band_pixels(dtype)
+        tile = self.settings.tile or (route.engine.choose_tile(x.shape[2] * x.shape[3]) if route.engine else usual)
+        pixels = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.count_band_pixels(dtype)
         return Plan(device, None if self.settings.tiling == "paper" else tile, pixels, route.model.halo).fit(self._held)
 
 

@@ -131,7 +131,7 @@ class Network(nn.Sequential):
             layers += [Conv3x3(inputs, outputs), ELU()]
         super().__init__(*layers[:-1])
 
-    def layers(self, x: Tensor) -> Tensor:
+    def run_layers(self, x: Tensor) -> Tensor:
         """All layers in turn, (N, first width, H, W) to (N, last width, H, W)."""
         return cast(Tensor, nn.Sequential.forward(self, x))  # type: ignore[no-untyped-call]
 
@@ -156,7 +156,7 @@ class ComCNN(Network):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__((architecture.channels, *architecture.hidden, architecture.bits))
 
-    def forward(self, x: Tensor, compute: Compute = Network.layers) -> Tensor:
+    def forward(self, x: Tensor, compute: Compute = Network.run_layers) -> Tensor:
         """Logits (N, bits, H, W), in the weights' dtype, of x (N, C, H, W)."""
         # Centred, as the authors' released checkpoint expects it; the paper does not say.
         return compute(self, (x - 0.5).to(self.dtype))
@@ -168,7 +168,7 @@ class RecCNN(Network):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__((architecture.bits, *reversed(architecture.hidden), architecture.channels))
 
-    def forward(self, code: Tensor, compute: Compute = Network.layers) -> Tensor:
+    def forward(self, code: Tensor, compute: Compute = Network.run_layers) -> Tensor:
         """The image (N, C, H, W), float32, of a code (N, bits, H, W)."""
         # Noise in float32 makes a code in float32 of bfloat16 logits.
         return to_image(compute(self, code.to(self.dtype)))
@@ -236,7 +236,7 @@ class ComDefend(nn.Module):
         """How far the input reaches into the output, in pixels each way: 18, as a 3x3 layer reaches one."""
         return self.com.radius + self.rec.radius
 
-    def forward(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.layers) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.run_layers) -> Tensor:
         """Purify.
 
         Args:
@@ -248,9 +248,9 @@ class ComDefend(nn.Module):
         Returns:
             (N, channels, H, W) in [0, 1], float32.
         """
-        return cast(Tensor, self.rec(self.code(x, noise, gradient, compute), compute))
+        return cast(Tensor, self.rec(self.encode(x, noise, gradient, compute), compute))
 
-    def code(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.layers) -> Tensor:
+    def encode(self, x: Tensor, noise: Tensor | None = None, gradient: Gradient = "none", compute: Compute = Network.run_layers) -> Tensor:
         """The code of x: zeros and ones, (N, bits, H, W). Takes what :meth:`forward` takes."""
         logits = self.com(x, compute)
         return binarize(logits if noise is None else logits + noise, gradient)

@@ -31,7 +31,7 @@ def test_bands_are_the_whole_window(height: int, width: int, count: int, pixels:
     with torch.no_grad():
         logits = model.com(x) if noise is None else model.com(x) + noise
         assert torch.equal(torch.cat(list(bands.purify(model, x, noise, pixels)), 2), model(x, noise))
-    assert torch.equal(torch.cat(list(bands.code(model, x, noise, pixels)), 2), binarize(logits))
+    assert torch.equal(torch.cat(list(bands.encode(model, x, noise, pixels)), 2), binarize(logits))
 
 
 @pytest.mark.exactness
@@ -50,7 +50,7 @@ def test_bands_are_several_and_the_purifier_uses_them(monkeypatch: pytest.Monkey
     model = small_model()
     x = torch.randint(0, 256, (1, 3, 90, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole, code = Purifier(model)(x), Purifier(model).code(x)
-    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 700)
+    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 700)
     assert len(list(bands.purify(model, x / 255))) == 8
     done: list[int] = []
     assert torch.equal(Purifier(model).purify(x, done.append), whole)
@@ -64,7 +64,7 @@ def test_gradients_go_through_whole_windows(monkeypatch: pytest.MonkeyPatch) -> 
     model = small_model()
     x = torch.rand(1, 3, 60, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
     (expected,) = torch.autograd.grad(model(x, None, "straight-through").sum(), x)
-    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 100)
+    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 100)
     (found,) = torch.autograd.grad(Purifier(model, None, Settings())(x).sum(), x)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 

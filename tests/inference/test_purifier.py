@@ -328,7 +328,7 @@ class Forgetful(ComDefend):
 
 def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is the same, the person is told, the next image starts with smaller tiles, and there is an end to it."""
-    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)  # Whole windows, as on a GPU.
+    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 10**6)  # Whole windows, as on a GPU.
     forgetful = Forgetful()
     purifier = Purifier(forgetful, None, Settings(tile=100))
     x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
@@ -345,7 +345,7 @@ def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.M
 
 def test_running_out_of_memory_leaves_the_settings_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked for stays, tile and all, for records and for whoever uses the same settings elsewhere."""
-    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)
+    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 10**6)
     x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
     for asked in (Settings(tile=100), Settings()):
         purifier = Purifier(Forgetful(), None, asked)
@@ -356,7 +356,7 @@ def test_running_out_of_memory_leaves_the_settings_as_they_are(monkeypatch: pyte
 
 def test_paper_tiling_goes_on_with_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's patches keep their size when memory runs out; fewer of them go through at once."""
-    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 10**6)
+    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 10**6)
     x = torch.randint(0, 256, (2, 3, 110, 70), dtype=torch.uint8)
     expected = Purifier(small_model(), None, Settings("paper"))(x)
     with pytest.warns(RuntimeWarning, match="going on with batches"):
@@ -365,7 +365,7 @@ def test_paper_tiling_goes_on_with_smaller_batches(monkeypatch: pytest.MonkeyPat
 
 def test_what_was_done_before_memory_ran_out_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress takes back what is done again; a tile that is small already does not grow."""
-    monkeypatch.setattr(bands, "band_pixels", lambda dtype: 1500)  # One window a batch.
+    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 1500)  # One window a batch.
     forgetful = Forgetful()
     forgetful.fails_at, forgetful.kind = 3, RuntimeError  # As MPS and the CPU say it.
     purifier = Purifier(forgetful, None, Settings(tile=20))

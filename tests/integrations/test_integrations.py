@@ -141,7 +141,7 @@ def by_hand(networks: ComDefend, x: Tensor, soft: bool) -> Tensor:
     logits = networks.com(x)
     passes = torch.sigmoid(logits) if soft else logits
     code = passes + ((logits > 0).double() - passes).detach()
-    return torch.sigmoid(networks.rec.layers(code))
+    return torch.sigmoid(networks.rec.run_layers(code))
 
 
 @pytest.mark.parametrize("gradient", ["straight-through", "soft"])

@@ -101,7 +101,7 @@ def test_the_halo_is_how_far_a_pixel_reaches() -> None:
     model = ComDefend(Architecture(1, 4, (4,) * 8))
     x = torch.full((1, 1, 61, 61), 0.5)
     x.requires_grad_(True)
-    logits_path = model.rec.layers(model.com(x))  # Without rounding, so that every dependence shows.
+    logits_path = model.rec.run_layers(model.com(x))  # Without rounding, so that every dependence shows.
     (gradient,) = torch.autograd.grad(logits_path[0, 0, 30, 30], x)
     rows, columns = torch.nonzero(gradient[0, 0], as_tuple=True)
     assert model.halo == HALO
