@@ -21,7 +21,8 @@ from torch import Tensor
 from comdefend_cli.data.datasets import DATASETS, load_dataset
 from comdefend_cli.imaging.formats import list_suffixes
 from comdefend_cli.imaging.reading import read_image
-from comdefend_cli.inference.passes import LUMA, Purifier
+from comdefend_cli.inference.passes import LUMA
+from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.network.metrics import TOP_PSNR, mean_psnr, psnr, ssim
 from comdefend_cli.network.registry import read_registry, read_weights_header
