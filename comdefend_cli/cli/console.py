@@ -30,6 +30,9 @@ INTERRUPTED = 130
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+#: Whether a signal has asked the command to end.
+_interrupted = threading.Event()
+
 
 def fail(error: ComdefendError) -> NoReturn:
     """Print an error on one line and exit with its code."""
@@ -114,13 +117,15 @@ def print_table(table: Table) -> None:
 
 @contextmanager
 def end_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it leaves nothing half-written."""
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it leaves nothing half-written; see :func:`check_interrupt`."""
 
     def interrupt(number: int, frame: Any) -> NoReturn:
+        _interrupted.set()
         raise KeyboardInterrupt
 
+    _interrupted.clear()
     main = threading.current_thread() is threading.main_thread()  # No other may say what a signal does.
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
     # Who said that SIGHUP is to be ignored, as nohup does, meant it; and a handler that is not Python's could not be set back.
     kept = (signal.SIG_IGN, None)
     before = {number: signal.signal(number, interrupt) for number in numbers if signal.getsignal(number) not in kept}
@@ -129,6 +134,12 @@ def end_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check_interrupt() -> None:
+    """Raise the KeyboardInterrupt of an earlier signal again: one that comes while C calls Python back is dropped, and the work went on."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.console import check_interrupt, err, notice
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
@@ -22,12 +22,19 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def show_pixels(total: int, *, shown: bool) -> Iterator[Advance | None]:
-    """A bar of an image's pixels, in percent."""
+def show_pixels(total: int, *, shown: bool) -> Iterator[Advance]:
+    """A bar of an image's pixels, in percent; shown or not, a signal to end is heard at every step of it at the latest."""
     from rich.progress import TaskProgressColumn
 
     with _open_bar(TaskProgressColumn(), shown=shown) as bar:
-        yield _make_advance(bar, "purifying", total)
+        show = _make_advance(bar, "purifying", total)
+
+        def advance(pixels: int) -> None:
+            check_interrupt()
+            if show:
+                show(pixels)
+
+        yield advance
 
 
 @contextmanager

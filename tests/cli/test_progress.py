@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,24 @@ def test_bars_say_how_far_the_work_is(name: str, said: io.StringIO) -> None:
 
 @pytest.mark.parametrize("name", BARS)
 def test_quiet_shows_no_bar(name: str, said: io.StringIO) -> None:
-    """With --quiet there is nothing to call, and nothing is written."""
-    with BARS[name][0](True) as update:
-        assert update is None
+    """With --quiet nothing is written; only the bar of pixels, which hears signals, is to be called."""
+    bar, arguments, _ = BARS[name]
+    with bar(True) as update:
+        assert (update is None) == (name != "pixels")
+        if update:
+            update(*arguments)
     assert said.getvalue() == ""
 
 
 @pytest.mark.parametrize("said", [False], indirect=True)
 @pytest.mark.parametrize("name", BARS)
 def test_no_bar_goes_into_a_file(name: str, said: io.StringIO) -> None:
-    """Where standard error is no terminal there is nothing to call; long work is at most named once."""
-    with BARS[name][0](False) as update:
-        assert update is None
+    """Where standard error is no terminal no bar is drawn; long work is at most named once."""
+    bar, arguments, _ = BARS[name]
+    with bar(False) as update:
+        assert (update is None) == (name != "pixels")
+        if update:
+            update(*arguments)
     assert said.getvalue().count("\n") <= 1 and "%" not in said.getvalue()
 
 
@@ -76,3 +83,16 @@ def test_files_that_a_folder_leaves_out_are_told(tmp_path: Path, said: io.String
     dataset = preparation.fetch_dataset(str(tmp_path), tmp_path, download=False, quiet=False, crop=48)
     assert dataset.skipped == 1
     assert f"1 files in {tmp_path} are no images of 48x48 pixels or more" in " ".join(said.getvalue().split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_swallowed_ends_the_work_at_the_next_step(number: int) -> None:
+    """An exception raised while C calls Python back is dropped: the bar, shown or not, raises it again."""
+    with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
+        advance(1)
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            advance(1)
+    with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
+        advance(1)
