@@ -21,9 +21,7 @@ test: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@# OpenVINO crashed in a process in which all the other libraries had worked before: its tests have one of their own.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/backends/test_openvino.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile --ignore tests/backends/test_openvino.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile
 	@# That tiles equal the whole image bit by bit must hold with an older CPU's instructions too.
 	OMP_NUM_THREADS=1 $(OLDER_CPU) $(BIN)/python -m pytest -m exactness --numprocesses auto tests/network tests/backends tests/inference tests/batch
 

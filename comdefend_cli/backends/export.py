@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comdefend_cli.backends.openvino import INPUT, OUTPUT, build_graph, read_int8, serialize
+from comdefend_cli.backends.openvino import INPUT, OUTPUT, build_graph, get_core, read_int8, serialize
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.network.metrics import psnr
 from comdefend_cli.network.model import ComDefend
@@ -188,6 +188,6 @@ def _load_runner(format: str, contents: list[bytes]) -> Run:
     if format == "torch-export":
         program = torch.export.load(io.BytesIO(contents[0])).module()
         return lambda x: np.asarray(program(torch.from_numpy(x)).detach())
-    core = require("openvino", extra="openvino").Core()
+    core = get_core()
     compiled = core.compile_model(core.read_model(*contents), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda x: np.asarray(compiled([x])[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import threading
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,24 @@ class OpenVINONetworks:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
+def get_core() -> Any:
+    """The `openvino.Core` of this process, one for all networks, which lives as long as the process does.
+
+    A core puts a stack for signals in the place of its thread's own, and puts the other back when it ends. Of two that are alive at once,
+    the one that ends last puts back the stack of the one that ended first, which is gone: the next signal that Python handles, Ctrl-C or
+    the end of a DataLoader's worker, would end the process with a segmentation fault (seen in OpenVINO 2026.4).
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+    """
+    return _make_core(os.getpid())
+
+
+@cache
+def _make_core(process: int) -> Any:
+    return require("openvino", extra="openvino").Core()
+
+
 def build_graph(model: ComDefend) -> Any:
     """The networks as an `openvino.Model`: an image, float32 (N, C, H, W) in [0, 1] of any N, H and W, to the purified one likewise.
 
@@ -153,7 +173,7 @@ def read_int8(networks: Quantized, channels: int) -> Any:
         UsageError: OpenVINO is not installed.
         WeightsError: they cannot be read, or are not what `comdefend quantize` writes.
     """
-    core = require("openvino", extra="openvino").Core()
+    core = get_core()
     # What is not its own XML, OpenVINO reads as a graph of another library, and these may name other files.
     if not networks.graph.startswith(b"<?xml"):
         raise _make_error("they are not OpenVINO's")
@@ -184,4 +204,4 @@ def _compile(networks: ComDefend | Quantized, channels: int, precision: str) -> 
     """OpenVINO's compiled model, for as many threads as PyTorch would use."""
     model = read_int8(networks, channels) if isinstance(networks, Quantized) else build_graph(networks)
     hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    return require("openvino", extra="openvino").Core().compile_model(model, "CPU", hints)
+    return get_core().compile_model(model, "CPU", hints)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -170,6 +172,32 @@ def test_a_defence_with_openvino_says_so_and_offers_the_identity_alone(small_wei
     assert "backend" not in plain.settings
     x = photograph / 255
     assert float((defence(x) - plain(x)).abs().mean()) < 1e-3
+
+
+#: Two defences as `comdefend evaluate` makes them, gone in the order in which they came; then the signals that a process gets.
+SIGNALS = """
+import gc, signal, sys
+import torch
+from torch.utils.data import DataLoader
+from comdefend_cli.evaluate.defences.catalogue import make_defence
+x = torch.rand(2, 3, 20, 20)
+defences = [make_defence(f"{sys.argv[1]}:backend=openvino{more}", device="cpu", precision="float32") for more in ("", ",input-noise=8")]
+for defence in defences:
+    defence(x)
+del defence
+while defences:
+    del defences[0]
+    gc.collect()
+assert len(list(DataLoader(list(x), num_workers=1))) == 2
+signal.signal(signal.SIGINT, lambda number, frame: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_signals_are_handled_after_openvino_s_networks_are_gone(small_weights: Path) -> None:
+    """The end of a DataLoader's worker, and Ctrl-C, reach Python's handlers, where they ended the process."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS, str(small_weights)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 @pytest.mark.slow
