@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -66,8 +67,11 @@ def _choose_fastest(device: torch.device) -> torch.dtype:
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without, it is many times slower.
 
-    Only Linux says so in a file; elsewhere the answer is no, and float32 is taken.
+    Only Linux says so in a file; elsewhere the answer is no, and float32 is taken. So it is where oneDNN, which multiplies it, was told
+    by its own `ONEDNN_MAX_CPU_ISA` to act as on an older CPU: it would compute bfloat16 by float32, slower than float32.
     """
+    if re.fullmatch(r"SSE41|AVX|AVX2(_VNNI)?|AVX512_CORE(_VNNI)?", os.environ.get("ONEDNN_MAX_CPU_ISA", ""), re.IGNORECASE):
+        return False
     try:
         flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
     except OSError:

@@ -398,10 +398,14 @@ def test_devices_and_precisions_are_never_substituted() -> None:
     assert resolve_precision("auto", cpu) == (torch.bfloat16 if cpu_has_bfloat16() else torch.float32)
 
 
-def test_bfloat16_is_taken_only_where_the_cpu_multiplies_it(tmp_path: Path) -> None:
-    """AVX-512 BF16 or AMX in the CPU's flags say yes; AVX2 alone, or no such file, say no."""
+def test_bfloat16_is_taken_only_where_the_cpu_multiplies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX-512 BF16 or AMX in the CPU's flags say yes; AVX2 alone, no such file, or oneDNN held to an older CPU say no."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     for flags, expected in (("fpu avx2 avx512f", False), ("avx2 avx512_bf16", True), ("amx_tile amx_bf16", True)):
         (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        assert cpu_has_bfloat16(tmp_path / "cpuinfo") is expected
+    for isa, expected in (("AVX2", False), ("avx512_core", False), ("AVX512_CORE_BF16", True), ("DEFAULT", True)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
         assert cpu_has_bfloat16(tmp_path / "cpuinfo") is expected
     assert not cpu_has_bfloat16(tmp_path / "absent")
 
