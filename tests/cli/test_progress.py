@@ -88,11 +88,15 @@ def test_files_that_a_folder_leaves_out_are_told(tmp_path: Path, said: io.String
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_a_library_swallowed_ends_the_work_at_the_next_step(number: int) -> None:
     """An exception raised while C calls Python back is dropped: the bar, shown or not, raises it again."""
-    with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
-        advance(1)
-        with suppress(KeyboardInterrupt):
-            signal.raise_signal(number)
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(number, signal.default_int_handler)  # It is ignored where the tests run in the background of a script.
+    try:
+        with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
             advance(1)
-    with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
-        advance(1)
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(number)
+            with pytest.raises(KeyboardInterrupt):
+                advance(1)
+        with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
+            advance(1)
+    finally:
+        signal.signal(number, before)
