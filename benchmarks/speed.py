@@ -67,7 +67,8 @@ def variants(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
     found = [("default installation", {"backend": "torch", "precision": "auto"})]
     found.append(("PyTorch float32", {"backend": "torch", "precision": "float32"}))
     if _version("openvino"):
-        found += [(f"OpenVINO {name}", {"backend": "openvino", "precision": name}) for name in ("float32", "bfloat16")]
+        precisions = ("float32", *["bfloat16"] * cpu_has_bfloat16())
+        found += [(f"OpenVINO {name}", {"backend": "openvino", "precision": name}) for name in precisions]
         if int8:
             found.append(("OpenVINO int8", {"backend": "openvino", "precision": "int8", "weights": str(int8)}))
     return found
