@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from processes import Run, purify, watch
 
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.architecture import PaperArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import save_weights
 from comdefend_cli.runtime.extras import require
 
@@ -66,7 +67,7 @@ def main() -> None:
         options = {"precision": arguments.precision, "weights": arguments.weights}
         if arguments.weights == "narrow":
             options["weights"] = str(folder / "narrow.safetensors")
-            save_weights(Path(options["weights"]), ComDefend(Architecture(3, 12, (4,) * 8)), {})
+            save_weights(Path(options["weights"]), ComDefend(PaperArchitecture(3, 12, (4,) * 8)), {})
         for megapixels in arguments.megapixels:
             side = math.ceil(math.sqrt(megapixels * 1e6))
             source = folder / f"in.{arguments.format}"

@@ -31,7 +31,8 @@ from comdefend_cli.batch.ray_cluster import Cluster, connect
 from comdefend_cli.batch.ray_engine import open_ray
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.architecture import PaperArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import save_weights
 from comdefend_cli.runtime.machine import count_cores
 
@@ -80,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         path = base / "narrow.safetensors"
-        save_weights(path, ComDefend(Architecture(3, 12, (4,) * 8)), {})
+        save_weights(path, ComDefend(PaperArchitecture(3, 12, (4,) * 8)), {})
         for count in arguments.images:
             source = base / f"in-{count}"
             source.mkdir()

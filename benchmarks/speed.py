@@ -39,12 +39,13 @@ from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import bands
 from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.network.metrics import psnr
-from comdefend_cli.network.model import HIDDEN
 from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
 from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime", "adversarial-robustness-toolbox", "numpy", "pillow")
 TILES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
+#: Weights of the paper's networks, which are the rivals': the default before `comdefend-fast`.
+PAPER = "comdefend-12bit-denoise"
 #: Pixels of a band a thread, see `comdefend_cli.backends.bands`.
 BANDS = tuple(2**power for power in range(10, 18))
 #: Images of a batch, and pixels of a side that they have; and how many there are in all.
@@ -66,6 +67,7 @@ def variants(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
     """Ours, the default installation's default first: a name, and what it is for `Purifier.from_pretrained` and the command."""
     found = [("default installation", {"backend": "torch", "precision": "auto"})]
     found.append(("PyTorch float32", {"backend": "torch", "precision": "float32"}))
+    found.append((PAPER, {"backend": "torch", "precision": "auto", "weights": PAPER}))
     if _version("openvino"):
         precisions = ("float32", *["bfloat16"] * cpu_has_bfloat16())
         found += [(f"OpenVINO {name}", {"backend": "openvino", "precision": name}) for name in precisions]
@@ -76,7 +78,7 @@ def variants(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
 
 def rapid(int8: Path | None) -> list[tuple[str, dict[str, str]]]:
     """The variants but those in float32."""
-    return [(name, options) for name, options in variants(int8) if "float32" not in options["precision"]]
+    return [(name, options) for name, options in variants(int8) if "float32" not in options["precision"] and name != PAPER]
 
 
 def built(options: dict[str, str], settings: Settings | None = None) -> Purifier:
@@ -99,12 +101,12 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     pixels = image(arguments.image, arguments.size)
     kinds = variants(arguments.int8)
     x = torch.from_numpy(pixels[: arguments.crop, : arguments.crop].copy()).permute(2, 0, 1)[None]
-    model = load_weights(DEFAULT_COLOR).model
+    model, paper = load_weights(DEFAULT_COLOR).model, load_weights(PAPER).model
     scaled = x.float() / 255
     methods = [
         *limits(model),
-        authors_way(model, scaled, arguments.patches),
-        *plain_pytorch(model, scaled),
+        authors_way(paper, scaled, arguments.patches),
+        *plain_pytorch(paper, scaled),
         *art_defences(scaled, arguments.small),
         *networks(x, kinds),
     ]
@@ -124,9 +126,9 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, options in kinds:
                 runs[name].append(watch(purify(source, Path(folder) / f"{name}.png", **options)))
                 tell(f"round {round_ + 1}: comdefend purify, {name}: {runs[name][-1].seconds:.1f} s")
-        quality = {name: decibels(Path(folder) / f"{name}.png", Path(folder) / "PyTorch float32.png") for name, _ in kinds}
+        quality = {name: decibels(Path(folder) / f"{name}.png", Path(folder) / "PyTorch float32.png") for name, _ in kinds if name != PAPER}
     rows = [row(method, times[method.name]) for method in methods]
-    commands = [command_row(name, runs[name], pixels.shape[0] ** 2, quality[name]) for name, _ in kinds]
+    commands = [command_row(name, runs[name], pixels.shape[0] ** 2, quality.get(name)) for name, _ in kinds]
     return {**summary(rows, commands, flops_a_pixel(model)), "methods": rows, "commands": commands, **about(arguments)}
 
 
@@ -197,13 +199,14 @@ def curve(arguments: argparse.Namespace) -> dict[str, Any]:
 def band_curve(x: Tensor, rounds: int) -> list[dict[str, float]]:
     """Megapixels a second of PyTorch's networks against the pixels of a band, in turns."""
     kinds = [variant for variant in variants(None) if variant[1]["backend"] == "torch"]
-    purifiers = {name: Purifier.from_pretrained(DEFAULT_COLOR, device="cpu", **options) for name, options in kinds}
+    purifiers = {name: built(options) for name, options in kinds if name != PAPER}
+    widest = load_weights(DEFAULT_COLOR).model.architecture.widest
     rates: dict[str, dict[int, list[float]]] = {name: {pixels: [] for pixels in BANDS} for name in purifiers}
     usual = bands.THREAD_BYTES
     for _ in range(rounds):
         for name, purifier in purifiers.items():
             for pixels in BANDS:
-                bands.THREAD_BYTES = pixels * max(HIDDEN) * next(purifier.parameters()).dtype.itemsize
+                bands.THREAD_BYTES = pixels * widest * next(purifier.parameters()).dtype.itemsize
                 began = time.perf_counter()
                 purifier(x)
                 rates[name][pixels].append(x[0, 0].numel() / 1e6 / (time.perf_counter() - began))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu
 
-from comdefend_cli.network.model import ComDefend, Conv3x3, Network
+from comdefend_cli.network.layers import Conv3x3
+from comdefend_cli.network.model import ComDefend, Network
 from comdefend_cli.runtime.device import cpu_has_bfloat16
 
 PATCH = 32
@@ -59,7 +60,8 @@ class Method:
 
 def flops_a_pixel(model: ComDefend) -> int:
     """Floating-point operations of both networks for one pixel, a multiply-add counted as two."""
-    return 2 * sum(parameter.numel() for name, parameter in model.named_parameters() if name.endswith("weight"))
+    weights = sum(parameter.numel() for name, parameter in model.named_parameters() if name.endswith("weight"))
+    return 2 * weights // model.architecture.scale**2
 
 
 def authors_way(model: ComDefend, x: Tensor, patches: int) -> Method:

@@ -13,7 +13,7 @@ def main() -> None:
     """Attack the classifier alone, and with the purifier in front, whose straight-through gradient ART then follows."""
     classifier = train_classifier()
     x, y = (values.numpy() for values in held_out_images(12))
-    purifier = Purifier.from_pretrained("comdefend-12bit-denoise", device="cpu")
+    purifier = Purifier.from_pretrained(device="cpu")
     for name, defences in (("undefended", []), ("defended", [ComDefendPreprocessor(purifier)])):
         estimator = PyTorchClassifier(
             classifier,

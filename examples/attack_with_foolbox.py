@@ -13,7 +13,7 @@ def main() -> None:
     """Projected gradient descent on the classifier alone, and through the purifier by each of its gradients."""
     classifier = train_classifier()
     x, y = held_out_images(12)
-    purifier = Purifier.from_pretrained("comdefend-12bit-denoise", device="cpu")
+    purifier = Purifier.from_pretrained(device="cpu")
     models: dict[str, nn.Module] = {"undefended": classifier}
     for gradient in ("straight-through", "identity", "soft"):
         models[gradient] = Defended(purifier, classifier, gradient=gradient)

@@ -21,7 +21,7 @@ def main() -> None:
     """Train, defend, attack, print."""
     classifier = train_classifier()
     x, y = held_out_images()
-    purifier = Purifier.from_pretrained("comdefend-12bit-denoise", device="cpu")
+    purifier = Purifier.from_pretrained(device="cpu")
     # A classifier that wants normalized images: Defended(purifier, classifier, normalize=(mean, std)).
     defended = Defended(purifier, classifier)
 

@@ -14,11 +14,14 @@ import skimage
 import torch
 from PIL import Image
 
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import save_weights
 
 #: Wide enough for codes that differ from pixel to pixel, small enough for hundreds of runs.
 SMALL = (8,) * 8
+#: The paper's networks, and those that see squares of so many pixels a side.
+FAMILIES = ("paper", "residual-2", "residual-4")
 #: Pixels each way that a result depends on: one a 3x3 layer, of which there are 18.
 HALO = 18
 
@@ -37,10 +40,13 @@ def photo(name: str) -> np.ndarray:
     return np.array(Image.open(Path(skimage.__file__).parent / "data" / name))
 
 
-def small_model(channels: int = 3, bits: int = 12, seed: int = 0) -> ComDefend:
-    """A narrow network whose random weights make codes of both values."""
+def small_model(channels: int = 3, bits: int = 12, seed: int = 0, family: str = "paper") -> ComDefend:
+    """A narrow network whose random weights make codes of both values; `family` is one of `FAMILIES`."""
     torch.manual_seed(seed)
-    model = ComDefend(Architecture(channels, bits, SMALL))
+    if family == "paper":
+        model = ComDefend(PaperArchitecture(channels, bits, SMALL))
+    else:
+        model = ComDefend(ResidualArchitecture(channels, bits, int(family[-1]), 16, 2))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.5)
@@ -60,11 +66,19 @@ def camera() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weight file of a narrow three-channel network."""
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(path, small_model(), {"data": "none"})
-    return path
+def family_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A weight file of a narrow three-channel network of each of `FAMILIES`."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {family: folder / ("small.safetensors" if family == "paper" else f"{family}.safetensors") for family in FAMILIES}
+    for family, path in paths.items():
+        save_weights(path, small_model(family=family), {"data": "none"})
+    return paths
+
+
+@pytest.fixture(scope="session")
+def small_weights(family_weights: dict[str, Path]) -> Path:
+    """That of the paper's family."""
+    return family_weights["paper"]
 
 
 @pytest.fixture(scope="session")

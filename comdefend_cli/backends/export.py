@@ -146,10 +146,15 @@ def make_onnx(model: ComDefend) -> bytes:
 
 
 def _trace(model: ComDefend) -> torch.export.ExportedProgram:
-    """The forward pass, recorded, for any number of images of any size."""
+    """The forward pass, recorded, for any number of images of any size.
+
+    Where networks see squares of pixels, PyTorch wants two of them a side: a program of `torch.export` refuses images of a single one,
+    which ONNX does not.
+    """
     example = torch.zeros(2, model.architecture.channels, 40, 48)
-    dim = torch.export.Dim
-    return torch.export.export(model, (example,), dynamic_shapes={"x": {0: dim("N"), 2: dim("H", min=1), 3: dim("W", min=1)}})
+    dim, scale = torch.export.Dim, model.architecture.scale
+    least = 1 if scale == 1 else scale + 1
+    return torch.export.export(model, (example,), dynamic_shapes={"x": {0: dim("N"), 2: dim("H", min=least), 3: dim("W", min=least)}})
 
 
 @contextmanager

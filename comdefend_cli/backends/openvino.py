@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from comdefend_cli.errors import ComdefendError, UsageError, WeightsError, explain
-from comdefend_cli.network.model import ELU, ComDefend, Conv3x3, Network
+from comdefend_cli.network.layers import ELU, SLOPE, Conv3x3, LeakyReLU, Residual
+from comdefend_cli.network.model import ComDefend, Network
 from comdefend_cli.network.weight_file import Quantized
 from comdefend_cli.runtime.device import cpu_has_bfloat16
 from comdefend_cli.runtime.extras import require
@@ -31,7 +32,7 @@ _TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
 _LARGE, _LARGE_TILE = 2**25, 512
 #: All that `comdefend quantize` writes. A weight file comes from outside: a graph with anything else, such as a loop, is refused.
 _OPERATIONS = {"Parameter", "Constant", "Convert", "Subtract", "Multiply", "Add", "Convolution", "Elu", "Greater", "Sigmoid", "Result"}
-_OPERATIONS |= {"FakeQuantize"}
+_OPERATIONS |= {"FakeQuantize", "PRelu", "SpaceToDepth", "DepthToSpace", "ShapeOf", "Gather", "FloorMod", "Pad", "Slice"}
 
 
 def openvino_is_installed() -> bool:
@@ -125,29 +126,58 @@ def build_graph(model: ComDefend) -> Any:
     """
     ov, op = require("openvino", extra="openvino"), require("openvino.opset13", extra="openvino")
 
+    x = op.parameter([-1, model.architecture.channels, -1, -1], np.float32, name=INPUT)
+    scale = model.architecture.scale
+    squares = x if scale == 1 else op.space_to_depth(_continue(op, x, scale), "depth_first", scale)
+    logits = _add_layers(op, model.com, op.subtract(squares, op.constant(np.float32(0.5))))
+    code = op.convert(op.greater(logits, op.constant(np.float32(0))), "f32")
+    if scale > 1:
+        code = op.space_to_depth(_continue(op, _cut(op, op.depth_to_space(code, "depth_first", scale), x), scale), "depth_first", scale)
+    result = op.sigmoid(_add_layers(op, model.rec, code))
+    if scale > 1:
+        result = _cut(op, op.depth_to_space(result, "depth_first", scale), x)
+    result.output(0).set_names({OUTPUT})
+    x.output(0).set_names({INPUT})
+    return ov.Model([op.result(result)], [x], "comdefend")
+
+
+def _add_layers(op: Any, network: Network, x: Any) -> Any:
+    """The layers of a network after x."""
+
     def array(value: Tensor | None) -> np.ndarray:
         assert value is not None
         return value.detach().float().cpu().contiguous().numpy()
 
-    def compute(network: Network, x: Any) -> Any:
-        for layer in network:
-            match layer:
-                case Conv3x3():
-                    x = op.convolution(x, op.constant(array(layer.weight)), [1, 1], [1, 1], [1, 1], [1, 1])
-                    x = op.add(x, op.constant(array(layer.bias).reshape(1, -1, 1, 1)))
-                case ELU():
-                    x = op.elu(x, 1.0)
-                case _:
-                    raise TypeError(f"OpenVINO's graph does not know {layer}")
-        return x
+    def convolve(layer: Conv3x3, x: Any) -> Any:
+        x = op.convolution(x, op.constant(array(layer.weight)), [1, 1], [1, 1], [1, 1], [1, 1])
+        return op.add(x, op.constant(array(layer.bias).reshape(1, -1, 1, 1)))
 
-    x = op.parameter([-1, model.architecture.channels, -1, -1], np.float32, name=INPUT)
-    logits = compute(model.com, op.subtract(x, op.constant(np.float32(0.5))))
-    code = op.convert(op.greater(logits, op.constant(np.float32(0))), "f32")
-    result = op.sigmoid(compute(model.rec, code))
-    result.output(0).set_names({OUTPUT})
-    x.output(0).set_names({INPUT})
-    return ov.Model([op.result(result)], [x], "comdefend")
+    for layer in network:
+        match layer:
+            case Conv3x3():
+                x = convolve(layer, x)
+            case ELU():
+                x = op.elu(x, 1.0)
+            case LeakyReLU():
+                x = op.prelu(x, op.constant(np.float32(SLOPE)))
+            case Residual():
+                slope = op.constant(np.float32(SLOPE))
+                x = op.add(x, convolve(layer.second, op.prelu(convolve(layer.first, op.prelu(x, slope)), slope)))
+            case _:
+                raise TypeError(f"OpenVINO's graph does not know {layer}")
+    return x
+
+
+def _continue(op: Any, x: Any, scale: int) -> Any:
+    """X (N, C, H, W) with its last row and column repeated until the sides are multiples of `scale`."""
+    missing = op.floor_mod(op.subtract(op.constant(np.int64(0)), op.shape_of(x, "i64")), op.constant(np.array([1, 1, scale, scale])))
+    return op.pad(x, op.constant(np.zeros(4, np.int64)), missing, "edge")
+
+
+def _cut(op: Any, x: Any, like: Any) -> Any:
+    """The first rows and columns of x, as many as another one has."""
+    stop = op.gather(op.shape_of(like, "i64"), op.constant(np.array([2, 3])), op.constant(np.int64(0)))
+    return op.slice(x, op.constant(np.zeros(2, np.int64)), stop, op.constant(np.ones(2, np.int64)), op.constant(np.array([2, 3])))
 
 
 def serialize(graph: Any) -> Quantized:

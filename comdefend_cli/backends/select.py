@@ -25,12 +25,12 @@ BACKENDS = ("auto", "torch", "openvino", "triton")
 _TRITON = {"auto": (7, 0), "float16": (7, 0), "bfloat16": (8, 0), "float8": (8, 9)}
 
 
-def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: bool, quantized: bool) -> str:
+def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: bool, quantized: bool, paper: bool = True) -> str:
     """ "torch", "openvino" or "triton" for a backend's name.
 
     "auto" takes what is installed and was measured to be faster (docs/performance.md): on a CPU OpenVINO, with networks of 8-bit integers,
-    or else in bfloat16 where the CPU multiplies it; on an NVIDIA GPU Triton, in bfloat16 and float16. float32 stays with PyTorch, where
-    tiles equal the whole image bit by bit.
+    or else in bfloat16 where the CPU multiplies it; on an NVIDIA GPU Triton for the
+    paper's networks, in bfloat16 and float16. float32 stays with PyTorch, where tiles equal the whole image bit by bit.
 
     Args:
         name: one of `BACKENDS`.
@@ -38,6 +38,7 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
         precision: as asked for, "auto" included.
         noisy: whether noise is added to the logits, which only PyTorch's networks do.
         quantized: whether the weights hold networks of 8-bit integers.
+        paper: whether all of them are of the paper's family.
 
     Raises:
         UsageError: unknown, not installed, or it cannot do what is asked.
@@ -50,7 +51,7 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     if name == "openvino":
         _refuse_openvino(device, noisy=noisy)
         return name
-    if name == "auto" and not noisy and (faster := _find_faster(device, precision, quantized=quantized)):
+    if name == "auto" and not noisy and (faster := _find_faster(device, precision, quantized=quantized, paper=paper)):
         return faster
     if precision == "float8":
         raise UsageError("float8 needs the triton backend: --backend triton, --device cuda and no noise")
@@ -59,12 +60,12 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     return "torch"
 
 
-def _find_faster(device: torch.device, precision: str, *, quantized: bool) -> str | None:
+def _find_faster(device: torch.device, precision: str, *, quantized: bool, paper: bool) -> str | None:
     """The backend that is faster there than PyTorch, without noise on the logits; None where none is, or none is installed."""
     if device.type == "cpu":
         fast = precision == "int8" or (precision == "auto" and quantized) or (precision in ("auto", "bfloat16") and cpu_has_bfloat16())
         return "openvino" if fast and openvino_is_installed() else None
-    able = device.type == "cuda" and precision in _TRITON and _has_tensor_cores(device, precision)
+    able = device.type == "cuda" and paper and precision in _TRITON and _has_tensor_cores(device, precision)
     return "triton" if able and find_triton_problem(device) is None else None
 
 

@@ -1,10 +1,11 @@
-"""Both networks on an NVIDIA GPU: each convolution with its bias and ELU in one kernel, so that no activation is written twice.
+"""Both networks on an NVIDIA GPU: each convolution with its bias, what follows it and what is added to it in one kernel.
 
 The kernel is in Triton, which comes with PyTorch's CUDA builds for Linux. It takes a convolution as a matrix product: the rows are
 pixels, the columns output channels, and what is summed over are the input channels of nine neighbours, which it fetches where they lie.
 Images are (N, H, W, C) here, C rounded up to a power of two from `LEAST` on with channels of zeros, which the tensor cores want.
 
-In "float8" the layers that take most of the time multiply numbers of 8 bits (e4m3: 4 of exponent, 3 of mantissa), the others bfloat16.
+In "float8" those of the paper's layers that take most of the time multiply numbers of 8 bits (e4m3: 4 of exponent, 3 of mantissa), all
+others bfloat16.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import leaky_relu, leaky_relu_, pad
 
-from comdefend_cli.network.model import ELU, ComDefend, Conv3x3, Network
+from comdefend_cli.network.layers import ELU, SLOPE, Conv3x3, LeakyReLU, Residual
+from comdefend_cli.network.model import ComDefend, Network
 from comdefend_cli.runtime.device import dtype_name
 
 #: Fewest channels that a product of the tensor cores takes.
@@ -74,8 +76,9 @@ BLOCKS = {
 # One compilation for images of all sizes: for those that are multiples of 16 another would be no faster.
 @triton.jit(do_not_specialize=["pixels", "height", "width"])  # type: ignore[untyped-decorator]
 def _conv3x3(  # type: ignore[no-untyped-def]
-    x, weight, factor, bias, y, pixels, height, width,
-    inputs: tl.constexpr, outputs: tl.constexpr, elu: tl.constexpr, shrink: tl.constexpr, most: tl.constexpr,
+    x, weight, factor, bias, skip, y, pixels, height, width,
+    inputs: tl.constexpr, outputs: tl.constexpr, elu: tl.constexpr, leaky: tl.constexpr, added: tl.constexpr,
+    slope: tl.constexpr, shrink: tl.constexpr, most: tl.constexpr,
     rows: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """One block of `rows` pixels by `columns` output channels; `depth` channels of one neighbour at a time, added in float32."""
@@ -99,9 +102,14 @@ def _conv3x3(  # type: ignore[no-untyped-def]
     total = total * tl.load(factor + column)[None, :] + tl.load(bias + column)[None, :]
     if elu:
         total = tl.where(total > 0, total, tl.exp(tl.minimum(total, 0)) - 1)
+    if leaky:
+        total = tl.where(total > 0, total, total * slope)
+    place_of = pixel.to(tl.int64)[:, None] * outputs + column[None, :]
+    if added:
+        total += tl.load(skip + place_of, mask=there[:, None], other=0.0).to(tl.float32)
     if y.dtype.element_ty == tl.float8e4nv:
         total = tl.minimum(total * (1 / shrink), most)
-    tl.store(y + pixel.to(tl.int64)[:, None] * outputs + column[None, :], total.to(y.dtype.element_ty), mask=there[:, None])
+    tl.store(y + place_of, total.to(y.dtype.element_ty), mask=there[:, None])
 
 
 class Layer:
@@ -112,12 +120,12 @@ class Layer:
         float8: whether it takes activations in 8 bits.
 
     Attributes:
-        elu: whether an ELU follows it.
+        activation: what follows it, "elu", "leaky" or "".
         channels: that are more than filling, of its output.
     """
 
     def __init__(self, convolution: Conv3x3, *, float8: bool = False) -> None:
-        self.elu, self.channels = False, convolution.out_channels
+        self.activation, self.channels = "", convolution.out_channels
         self.inputs, self.outputs = _widen(convolution.in_channels), _widen(self.channels)
         more = self.outputs - self.channels
         weight, bias = convolution.weight.detach().permute(0, 2, 3, 1), convolution.bias
@@ -132,12 +140,13 @@ class Layer:
             weight, self.factor = weight / scale[:, None, None, None], scale * SHRINK
         self.weight = weight.to(self.dtype)
 
-    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def __call__(self, x: Tensor, dtype: torch.dtype, skip: Tensor | None = None) -> Tensor:
         """The layer's output.
 
         Args:
             x: (N, H, W, inputs), contiguous, of this layer's dtype; in 8 bits divided by `SHRINK`.
             dtype: of the result.
+            skip: added to it, (N, H, W, outputs), contiguous.
 
         Returns:
             (N, H, W, outputs), in 8 bits likewise.
@@ -147,8 +156,9 @@ class Layer:
         cut = self.blocks
         with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
             _conv3x3[triton.cdiv(pixels, cut.rows), self.outputs // cut.columns](
-                x, self.weight, self.factor, self.bias, y, pixels, x.shape[1], x.shape[2],
-                inputs=self.inputs, outputs=self.outputs, elu=self.elu, shrink=SHRINK, most=MOST,
+                x, self.weight, self.factor, self.bias, y if skip is None else skip, y, pixels, x.shape[1], x.shape[2],
+                inputs=self.inputs, outputs=self.outputs, elu=self.activation == "elu", leaky=self.activation == "leaky",
+                added=skip is not None, slope=SLOPE, shrink=SHRINK, most=MOST,
                 rows=cut.rows, columns=cut.columns, depth=cut.depth, stages=cut.stages, num_warps=cut.warps,
             )  # fmt: skip
         return y
@@ -160,6 +170,38 @@ class Layer:
         if measured and measured.count_bytes(self.dtype.itemsize) <= find_shared_memory(self.weight.device):
             return measured
         return Blocks(64, min(self.outputs, 128), min(self.inputs, 32), 2, 4)
+
+
+class Block:
+    """A residual block: two layers, the first one's input added to what the second one makes.
+
+    Args:
+        block: its weights are read now.
+    """
+
+    def __init__(self, block: Residual) -> None:
+        self.first, self.second = Layer(block.first), Layer(block.second)
+        self.first.activation = "leaky"
+        self.dtype = self.first.dtype
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """X (N, H, W, width), contiguous, to the same."""
+        return self.second(self.first(leaky_relu(x, SLOPE), dtype), dtype, skip=x)
+
+
+class Activation:
+    """A LeakyReLU by itself, where no single layer comes before it.
+
+    Args:
+        dtype: of its input.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Any shape, overwritten."""
+        return leaky_relu_(x, SLOPE)
 
 
 class TritonNetworks:
@@ -178,7 +220,7 @@ class TritonNetworks:
     def __init__(self, model: ComDefend, *, float8: bool = False) -> None:
         self.precision = "float8" if float8 else dtype_name(model.com.dtype)
         self._model = copy.deepcopy(model).to("meta")  # For its forward pass; its weights take no memory.
-        self._layers: dict[Network, list[Layer]] = {
+        self._steps: dict[Network, list[Layer | Block | Activation]] = {
             self._model.com: _fuse(model.com, float8),
             self._model.rec: _fuse(model.rec, float8),
         }
@@ -194,23 +236,30 @@ class TritonNetworks:
 
     def _compute(self, network: Network, x: Tensor) -> Tensor:
         """Of x (N, C, H, W) what all layers make of it, (N, another C, H, W)."""
-        layers = self._layers[network]
+        steps, channels = self._steps[network], network.find_convolutions()[-1].out_channels
         y = x.permute(0, 2, 3, 1)
-        y = pad(y, (0, layers[0].inputs - y.shape[3])).contiguous()
-        for layer, after in zip(layers, [*layers[1:], None], strict=True):
-            y = layer(y, dtype=after.dtype if after else x.dtype)
-        return y[..., : layers[-1].channels].permute(0, 3, 1, 2)
+        y = pad(y, (0, _widen(y.shape[3]) - y.shape[3])).contiguous()
+        for step, after in zip(steps, [*steps[1:], None], strict=True):
+            y = step(y, dtype=after.dtype if after else x.dtype)
+        return y[..., :channels].permute(0, 3, 1, 2)
 
 
-def _fuse(network: Network, float8: bool) -> list[Layer]:
-    """A network's layers for the kernel, each convolution with the ELU that follows it."""
-    fused: list[Layer] = []
+def _fuse(network: Network, float8: bool) -> list[Layer | Block | Activation]:
+    """A network's layers for the kernel, each convolution with what follows it."""
+    float8 = float8 and network.scale == 1
+    fused: list[Layer | Block | Activation] = []
     for layer in network:
-        match layer:
-            case Conv3x3():
+        match layer, fused[-1] if fused else None:
+            case Conv3x3(), _:
                 fused.append(Layer(layer, float8=float8 and layer.in_channels * layer.out_channels >= LARGE))
-            case ELU():
-                fused[-1].elu = True
+            case ELU(), Layer() as last:
+                last.activation = "elu"
+            case LeakyReLU(), Layer() as last:
+                last.activation = "leaky"
+            case LeakyReLU(), _:
+                fused.append(Activation(network.dtype))
+            case Residual(), _:
+                fused.append(Block(layer))
             case _:
                 raise TypeError(f"the kernel does not know {layer}")
     return fused

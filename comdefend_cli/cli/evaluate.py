@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from comdefend_cli.evaluate.evaluation import Evaluation
     from comdefend_cli.evaluate.systems import System
 
-DEFENCES = "none comdefend-12bit comdefend-12bit-denoise:input-noise=0 comdefend-12bit-denoise bits:depth=3 median:size=3 jpeg:quality=75"
+DEFENCES = (
+    "none comdefend-12bit comdefend-12bit-denoise comdefend-fast:input-noise=0 comdefend-fast bits:depth=3 median:size=3 jpeg:quality=75"
+)
 
 
 def _join_numbers(numbers: Sequence[float]) -> str:

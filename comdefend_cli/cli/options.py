@@ -20,7 +20,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         help="A name that `comdefend weights list` prints, or a weight file. "
-        "Default: comdefend-12bit-denoise, and for grey images comdefend-4bit-gray.",
+        "Default: comdefend-fast, and for grey images comdefend-fast-gray.",
         metavar="NAME|PATH",
     ),
 ]
@@ -30,7 +30,7 @@ ColorWeights = Annotated[
         "--weights",
         help="A name that `comdefend weights list` prints, or a weight file.",
         metavar="NAME|PATH",
-        show_default="comdefend-12bit-denoise",
+        show_default="comdefend-fast",
     ),
 ]
 Device = Annotated[

@@ -28,13 +28,13 @@ def refuse_tensor_file(path: Path, *, overwrite: bool, what: str = "a weight fil
     refuse_unwritable_folder(path, room=room)
 
 
-def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop: int | None = None) -> Dataset:
+def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop: int | None = None, shrink: int = 1) -> Dataset:
     """A data set by name or folder, with a bar while it downloads and a notice of files that are left out.
 
     Args:
         data, folder, download: as of :func:`comdefend_cli.data.datasets.load_dataset`, which also says what is raised.
         quiet: show and say nothing.
-        crop: side of the crops of a folder, in pixels; None for the default.
+        crop, shrink: likewise; None for the default side.
     """
     from comdefend_cli.data.datasets import load_dataset
     from comdefend_cli.data.sources import CROP
@@ -43,7 +43,7 @@ def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop:
     lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
     side = crop or CROP
     with progress.show_download(quiet=quiet) as show:
-        dataset = load_dataset(data, folder, download=download, progress=show, crop=side)
+        dataset = load_dataset(data, folder, download=download, progress=show, crop=side, shrink=shrink)
     if dataset.skipped:
         notice(f"{dataset.skipped} files in {data} are no images of {side}x{side} pixels or more", quiet=quiet)
     return dataset

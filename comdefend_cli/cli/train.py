@@ -15,14 +15,16 @@ import typer
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
-from comdefend_cli.cli.training import make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
+from comdefend_cli.cli.training import is_given, make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
-from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
+from comdefend_cli.training.config import DEFAULT_LR, TrainConfig, name_networks
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from comdefend_cli.data.sources import Dataset
+    from comdefend_cli.network.weight_file import Weights
     from comdefend_cli.training.history import History
     from comdefend_cli.training.purifier import PurifierTrainer
 
@@ -36,14 +38,39 @@ _RATES = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LR.items())
 @console.command
 def train(
     context: typer.Context,
-    data: options.Data,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", metavar="NAME|DIR", help="Clean images: cifar10, fashion-mnist, mnist, drawings, a folder; may repeat."),
+    ],
     data_dir: options.DataDir = Path("data"),
     out: Annotated[Path, typer.Option("--out", help="The weight file to write.", **options.UNCHECKED)] = Path("comdefend.safetensors"),
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps.", show_default=str(TrainConfig.steps))] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data, in place of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step, over all processes.")] = TrainConfig.batch_size,
     seed: options.TrainingSeed = TrainConfig.seed,
+    crop: Annotated[int, typer.Option("--crop", help="Side of the crops of a folder's images, in pixels.")] = TrainConfig.crop,
+    shrink: Annotated[
+        int, typer.Option("--shrink", min=1, help="The most that these are made smaller, at random, before they are cropped.")
+    ] = TrainConfig.shrink,
+    jitter: Annotated[
+        float, typer.Option("--jitter", min=0.0, max=1.0, help="Share of the images whose saturation, hue and exposure change.")
+    ] = TrainConfig.jitter,
+    small: Annotated[
+        float, typer.Option("--small", min=0.0, max=1.0, help="Share of the batches cut to images of 1 to 31 pixels a side.")
+    ] = TrainConfig.small,
+    gray: Annotated[bool, typer.Option("--gray", help="Make colour images grey.")] = TrainConfig.gray,
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="paper|residual", help="The networks' family; residual is that of comdefend-fast.")
+    ] = TrainConfig.arch,
+    downscale: Annotated[
+        int, typer.Option("--downscale", help="Side of the squares that residual networks see: 2 or 4.")
+    ] = TrainConfig.downscale,
+    width: Annotated[int, typer.Option("--width", min=1, help="Channels of residual networks.")] = TrainConfig.width,
+    blocks: Annotated[int, typer.Option("--blocks", min=0, help="Blocks in each of the two residual networks.")] = TrainConfig.blocks,
     bits: Annotated[int, typer.Option("--bits", help="Code bits a pixel: 4, 8, 10, 12, 14 or 16.")] = TrainConfig.bits,
+    loss: Annotated[
+        str, typer.Option("--loss", metavar="mse|rmse", help="Square error as in the paper, or its root, image by image.")
+    ] = TrainConfig.loss,
     penalty: Annotated[
         float, typer.Option("--penalty", min=0.0, help="Lambda of eq. 1: weight of the code's mean square.")
     ] = TrainConfig.penalty,
@@ -64,8 +91,8 @@ def train(
         typer.Option("--inference-noise", min=0.0, max=255.0, help="Noise that images get before these weights, in 8-bit levels."),
     ] = TrainConfig.inference_noise,
     features: Annotated[
-        str | None,
-        typer.Option("--features", metavar="CLASSIFIER", help="A classifier of train-classifier, whose features are to be kept."),
+        list[str] | None,
+        typer.Option("--features", metavar="CLASSIFIER", help="Whose features are to be kept; with several --data, DATA=CLASSIFIER."),
     ] = None,
     feature_weight: Annotated[
         float, typer.Option("--feature-weight", min=0.0, help="Weight of the distance of these features in the loss.")
@@ -81,7 +108,13 @@ def train(
         float, typer.Option("--lr-end", help="Last learning rate as a share of the peak; it falls exponentially.")
     ] = TrainConfig.lr_end,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps in which the learning rate rises.")] = TrainConfig.warmup,
-    init: Annotated[str | None, typer.Option("--init", metavar="NAME|PATH", help="Weights to start from, in place of new ones.")] = None,
+    clip: Annotated[
+        float, typer.Option("--clip", min=0.0, help="The most that a step's gradient may measure; 0 for no limit.")
+    ] = TrainConfig.clip,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="NAME|PATH", help="Weights to start from; other --bits or channels: some layers are new."),
+    ] = None,
     precision: options.TrainingPrecision = "auto",
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 500,
@@ -110,11 +143,12 @@ def train(
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
         quiet = quiet or rank > 0
         with together():  # Only the first process looks: the others could take its fresh checkpoint for an old one.
+            chosen, start = _choose_networks(context)
             if rank == 0:
                 overwrite = refuse_outputs([*paths.values()], PurifierTrainer.command, overwrite=overwrite, resume=resume, room=ROOM)
-        dataset = _dataset(data, data_dir, rank, download=not no_download, quiet=quiet)
+        parts = _fetch_parts(context.params, rank, quiet=quiet)
         with together():
-            trainer = _trainer(context.params, dataset, where)
+            trainer = _trainer(chosen, parts, where, start)
         tell_device(context.params, where, trainer.config.precision, quiet=quiet)
         history = train_to_end(
             trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, measure_every=validate_every, quiet=quiet
@@ -124,17 +158,30 @@ def train(
             checkpoint.unlink(missing_ok=True)
 
 
-def _trainer(chosen: Mapping[str, Any], dataset: Dataset, where: torch.device) -> PurifierTrainer:
-    """The run that the options ask for."""
-    from comdefend_cli.classifiers.loading import load_classifier
+def _choose_networks(context: typer.Context) -> tuple[dict[str, Any], Weights | None]:
+    """The options, and the weights to start from, whose family and sizes of networks stand for those that are not given."""
     from comdefend_cli.network.registry import load_weights
+
+    chosen = dict(context.params)
+    start = load_weights(chosen["init"]) if chosen["init"] else None
+    for name, value in name_networks(start.header.architecture).items() if start else ():
+        if is_given(context, name):
+            if chosen[name] == value or name == "bits":
+                continue  # Layers that depend on the bits are drawn anew.
+            raise UsageError(f"--{name} {chosen[name]}: the weights to start from have {value}; leave it out, or start from others")
+        chosen[name] = value
+    if chosen["arch"] == "paper":
+        refuse_idle(context, ["downscale", "width", "blocks"], "--arch residual")
+    return chosen, start
+
+
+def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.device, start: Weights | None) -> PurifierTrainer:
+    """The run that the options ask for."""
+    from comdefend_cli.data.mixture import join_datasets
     from comdefend_cli.training.purifier import PurifierTrainer
 
-    features = chosen["features"]
-    start = load_weights(chosen["init"]) if chosen["init"] else None
-    seen = load_classifier(features, data=dataset.name) if features else None
-    if seen is not None and not seen.sha256:
-        raise UsageError(f"{features}: --features takes a classifier that comdefend train-classifier made")
+    seen, named = _load_features(chosen["features"] or [], chosen["data"], parts)
+    dataset = join_datasets(parts, gray=chosen["gray"])
     if chosen["input_noise_least"] is not None:
         chosen = {**chosen, "input_noise_min": chosen["input_noise_least"]}
     config = make_config(
@@ -143,11 +190,30 @@ def _trainer(chosen: Mapping[str, Any], dataset: Dataset, where: torch.device) -
         where,
         data=dataset.name,
         steps=_steps(chosen["steps"], chosen["epochs"], len(dataset.train), chosen["batch_size"]),
-        channels=dataset.train.channels,
-        features=seen.sha256 if seen else "",
+        channels=1 if chosen["gray"] else dataset.train.channels,
+        features=named,
         init=start.sha256 if start else "",
     )
-    return PurifierTrainer(config, dataset, where, start=start.model if start else None, features=seen.model if seen else None)
+    return PurifierTrainer(config, dataset, where, start=start.model if start else None, features=seen)
+
+
+def _load_features(specs: list[str], data: list[str], parts: list[Dataset]) -> tuple[list[nn.Module | None], str]:
+    """The classifier of each part of the data, or None, and what the settings call them."""
+    from comdefend_cli.classifiers.loading import load_classifier
+
+    found: list[nn.Module | None] = [None] * len(parts)
+    called = {}
+    for spec in specs:
+        name, _, classifier = spec.rpartition("=") if len(set(data)) > 1 else (data[0], "", spec)
+        if name not in data:
+            raise UsageError(f"--features {spec}: say whose it is as DATA=CLASSIFIER, DATA being one of {', '.join(dict.fromkeys(data))}")
+        places = [place for place, each in enumerate(data) if each == name]
+        loaded = load_classifier(classifier, data=parts[places[0]].name)
+        called[parts[places[0]].name] = loaded.sha256 or classifier
+        for place in places:
+            found[place] = loaded.model
+    alone = len(set(data)) == 1
+    return found if specs else [], ",".join(said if alone else f"{name}={said}" for name, said in called.items())
 
 
 @contextmanager
@@ -175,17 +241,17 @@ def _outputs(out: Path) -> dict[str, Path]:
     }
 
 
-def _dataset(data: str, data_dir: Path, rank: int, *, download: bool, quiet: bool) -> Dataset:
-    """The data set; the first process goes ahead, so that only it downloads."""
+def _fetch_parts(chosen: Mapping[str, Any], rank: int, *, quiet: bool) -> list[Dataset]:
+    """The data sets, each read once however often it is named; the first process goes ahead, so that only it downloads."""
     from comdefend_cli.training.distributed import together
 
-    loaded: Dataset | None = None
+    loaded: dict[str, Dataset] = {}
+    how = {"crop": chosen["crop"], "shrink": chosen["shrink"], "download": not chosen["no_download"], "quiet": quiet}
     for mine in (rank == 0, rank > 0):
         with together():
             if mine:
-                loaded = fetch_dataset(data, data_dir, download=download, quiet=quiet)
-    assert loaded is not None  # One of the two turns was this process's.
-    return loaded
+                loaded = {name: fetch_dataset(name, chosen["data_dir"], **how) for name in dict.fromkeys(chosen["data"])}
+    return [loaded[name] for name in chosen["data"]]
 
 
 def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
@@ -211,7 +277,7 @@ def _finish(trainer: PurifierTrainer, history: History, paths: dict[str, Path], 
     log = {"training": training, "sha256": sha256, "machine": _machine(trainer), "history": list(history.records())}
     write_atomically(paths["log"], (json.dumps(log, indent=1) + "\n").encode(), overwrite=overwrite)
     write_image(paths["curves"], from_pillow(draw_curves(history)), overwrite=overwrite)
-    write_image(paths["pictures"], draw_reconstructions(trainer.model, trainer.dataset.test.pixels[:12]), overwrite=overwrite)
+    write_image(paths["pictures"], draw_reconstructions(trainer.model, trainer.test_images[:12]), overwrite=overwrite)
     said = f"{training['psnr_db']:.2f} dB, SSIM {training['ssim']:.4f} on {training['test_images']} test images"
     notice(f"wrote {paths['weights']}: {said}", quiet=quiet)
 

@@ -33,11 +33,16 @@ def make_config(kind: type[Config], options: Mapping[str, Any], where: torch.dev
     return kind(**{**named, "precision": resolve_training_precision(options["precision"], where), **found})
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse_idle(context: typer.Context, names: Sequence[str], without: str) -> None:
     """Raise :class:`UsageError` when one of these options was given, which does nothing without another one."""
     for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             raise UsageError(f"--{name.replace('_', '-')} does nothing without {without}: add it, or leave the option out")
 
 

@@ -68,8 +68,8 @@ def decode_images(
         yield place, pixels
 
 
-def read_folder(folder: Path, crop: int) -> Dataset:
-    """Images below a folder as random crops; one in twenty, evenly spread, is kept for testing."""
+def read_folder(folder: Path, crop: int, shrink: int = 1) -> Dataset:
+    """Images below a folder as random crops, see :class:`.Crops`; one in twenty, evenly spread, is kept for testing."""
     paths = list_images(folder)
 
     def fit(pixels: np.ndarray) -> np.ndarray | None:
@@ -85,4 +85,4 @@ def read_folder(folder: Path, crop: int) -> Dataset:
     held_out = found[::20]
     del found[::20]
     test = Crops(held_out, crop).batch(max(64, len(held_out)), torch.Generator().manual_seed(0))
-    return Dataset(f"folder:{folder.name}", Crops(found, crop), ImageArray(test, torch.empty(0, dtype=torch.int64)), skipped)
+    return Dataset(f"folder:{folder.name}", Crops(found, crop, shrink), ImageArray(test, torch.empty(0, dtype=torch.int64)), skipped)

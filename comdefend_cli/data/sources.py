@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 #: Side of the random crops of a folder's images, in pixels: as large as CIFAR-10's images.
 CROP = 32
@@ -20,6 +21,11 @@ class TrainingImages(Protocol):
     @property
     def channels(self) -> int:
         """1 or 3."""
+        ...
+
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels."""
         ...
 
     def batch(self, size: int, generator: torch.Generator) -> Tensor:
@@ -47,6 +53,11 @@ class ImageArray:
         """1 or 3."""
         return int(self.pixels.shape[1])
 
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels; its height where that is another than its width."""
+        return int(self.pixels.shape[2])
+
     def batch(self, size: int, generator: torch.Generator) -> Tensor:
         """`size` images drawn with replacement, mirrored at random left to right."""
         chosen = self.pixels[torch.randint(len(self), (size,), generator=generator)]
@@ -61,10 +72,13 @@ class Crops:
     Attributes:
         images: uint8 (C, H, W) each, H and W at least `side`.
         side: of a crop, in pixels.
+        shrink: the most that an image is made smaller before it is cropped: each by a whole factor of its own, by area, as a camera's
+            pixels average light.
     """
 
     images: list[Tensor]
     side: int = CROP
+    shrink: int = 1
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,8 +93,13 @@ class Crops:
         crops = []
         for index in torch.randint(len(self), (size,), generator=generator).tolist():
             image = self.images[index]
-            top, left = (int(torch.randint(n - self.side + 1, (), generator=generator)) for n in image.shape[1:])
-            crop = image[:, top : top + self.side, left : left + self.side]
+            most = min(self.shrink, min(image.shape[1:]) // self.side)
+            factor = int(torch.randint(1, most + 1, (), generator=generator)) if most > 1 else 1
+            side = self.side * factor
+            top, left = (int(torch.randint(n - side + 1, (), generator=generator)) for n in image.shape[1:])
+            crop = image[:, top : top + side, left : left + side]
+            if factor > 1:
+                crop = avg_pool2d(crop.float(), factor).round_().byte()
             crops.append(crop.flip(2) if torch.rand((), generator=generator) < 0.5 else crop)
         return torch.stack(crops)
 

@@ -120,4 +120,4 @@ class Pass:
 
 def _is_large(windows: Tensor, route: Route) -> bool:
     """Whether each window is large enough to go through the networks in bands; batches of small ones are faster at once."""
-    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.count_band_pixels(route.parameter.dtype)
+    return windows.device.type == "cpu" and windows[0, 0].numel() > bands.count_band_pixels(route.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,6 +20,8 @@ from comdefend_cli.inference.passes import Pass, Route, repeat_gray, take_luma
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.inference.stitching import Network, Plan, Progress, run_in_tiles
 from comdefend_cli.inference.tiling import Batch
+from comdefend_cli.inference.tiny import find_enlargement, purify_enlarged
+from comdefend_cli.network.architecture import PaperArchitecture
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
 from comdefend_cli.network.weight_file import Weights
@@ -121,7 +124,8 @@ class Purifier(nn.Module):
             device = "cpu"
         target = resolve_device(str(device))
         noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
-        chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized)
+        paper = all(isinstance(item.header.architecture, PaperArchitecture) for item in loaded)
+        chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized, paper=paper)
         # PyTorch's networks, which stand behind those of 8 bits, are in what the device computes fastest.
         dtype = resolve_precision("auto" if precision in ("int8", "float8") else precision, target)
         models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.
@@ -183,6 +187,12 @@ class Purifier(nn.Module):
             top: the row of the image that x begins with, where x is a strip of it: noise belongs to places.
         """
         route = self._choose_route(x)
+        factor = find_enlargement(x.shape[2], x.shape[3], route.model.architecture.scale)
+        if factor > 1 and self.settings.tiling != "paper":
+            result = purify_enlarged(x, factor, self.purify)
+            if progress:
+                progress(x[:, 0].numel())
+            return result
         wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
         if route.engine and (wanted or self.settings.noise_std > 0):
             raise UsageError(f"the {route.engine.name} backend has neither gradients nor noise on the code: use backend='torch'")
@@ -219,7 +229,13 @@ class Purifier(nn.Module):
         """Pixels each way that a result depends on, beyond its own: strips of an image must overlap by so many. Patches have none."""
         if self.settings.tiling == "paper":
             return 0
-        return max(model.halo for model in (self.color, self.gray) if model is not None)
+        most = max(model.halo for model in (self.color, self.gray) if model is not None)
+        return ceil(most / self.step) * self.step
+
+    @property
+    def step(self) -> int:
+        """Strips of an image must begin at rows that are multiples of this, since networks may see squares of pixels."""
+        return max(model.architecture.scale for model in (self.color, self.gray) if model is not None)
 
     def input_noise(self, channels: int) -> float:
         """Standard deviation of the noise before the networks of so many channels, in 8-bit levels: as asked for, or the weights' own."""
@@ -250,11 +266,12 @@ class Purifier(nn.Module):
 
     def _plan(self, x: Tensor, route: Route) -> Plan:
         """Tiles and batches that suit the device, or were asked for, or were found to fit."""
-        device, dtype = route.parameter.device, route.parameter.dtype
+        device = route.parameter.device
         usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
         tile = self.settings.tile or (route.engine.choose_tile(x.shape[2] * x.shape[3]) if route.engine else usual)
-        pixels = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.count_band_pixels(dtype)
-        return Plan(device, None if self.settings.tiling == "paper" else tile, pixels, route.model.halo).fit(self._held)
+        pixels = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.count_band_pixels(route.model)
+        chosen = None if self.settings.tiling == "paper" else tile
+        return Plan(device, chosen, pixels, route.model.halo, route.model.architecture.scale).fit(self._held)
 
 
 def _forget_engines(purifier: Purifier, keys: object) -> None:

@@ -33,16 +33,18 @@ class Plan:
         tile: side of a tile, in pixels; None for the paper's patches.
         batch_pixels: pixels of the windows of a batch, at most, but one window goes through at any rate.
         halo: pixels that windows reach beyond their tiles.
+        step: side of the squares of pixels whose grid windows begin on.
     """
 
     device: torch.device
     tile: int | None
     batch_pixels: int
     halo: int
+    step: int = 1
 
     def cut(self, height: int, width: int) -> list[Tile]:
         """The grid of an image of that size."""
-        return cut_patches(height, width) if self.tile is None else cut_tiles(height, width, self.tile, self.halo)
+        return cut_patches(height, width) if self.tile is None else cut_tiles(height, width, self.tile, self.halo, self.step)
 
     def shrink(self) -> Plan | None:
         """One that takes less memory; None where there is none."""

@@ -1,8 +1,9 @@
 """The grid that lets an image of any size through the networks in bounded memory, and the batches that its windows go in.
 
-An output pixel depends on the input up to the networks' halo away (18 pixels). So a tile is computed from a window that
+An output pixel depends on the input up to the networks' halo away (18 pixels in the paper's). So a tile is computed from a window that
 reaches so much further on every side, and only its core is kept. At the image's own border the window stops with the
 image, where the networks' zero padding is what the whole-image computation has too: the result is the whole-image result.
+Networks that see squares of pixels must see the same squares in a window as in the image: windows and cores begin on their grid.
 """
 
 from __future__ import annotations
@@ -54,15 +55,22 @@ class Tile:
 Batch = list[tuple[int, Tile]]
 
 
-def cut_side(length: int, tile: int, halo: int) -> list[Span]:
+def cut_side(length: int, tile: int, halo: int, step: int = 1) -> list[Span]:
     """Cut `length` pixels into cores of at most `tile`, each in a window `halo` wider each way.
 
-    Cores differ in size by at most one pixel's rounding, and all windows have one size (those at
+    Cores differ in size as little as the grid lets them, and all windows have one size (those at
     the border are moved inwards), so that they can be stacked into batches.
+
+    Args:
+        length: of the side.
+        tile: a smaller one than `step` counts as such.
+        halo: a multiple of `step`.
+        step: side of the squares of the grid, on which all windows and cores begin.
     """
-    count = ceil(length / tile)
-    core = ceil(length / count)
-    size = min(core + halo * min(count - 1, 2), length)  # Two windows reach beyond their cores on one side only.
+    count = ceil(length / (max(tile // step, 1) * step))
+    core = ceil(length / count / step) * step
+    size = core + halo * min(count - 1, 2)  # Two windows reach beyond their cores on one side only.
+    size = min(size + (length - size) % step, length)  # The last one ends with the image, and begins on the grid.
     cut = []
     for start in range(0, length, core):
         origin = min(max(start - halo, 0), length - size)
@@ -70,9 +78,9 @@ def cut_side(length: int, tile: int, halo: int) -> list[Span]:
     return cut
 
 
-def cut_tiles(height: int, width: int, tile: int, halo: int) -> list[Tile]:
-    """Tiles of at most `tile` pixels a side with a halo: no seam, the whole-image result."""
-    return _cross(cut_side(height, tile, halo), cut_side(width, tile, halo))
+def cut_tiles(height: int, width: int, tile: int, halo: int, step: int = 1) -> list[Tile]:
+    """Tiles of at most `tile` pixels a side with a halo, on a grid of squares: no seam, the whole-image result."""
+    return _cross(cut_side(height, tile, halo, step), cut_side(width, tile, halo, step))
 
 
 def cut_patches(height: int, width: int) -> list[Tile]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from comdefend_cli.errors import UsageError, WeightsError, explain
-from comdefend_cli.network.model import HIDDEN, Architecture, ComDefend
+from comdefend_cli.network.architecture import HIDDEN, PaperArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.runtime.unpickle import read_pickle
 
 #: The array's name in the archive, and more bytes than any checkpoint of nine small layers takes.
@@ -103,7 +104,7 @@ def convert_checkpoints(encoder: Path, decoder: Path) -> ComDefend:
     if [rec[0].shape[2], *(kernel.shape[3] for kernel in rec[0::2])] != widths[::-1]:
         raise WeightsError(f"{decoder}: its layers do not mirror those of {encoder}; give a ComCNN first, then its RecCNN")
     try:
-        architecture = Architecture(widths[0], widths[-1], tuple(widths[1:-1]))
+        architecture = PaperArchitecture(widths[0], widths[-1], tuple(widths[1:-1]))
     except ValueError as error:
         raise WeightsError(f"{encoder}: not a ComCNN: {explain(error)}; give ComCNN's file first, then RecCNN's") from error
     model = ComDefend(architecture)

@@ -13,8 +13,8 @@ from comdefend_cli.network.weight_file import Header, Weights, parse_header, par
 from comdefend_cli.runtime.tensor_files import read_file, refuse_absent
 
 #: What `purify` takes when nothing is said, for colour and for grey images.
-DEFAULT_COLOR = "comdefend-12bit-denoise"
-DEFAULT_GRAY = "comdefend-4bit-gray"
+DEFAULT_COLOR = "comdefend-fast"
+DEFAULT_GRAY = "comdefend-fast-gray"
 REINSTALL = "install comdefend-cli again"
 
 

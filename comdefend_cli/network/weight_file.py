@@ -1,7 +1,7 @@
 """Weight files: what they say of themselves, checking and writing them.
 
-A weight file is safetensors: tensors "com.N.weight" (out, in, 3, 3), "com.N.bias" (out,), and the
-same for "rec", with N = 0, 2, ... 16, all float32, and where `comdefend quantize` put them the bytes of "int8.graph" and
+A weight file is safetensors: the tensors of both networks by their names in the model, such as "com.0.weight" (out, in, 3, 3),
+float32, and where `comdefend quantize` put them the bytes of "int8.graph" and
 "int8.constants", the networks in 8-bit integers as OpenVINO's two files; the header's metadata holds one JSON object under
 "comdefend" with the architecture, the noise that images get before it, how the weights came to be, and a SHA-256 of these and
 of all tensors, so that a byte that changed on the way is noticed. Nothing in it is executed.
@@ -19,7 +19,8 @@ from typing import Any, cast
 import torch
 
 from comdefend_cli.errors import WeightsError
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.architecture import Architecture, PaperArchitecture, ResidualArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.runtime.tensor_files import TensorFormat, read_metadata
 
 FORMAT = TensorFormat("comdefend", "weight file of comdefend", "make one with comdefend train or comdefend weights import")
@@ -30,7 +31,7 @@ class Header:
     """What a weight file says of itself.
 
     Attributes:
-        architecture: channels, bits and widths of the networks.
+        architecture: of the networks, of either family.
         training: data, steps, settings, PSNR in dB and so on, as JSON values; free form.
         input_noise: standard deviation of the noise that images get before these networks unless told otherwise, in 8-bit levels.
     """
@@ -122,9 +123,7 @@ def parse_header(data: bytes, path: Path) -> Header:
     """
 
     def build(fields: dict[str, Any]) -> Header:
-        shape = fields["architecture"]
-        architecture = Architecture(_read_whole(shape["channels"]), _read_whole(shape["bits"]), tuple(map(_read_whole, shape["hidden"])))
-        return Header(architecture, dict(fields["training"]), _read_level(fields.get("input_noise", 0.0)))
+        return Header(_read_architecture(fields["architecture"]), dict(fields["training"]), _read_level(fields.get("input_noise", 0.0)))
 
     return FORMAT.read_header(data, path, build)
 
@@ -134,6 +133,14 @@ def _compute_digest(data: bytes) -> str:
     (length,) = struct.unpack_from("<Q", data)
     text = json.dumps({name: value for name, value in read_metadata(data, FORMAT.key).items() if name != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode() + memoryview(data)[8 + length :]).hexdigest()
+
+
+def _read_architecture(fields: dict[str, Any]) -> Architecture:
+    """Of the paper's family where the widths of its hidden layers are said, else of the other one."""
+    if "hidden" in fields:
+        hidden = tuple(map(_read_whole, fields["hidden"]))
+        return PaperArchitecture(_read_whole(fields["channels"]), _read_whole(fields["bits"]), hidden)
+    return ResidualArchitecture(*(_read_whole(fields[name]) for name in ("channels", "bits", "downscale", "width", "blocks")))
 
 
 def _read_whole(value: object) -> int:

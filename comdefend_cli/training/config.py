@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from comdefend_cli.network.architecture import Architecture
+
 OPTIMIZERS = ("muon", "adam")
+LOSSES = ("mse", "rmse")
+#: Families of networks.
+FAMILIES = ("paper", "residual")
 #: A learning rate each optimizer works with: measured for Muon, the paper's for Adam (3.6).
 DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
 #: The share of the steps over which the rate of classifiers and of baselines rises.
@@ -21,12 +27,21 @@ class TrainConfig:
     """Everything that decides the outcome of a run.
 
     Attributes:
-        data: name of the data set.
+        data: names of the data sets, with "+" between them.
         steps: optimizer steps.
-        batch_size: images a step, over all processes.
+        batch_size: images a step, over all processes; of data sets of smaller images than the largest, as many more.
         seed: of the initial weights, the batches and the noise, from 0 to 2**32 - 1.
+        crop: side of the crops of a folder's images, in pixels.
+        shrink: the most that a folder's images are made smaller, by area, before they are cropped.
+        jitter: share of the colour images whose saturation, hue and exposure change at random.
+        small: share of the batches that are cut to images of 1 to 31 pixels a side.
+        gray: whether colour images become grey ones.
+        arch: "paper" or "residual", the networks' family.
+        downscale, width, blocks: of the second one, see :class:`comdefend_cli.network.architecture.ResidualArchitecture`.
         bits: code bits a pixel.
         channels: of the images, 1 or 3.
+        loss: "mse", eq. 3's mean square error, or "rmse", the root of each image's, with which an image that is hard to rebuild, such as a
+            drawing, pulls no harder than others.
         penalty: lambda of eq. 1, on the mean square of the code.
         noise_std: phi of section 3.5, standard deviation of the noise on the logits.
         input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
@@ -35,12 +50,15 @@ class TrainConfig:
             without noise, and so smooth an attack away that they would otherwise pass on.
         inference_noise: noise that images get before the trained networks unless told otherwise, in 8-bit levels; the weight
             file says it, and what is measured is measured with it. It changes nothing in training.
-        features: SHA-256 of the classifier in whose features the reconstruction is to be near the clean image, or "".
+        features: SHA-256, or module:function, of the classifier in whose features the reconstruction is to be near the clean image, or
+            "" for none; of several data sets NAME=CLASSIFIER for each that has one, with "," between them.
         feature_weight: of the mean relative square distance of these features in the loss.
         optimizer: "muon", or "adam" as in the paper.
         lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
         warmup: steps in which the rate rises linearly.
+        clip: the most that a step's gradient may measure; longer ones are shortened. A small one gives every step the same weight, whatever
+            its data set and its features. 0 for no limit.
         precision: "float32", or "bfloat16" for mixed precision.
         init: SHA-256 of the weight file that the run started from, or "" for new weights.
 
@@ -52,8 +70,18 @@ class TrainConfig:
     steps: int = 3200
     batch_size: int = 8
     seed: int = 0
+    crop: int = 32
+    shrink: int = 1
+    jitter: float = 0.0
+    small: float = 0.0
+    gray: bool = False
+    arch: str = "paper"
+    downscale: int = 2
+    width: int = 64
+    blocks: int = 3
     bits: int = 12
     channels: int = 3
+    loss: str = "mse"
     penalty: float = 1e-4
     noise_std: float = 20.0
     input_noise: float = 0.0
@@ -65,25 +93,43 @@ class TrainConfig:
     lr: float | None = None
     lr_end: float = 0.02
     warmup: int = 50
+    clip: float = 0.0
     precision: str = "float32"
     init: str = ""
 
     def __post_init__(self) -> None:
-        from comdefend_cli.network.model import Architecture
-
+        if self.arch not in FAMILIES:
+            raise UsageError(f"unknown family of networks {self.arch!r}: use {' or '.join(FAMILIES)}")
+        if self.loss not in LOSSES:
+            raise UsageError(f"unknown loss {self.loss!r}: use {' or '.join(LOSSES)}")
         try:
-            Architecture(self.channels, self.bits)
+            self.architecture  # noqa: B018
         except ValueError as error:
             raise UsageError(str(error)) from error
         _check_common(self)
-        _check(self, "steps", lambda value: value >= 1, "at least 1")
-        from_zero = "penalty noise_std input_noise input_noise_min feature_weight warmup"
+        _check(self, "steps shrink", lambda value: value >= 1, "at least 1")
+        _check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
+        _check(self, "jitter small", lambda value: 0 <= value <= 1, "from 0 to 1")
+        from_zero = "penalty noise_std input_noise input_noise_min feature_weight warmup clip"
         _check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
         _check(self, "inference_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
         _check(self, "input_noise_min", lambda value: value <= self.input_noise, f"at most input-noise, {self.input_noise}")
         _check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the networks.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
+
+        if self.arch == "paper":
+            return PaperArchitecture(self.channels, self.bits)
+        return ResidualArchitecture(self.channels, self.bits, self.downscale, self.width, self.blocks)
 
     @property
     def peak_lr(self) -> float:
@@ -98,6 +144,12 @@ class TrainConfig:
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         way = max(0, step - self.warmup) / max(1, self.steps - 1 - self.warmup)
         return float(rise * self.lr_end ** min(1.0, way))
+
+
+def name_networks(architecture: Architecture) -> dict[str, Any]:
+    """The settings of a :class:`TrainConfig` by which it makes such networks, but for the channels, which are the images'."""
+    sizes = {name: value for name, value in asdict(architecture).items() if name in ("bits", "downscale", "width", "blocks")}
+    return {"arch": "residual" if "downscale" in sizes else "paper", **sizes}
 
 
 @dataclass(frozen=True)

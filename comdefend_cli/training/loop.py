@@ -64,6 +64,7 @@ class Trainer(ABC):
         rank, processes: which of how many processes this one is.
         step_done: steps done.
         model: the network, on the device.
+        most_norm: of a step's gradient.
         stop_asked: set it to end the run after the step in progress.
         stopping: whether some process was asked to stop and all of them know.
     """
@@ -72,6 +73,7 @@ class Trainer(ABC):
     unit: ClassVar[str]
     measure_name: ClassVar[str] = "measured"
     measure_every = 100
+    most_norm = math.inf
     model: nn.Module
 
     def __init__(
@@ -137,6 +139,7 @@ class Trainer(ABC):
                 losses = self.losses()
                 gradients = torch.autograd.grad(losses["loss"], self._parameters)
                 average(gradients)
+                self._clip(gradients)
                 figures = self._agree(losses)
                 self.check(figures)
                 for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -150,6 +153,13 @@ class Trainer(ABC):
             raise TrainingError("out of GPU memory: train with a smaller --batch-size") from error
         self.step_done += 1
         return figures
+
+    def _clip(self, gradients: Sequence[Tensor]) -> None:
+        """Shorten a gradient that is longer than `most_norm`."""
+        if math.isfinite(self.most_norm):
+            norm = torch.nn.utils.get_total_norm(gradients)
+            for gradient in gradients:
+                gradient.mul_((self.most_norm / norm.clamp_min(1e-12)).clamp(max=1))
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         """The optimizers' present groups of parameters; `load_state` replaces them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,14 +12,24 @@ from torch import Tensor, nn
 from comdefend_cli.classifiers.loading import Normalized
 from comdefend_cli.classifiers.networks import Blocks
 from comdefend_cli.errors import UsageError
+from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
+from comdefend_cli.network.layers import SLOPE, Conv3x3, Residual
 from comdefend_cli.network.model import ComDefend
 
 #: Spread of the logits at the start and the most it may grow to, in units of noise_std = 20.
 START_RMS, TOP_RMS = 40.0, 100.0
 #: Width of the gradient's window at the rounding, in units of the noise's standard deviation.
 WINDOW = 2.5
-#: Keeps the variance of what passes through an ELU layer with orthogonal weights.
-GAIN = 1.5**0.5
+#: Keeps the variance of what passes through a layer with orthogonal weights and an ELU, or a LeakyReLU.
+GAIN = {PaperArchitecture: 1.5**0.5, ResidualArchitecture: (2 / (1 + SLOPE**2)) ** 0.5}
+#: Share of that with which the second layer of a residual block starts, so that at first the blocks change little.
+RESIDUAL_GAIN = 0.2
+#: Blocks of a foreign classifier whose outputs are features.
+MOST_BLOCKS = 4
+#: Added to a mean square error under the root: that of one level.
+FLOOR = 1 / 255**2
+#: Side of an image below which classifiers do not see it.
+LEAST_SIDE = 16
 
 
 class _NoisyCode(torch.autograd.Function):
@@ -65,18 +76,20 @@ class FeatureDistance(nn.Module):
     not those of its stem, which are close to the pixels, which the square error has already.
 
     Args:
-        classifier: of :mod:`comdefend_cli.classifiers`; its weights stay as they are.
+        classifier: of :mod:`comdefend_cli.classifiers`, or a user's own, from (N, C, H, W) in [0, 1] to logits, whose blocks are then the
+            members of the `nn.Sequential` or `nn.ModuleList` that has most of them; its weights stay as they are.
 
     Raises:
-        UsageError: a network that declares no blocks, such as a user's own.
+        UsageError: a network without such a list.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
+        self._classifier = classifier.eval().requires_grad_(False)
+        self._seen: list[Tensor] = []
         if not isinstance(classifier, Normalized) or not isinstance(classifier.body, Blocks):
-            raise UsageError("features need a classifier of comdefend train-classifier")
-        classifier.eval().requires_grad_(False)
-        self._normalize, self._blocks = classifier.normalize, classifier.body
+            for block in _find_blocks(classifier):
+                block.register_forward_hook(self._see)
 
     def forward(self, rebuilt: Tensor, clean: Tensor) -> Tensor:
         """The mean over the features of ||f(rebuilt) - f(clean)||^2 / ||f(clean)||^2, a float32 scalar; images (N, C, H, W) in [0, 1]."""
@@ -87,39 +100,73 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean()
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        return [found.float() for found in self._blocks.features(self._normalize(x))]
+        classifier = self._classifier
+        if isinstance(classifier, Normalized) and isinstance(classifier.body, Blocks):
+            return [found.float() for found in classifier.body.features(classifier.normalize(x))]
+        self._seen.clear()
+        logits = classifier(x)
+        seen, self._seen = self._seen, []
+        return [found.float() for found in (*seen, logits)]
+
+    def _see(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._seen.append(output)
+
+
+def _find_blocks(classifier: nn.Module) -> list[nn.Module]:
+    """`MOST_BLOCKS` of a foreign network's blocks, evenly spread, the last one among them."""
+    lists = [module for module in classifier.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
+    blocks = list(max(lists, key=len, default=nn.ModuleList()))
+    if len(blocks) < 2:
+        raise UsageError("features need a classifier of train-classifier, or one with an nn.Sequential or nn.ModuleList of blocks")
+    count = min(MOST_BLOCKS, len(blocks))
+    return [blocks[(place + 1) * len(blocks) // count - 1] for place in range(count)]
 
 
 class Objective(nn.Module):
     """Eq. 3: mean square error of the reconstruction plus the penalty on the code; on request also a distance of features.
 
+    `rooted` puts the mean of the images' root mean square errors in place of the square error.
+
     All are means over values, not sums over pixels, as in the authors' release.
     """
 
     def __init__(
-        self, model: ComDefend, penalty: float, noise_std: float, features: FeatureDistance | None = None, feature_weight: float = 0.0
+        self,
+        model: ComDefend,
+        penalty: float,
+        noise_std: float,
+        *,
+        rooted: bool = False,
+        features: Sequence[FeatureDistance | None] = (),
+        feature_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.penalty = penalty
         self.noise_std = noise_std
-        self.features = features
+        self.rooted = rooted
+        self.features = nn.ModuleList([nn.Identity() if each is None else each for each in features])
         self.feature_weight = feature_weight
 
-    def forward(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, target: Tensor, noise: Tensor, place: int = 0) -> tuple[Tensor, Tensor]:
         """The loss (eq. 3) and the mean square of the logits; float32 scalars, the second without gradient.
 
         Args:
             x: what ComCNN sees, (N, C, H, W) in [0, 1], float32.
             target: what RecCNN should rebuild, the same.
             noise: for the logits, (N, bits, H, W), float32.
+            place: in `features` of the classifier that sees these images.
         """
         logits = self.model.com(x)
         code = noisy_code(logits, noise, self.noise_std)
         rebuilt = self.model.rec(code)
-        loss = (rebuilt - target).square().mean() + self.penalty * code.square().mean()
-        if self.features is not None:
-            loss = loss + self.feature_weight * self.features(rebuilt, target)
+        error = (rebuilt - target).square()
+        # The root's slope is bounded by that at one level's error.
+        error = error.mean((1, 2, 3)).add(FLOOR).sqrt() if self.rooted else error
+        loss = error.mean() + self.penalty * code.square().mean()
+        distance = self.features[place] if len(self.features) else None
+        if isinstance(distance, FeatureDistance) and min(x.shape[2:]) >= LEAST_SIDE:
+            loss = loss + self.feature_weight * distance(rebuilt, target)
         return loss, logits.detach().float().square().mean()
 
 
@@ -128,8 +175,8 @@ def top_rms(noise_std: float) -> float:
     return TOP_RMS * max(noise_std, 1.0) / 20
 
 
-def initialize(model: ComDefend, images: Tensor, generator: torch.Generator) -> None:
-    """Draw orthogonal weights, and centre and spread the logits on real images.
+def initialize(model: ComDefend, images: Tensor, generator: torch.Generator, start: ComDefend | None = None) -> None:
+    """Draw orthogonal weights, or take another model's, and centre and spread the logits on real images where they are new.
 
     Section 3.6 draws independent ones (He et al., 2015); orthogonal ones trained faster in short runs.
 
@@ -137,18 +184,27 @@ def initialize(model: ComDefend, images: Tensor, generator: torch.Generator) -> 
         model: on the CPU.
         images: uint8 (N, C, H, W).
         generator: of the weights.
+        start: of the same family and sizes; of other bits or channels, the layers that depend on these are drawn.
 
     Without the last step the logits start far below the noise, and the first hundred steps go into growing them.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight, gain=GAIN, generator=generator)
-            nn.init.zeros_(cast(Tensor, module.bias))
-    last = cast(nn.Conv2d, model.com[-1])
+    last = model.com.find_convolutions()[-1]
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Conv3x3):
+                nn.init.orthogonal_(module.weight, gain=GAIN[type(model.architecture)], generator=generator)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        for module in model.modules():
+            if isinstance(module, Residual):
+                module.second.weight.mul_(RESIDUAL_GAIN)
+        if start is not None:
+            own, given = model.state_dict(), start.state_dict()
+            model.load_state_dict({**own, **{name: value for name, value in given.items() if value.shape == own[name].shape}})
+            if start.architecture.bits == model.architecture.bits:
+                return
         x = images.float().div(255)
         last.weight.mul_(START_RMS / model.com(x).std())
-        cast(Tensor, last.bias).sub_(model.com(x).mean((0, 2, 3)))
+        cast(Tensor, last.bias).sub_(model.com(x).mean((0, 2, 3)).repeat_interleave(model.com.scale**2))
 
 
 def hold_logits(model: ComDefend, rms: float, noise_std: float) -> None:
@@ -159,7 +215,7 @@ def hold_logits(model: ComDefend, rms: float, noise_std: float) -> None:
     """
     top = top_rms(noise_std)
     if rms > top:
-        last = cast(nn.Conv2d, model.com[-1])
+        last = model.com.find_convolutions()[-1]
         with torch.no_grad():
             for parameter in last.parameters():
                 parameter.mul_(max(top / rms, 0.9))

@@ -82,10 +82,10 @@ def pair_with_muon(
     lr: float,
     weight_decay: float = 0.0,
 ) -> list[torch.optim.Optimizer]:
-    """Muon for those kernels of a model, and the optimizer that `partner` makes for its other parameters."""
+    """Muon for those kernels of a model, if there are any, and the optimizer that `partner` makes for its other parameters."""
     chosen = {id(kernel) for kernel in kernels}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    return [Muon(kernels, lr, weight_decay=weight_decay), partner(rest)]
+    return [*([Muon(kernels, lr, weight_decay=weight_decay)] if kernels else []), partner(rest)]
 
 
 def gather_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -5,17 +5,21 @@ Under torchrun every process computes its share of each batch, and gradients are
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from comdefend_cli.data.mixture import Mixture, Variation
 from comdefend_cli.data.sources import Dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import mean_psnr, ssim
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
 from comdefend_cli.training.distributed import average, find_place, take_first
 from comdefend_cli.training.loop import Trainer
@@ -42,9 +46,12 @@ class PurifierTrainer(Trainer):
         config: the run's settings.
         dataset: images to learn from and to measure on.
         device: where to train.
-        start: networks to go on from, or None to draw new weights.
-        features: the classifier that `config.features` names, or None.
+        start: networks to go on from, see :func:`.objective.initialize`, or None to draw new weights.
+        features: the classifiers that `config.features` names, one or None a part of the data set; empty for none.
         validation_images: how many test images `validate` measures.
+
+    Attributes:
+        test_images: those of the data set, as the networks take them.
 
     Raises:
         UsageError: the batch does not divide among the processes; the images or `start` do not fit the settings.
@@ -63,36 +70,50 @@ class PurifierTrainer(Trainer):
         device: torch.device,
         *,
         start: ComDefend | None = None,
-        features: nn.Module | None = None,
+        features: Sequence[nn.Module | None] = (),
         validation_images: int = 64,
     ) -> None:
         processes = find_place()[1]
         if config.batch_size % processes:
             raise UsageError(f"a batch of {config.batch_size} images does not divide among {processes} processes")
-        if dataset.train.channels != config.channels:
-            raise UsageError(f"{config.data} has {dataset.train.channels} channels, not {config.channels}")
+        parts = dataset.train.parts if isinstance(dataset.train, Mixture) else (dataset.train,)
+        self._images = Mixture(parts, Variation(config.jitter, config.small, config.gray))
+        if self._images.channels != config.channels:
+            raise UsageError(f"{config.data} has {self._images.channels} channels, not {config.channels}")
         self.config = config  # The generators read its seed.
-        model = ComDefend(Architecture(config.channels, config.bits))
-        sample = dataset.train.batch(64, self.generator(1))
-        if start is None:
-            initialize(model, sample, self.generator(0))
-        else:
-            model = _copy(start, model.architecture)
+        self.most_norm = config.clip or math.inf
+        model = ComDefend(config.architecture)
+        sample = Mixture(parts, Variation(gray=config.gray)).batch(64, self.generator(1))
+        if start is not None and replace(start.architecture, channels=config.channels, bits=config.bits) != model.architecture:
+            raise UsageError(
+                f"the weights to start from are for {start.architecture}, not {model.architecture}: match their family and sizes"
+            )
+        initialize(model, sample, self.generator(0), start)
         model.input_noise = config.inference_noise
         # Weights to go on from may have logits of any scale; `hold_logits` brings them down with time.
         start_rms = START_RMS if start is None else _logit_rms(model, sample)
         self._runaway_rms = RUNAWAY * max(top_rms(config.noise_std), start_rms)
         optimizers = make_optimizers(model, config)
         super().__init__(config, dataset, device, model, optimizers, steps=config.steps, schedule=config.lr_factor)
-        distance = FeatureDistance(features.to(device)) if features is not None else None
-        self._objective = Objective(self.model, config.penalty, config.noise_std, distance, config.feature_weight)
-        self._test = dataset.test.pixels[:validation_images]
+        # A classifier of several parts is looked at once.
+        distances = {each: FeatureDistance(each.to(device)) for each in dict.fromkeys(features) if each is not None}
+        self._objective = Objective(
+            self.model,
+            config.penalty,
+            config.noise_std,
+            rooted=config.loss == "rmse",
+            features=[None if each is None else distances[each] for each in features],
+            feature_weight=config.feature_weight,
+        )
+        self.test_images = Variation(gray=config.gray).apply(dataset.test.pixels, self.generator(1))
+        self._test = self.test_images[:validation_images]
 
     def losses(self) -> dict[str, Tensor]:
         """Eq. 3 on this process's share of the batch, and the root mean square of the logits of all of it."""
-        clean, x, noise = (part.to(self.device) for part in self._draw(self.step_done))
+        place, *drawn = self._draw(self.step_done)
+        clean, x, noise = (part.to(self.device) for part in drawn)
         with self.autocast():
-            loss, mean_square = self._objective(x, clean, noise)
+            loss, mean_square = self._objective(x, clean, noise, place)
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt()}
 
@@ -140,7 +161,7 @@ class PurifierTrainer(Trainer):
         Args:
             count: how many of them at most; "test_images" in the result says how many there were.
         """
-        test = self.dataset.test.pixels[:count]
+        test = self.test_images[:count]
         result = torch.cat([self._purify(part) for part in torch.split(test, 256)])
         similarity = sum(ssim(a[None], b[None]) for a, b in zip(test, result, strict=True)) / len(test)
         return {"psnr_db": round(mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
@@ -149,11 +170,11 @@ class PurifierTrainer(Trainer):
         """As every trainer's, with what is measured on `FINAL_IMAGES`."""
         return {**super().record(), "lr": self.config.peak_lr, **self.measure(FINAL_IMAGES)}
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The step's batch, of which this process takes its share: clean and noisy images in [0, 1], noise for the logits."""
+    def _draw(self, step: int) -> tuple[int, Tensor, Tensor, Tensor]:
+        """The place of the step's source; this process's share of its batch: clean images, noisy ones, noise for the logits."""
         config, generator = self.config, self.generator(step + 2)
-        share = slice(*(config.batch_size // self.processes * (self.rank + i) for i in (0, 1)))
-        pixels = self.dataset.train.batch(config.batch_size, generator)
+        place, pixels = self._images.draw(config.batch_size, generator)
+        share = slice(*(len(pixels) // self.processes * (self.rank + i) for i in (0, 1)))
         if self.device.type == "cuda":
             # A CPU takes longer to draw the noise than a GPU takes for the step.
             pixels, generator = pixels.to(self.device), torch.Generator(self.device).manual_seed(generator.initial_seed())
@@ -166,7 +187,7 @@ class PurifierTrainer(Trainer):
             std = torch.rand((len(clean), 1, 1, 1), generator=generator, device=clean.device) * spread + config.input_noise_min
             x = (clean + std / 255 * draw(clean.shape)).clamp_(0, 1)
         first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
-        return first, second, third
+        return place, first, second, third
 
     def _purify(self, images: Tensor) -> Tensor:
         color, gray = (self.model, None) if self.config.channels == 3 else (None, self.model)
@@ -184,15 +205,6 @@ def _logit_rms(model: ComDefend, images: Tensor) -> float:
     return float(model.com(images.float().div(255)).square().mean().sqrt())
 
 
-def _copy(start: ComDefend, architecture: Architecture) -> ComDefend:
-    """A copy of `start` that can be trained."""
-    if start.architecture != architecture:
-        raise UsageError(f"the weights to start from are for {start.architecture}, not {architecture}: match --bits and the data")
-    model = ComDefend(architecture)
-    model.load_state_dict(start.state_dict())
-    return model
-
-
 def make_optimizers(model: ComDefend, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Optimizers at their peak learning rates.
 
@@ -200,7 +212,6 @@ def make_optimizers(model: ComDefend, config: TrainConfig) -> list[torch.optim.O
     """
     if config.optimizer == "adam":
         return [torch.optim.Adam(model.parameters(), config.peak_lr)]
-    layers = [layer for network in (model.com, model.rec) for layer in list(network)[2:-1:2]]
-    inner = [cast(nn.Parameter, layer.weight) for layer in layers if isinstance(layer, nn.Conv2d)]
+    inner = [cast(nn.Parameter, layer.weight) for network in (model.com, model.rec) for layer in network.find_convolutions()[1:-1]]
     beside = ADAM_BESIDE_MUON * config.peak_lr / DEFAULT_LR["muon"]
     return pair_with_muon(partial(torch.optim.Adam, lr=beside, betas=(0.9, 0.99)), model, inner, config.peak_lr)

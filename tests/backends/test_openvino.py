@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import HALO, Run, small_model
+from conftest import FAMILIES, HALO, Run, small_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from comdefend_cli import Purifier, Settings
@@ -38,8 +40,8 @@ def photograph(astronaut: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(astronaut[40:100, 180:255].copy()).permute(2, 0, 1)[None]
 
 
-def loaded(channels: int = 3, quantized: Quantized | None = None) -> Weights:
-    model = small_model(channels)
+def loaded(channels: int = 3, quantized: Quantized | None = None, family: str = "paper") -> Weights:
+    model = small_model(channels, family=family)
     return Weights("small", "", Header(model.architecture), model, quantized)
 
 
@@ -48,12 +50,44 @@ def purifier(precision: str, backend: str = "openvino", settings: Settings | Non
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_openvino_in_float32_is_pytorch_within_a_few_roundings(photograph: torch.Tensor, channels: int) -> None:
-    """In float32, grey and colour, batch and tiles, nearly all levels are PyTorch's."""
-    x = photograph[:, :channels].repeat(2, 1, 1, 1)
-    ours = purifier("float32", settings=Settings(tile=40), channels=channels)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_openvino_in_float32_is_pytorch_within_a_few_roundings(photograph: torch.Tensor, channels: int, family: str) -> None:
+    """In float32, both families, grey and colour, batch and tiles, nearly all levels are PyTorch's."""
+    x = photograph[:, :channels, :59].repeat(2, 1, 1, 1)
+    ours = purifier("float32", settings=Settings(tile=41), channels=channels, family=family)
     assert (ours.backend, ours.precision) == ("openvino", "float32")
-    assert mean_psnr(ours(x), purifier("float32", "torch", channels=channels)(x)) > 55
+    assert mean_psnr(ours(x), purifier("float32", "torch", channels=channels, family=family)(x)) > 55
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, OpenVINONetworks]:
+    """The small networks of each family, compiled once."""
+    return {family: OpenVINONetworks(small_model(family=family), "float32") for family in FAMILIES}
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 25), st.integers(1, 25), st.integers(1, 2), st.sampled_from(FAMILIES))
+@example(1, 1, 1, "residual-2")
+@example(1, 1, 2, "residual-4")
+@example(5, 7, 1, "residual-4")
+@example(8, 16, 1, "residual-4")
+def test_the_graph_takes_images_of_any_size(
+    compiled: dict[str, OpenVINONetworks], height: int, width: int, count: int, family: str
+) -> None:
+    """From 1x1 up, the squares of an image whose sides are no multiples are continued, and cut off, as PyTorch's are."""
+    x = torch.rand((count, 3, height, width), generator=torch.Generator().manual_seed(100 * height + width))
+    model = small_model(family=family)
+    near = model.com(x).abs() < 1e-4  # Where a rounding may fall to the other side, the images part.
+    if not bool(near.any()):
+        assert float((compiled[family](x) - model(x)).abs().max()) < 1e-4
+    assert compiled[family](x).shape == x.shape
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_graph_is_made_of_what_weight_files_may_hold(family: str) -> None:
+    """A graph in a weight file is refused for other operations, so those that the networks are built of are all allowed."""
+    read = openvino.read_int8(serialize(openvino.build_graph(small_model(1, family=family))), 1)
+    assert {operation.get_type_name() for operation in read.get_ops()} <= openvino._OPERATIONS
 
 
 def test_tiles_of_very_large_images_are_smaller(monkeypatch: pytest.MonkeyPatch, photograph: torch.Tensor) -> None:
@@ -133,6 +167,19 @@ def test_auto_takes_what_is_installed_and_faster(monkeypatch: pytest.MonkeyPatch
     for absent in (None, ModuleSpec("openvino", None)):  # The second is what a folder of that name looks like.
         monkeypatch.setattr(openvino, "find_spec", lambda name, absent=absent: absent)
         assert resolved(quantized=True) == "torch"
+
+
+def test_auto_takes_triton_for_the_paper_s_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that could run it; networks that see squares go through PyTorch there, unless Triton is asked for."""
+    monkeypatch.setattr(select, "_has_tensor_cores", lambda device, precision: True)
+    monkeypatch.setattr(select, "find_triton_problem", lambda device: None)
+    monkeypatch.setattr(select, "cpu_has_bfloat16", lambda: True)
+
+    def choose(name: str, device: str, paper: bool) -> str:
+        return resolve_backend(name, torch.device(device), "auto", noisy=False, quantized=False, paper=paper)
+
+    assert (choose("auto", "cuda", True), choose("auto", "cuda", False), choose("triton", "cuda", False)) == ("triton", "torch", "triton")
+    assert (choose("auto", "cpu", True), choose("auto", "cpu", False)) == ("openvino", "openvino")
 
 
 def test_what_a_backend_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,26 +276,33 @@ def test_an_evaluation_in_which_all_the_other_libraries_work_too(
 # Networks in 8-bit integers.
 
 
-@pytest.fixture(scope="module")
-def quantized() -> Quantized:
+def in_integers(family: str = "paper") -> Quantized:
     """The small networks in 8-bit integers, as `comdefend quantize` makes them."""
     pytest.importorskip("nncf")
     from comdefend_cli.backends.quantize import quantize
 
-    return quantize(small_model(), torch.cat([image[:, :, :37, :37] for image in make_images(3)]))
+    return quantize(small_model(family=family), torch.cat([image[:, :, :37, :37] for image in make_images(3)]))
 
 
-def test_int8_resembles_float32_and_is_not_it(quantized: Quantized, photograph: torch.Tensor) -> None:
-    """The random networks of the tests, whose codes flip easily, still give a similar image, in integers."""
-    ours = purifier("auto", quantized=quantized)
+@pytest.fixture(scope="module")
+def quantized() -> Quantized:
+    """Those of the paper's family."""
+    return in_integers()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_resembles_float32_and_is_not_it(quantized: Quantized, photograph: torch.Tensor, family: str) -> None:
+    """The random networks of the tests, whose codes flip easily, still give a similar image, in integers, at odd sizes too."""
+    made = quantized if family == "paper" else in_integers(family)
+    ours = purifier("auto", quantized=made, family=family)
     assert ours.how == "int8 with openvino"
-    x = photograph / 255
-    other = Purifier(small_model(seed=1))
-    near, far = (
-        mean_psnr((ours(x) * 255).round().byte(), (each(x) * 255).round().byte()) for each in (purifier("float32", "torch"), other)
-    )
+    x = photograph[:, :, :59] / 255
+    others = purifier("float32", "torch", family=family), Purifier(small_model(seed=1, family=family))
+    near, far = (mean_psnr((ours(x) * 255).round().byte(), (each(x) * 255).round().byte()) for each in others)
     assert far + 3 < near < 50
-    assert b"FakeQuantize" in quantized.graph
+    assert b"FakeQuantize" in made.graph
+    for side in (1, 5):
+        assert ours(x[:, :, :side, : side + 2]).shape == (1, 3, side, side + 2)
 
 
 def test_a_weight_file_keeps_int8_networks_beside_the_others(quantized: Quantized, tmp_path: Path, photograph: torch.Tensor) -> None:

@@ -15,8 +15,9 @@ from torch.nn.functional import conv2d
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends.select import find_triton_problem, resolve_backend
 from comdefend_cli.errors import UsageError
+from comdefend_cli.network.layers import Conv3x3
 from comdefend_cli.network.metrics import mean_psnr
-from comdefend_cli.network.model import ComDefend, Conv3x3
+from comdefend_cli.network.model import ComDefend
 
 triton = pytest.importorskip("comdefend_cli.backends.triton", exc_type=ImportError)
 CUDA = torch.device("cuda", 0)
@@ -27,11 +28,14 @@ INTERPRETED = """
 import copy
 import skimage.data
 import torch
-from torch.nn.functional import conv2d, elu
+from torch.nn.functional import conv2d, elu, leaky_relu
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends.triton import Layer, TritonNetworks
-from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
-from comdefend_cli.network.model import ComDefend, Conv3x3
+from comdefend_cli.network.architecture import ResidualArchitecture
+from comdefend_cli.network.layers import SLOPE
+from comdefend_cli.network.registry import load_weights
+from comdefend_cli.network.layers import Conv3x3
+from comdefend_cli.network.model import ComDefend
 
 generator = torch.Generator().manual_seed(0)
 for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (1, 33, 17)), (32, 257, (1, 4, 6))):
@@ -41,23 +45,29 @@ for inputs, outputs, size in ((3, 20, (2, 5, 9)), (16, 16, (1, 1, 1)), (20, 3, (
     wide = torch.zeros((*size, layer.inputs), dtype=torch.half)
     wide[..., :inputs] = x.permute(0, 2, 3, 1)
     exact = conv2d(x.double(), convolution.weight.double(), convolution.bias.double(), padding=1)
-    for active, wanted in ((False, exact), (True, elu(exact))):
-        layer.elu = active
-        found = layer(wide, torch.half)
+    skip = torch.zeros((*size, layer.outputs), dtype=torch.half)
+    skip[..., :outputs] = torch.randn((*size, outputs), generator=generator).half()
+    added = exact + skip[..., :outputs].permute(0, 3, 1, 2)
+    cases = ("", None, exact), ("elu", None, elu(exact)), ("leaky", None, leaky_relu(exact, SLOPE)), ("", skip, added)
+    for active, other, wanted in cases:
+        layer.activation = active
+        found = layer(wide, torch.half, skip=other)
         error = (found[..., :outputs].permute(0, 3, 1, 2) - wanted).norm() / wanted.norm()
         assert error < 1e-3, (inputs, outputs, active, error)
         assert not found[..., outputs:].any(), "channels that only fill up are zero"
 
-model = load_weights(DEFAULT_COLOR).model
+torch.manual_seed(0)
+residual = ComDefend(ResidualArchitecture(width=20, blocks=1)).requires_grad_(False)
 x = torch.from_numpy(skimage.data.astronaut()[100:124, 200:221].copy()).permute(2, 0, 1)[None] / 255
-exact = Purifier(copy.deepcopy(model))(x)
-model.half()
-for tile in (64, 12):
-    purifier = Purifier(model, None, Settings(tile=tile))
-    purifier.engines[3] = TritonNetworks(model)
-    # The interpreter adds by a library whose order depends on the shape: so tiles need not be the whole image bit by bit.
-    error = (purifier(x) - exact).square().mean().sqrt()
-    assert error < 10 ** (-45 / 20), error
+for model in (load_weights("comdefend-12bit-denoise").model, residual):
+    exact = Purifier(copy.deepcopy(model))(x)
+    model.half()
+    for tile in (64, 12):
+        purifier = Purifier(model, None, Settings(tile=tile))
+        purifier.engines[3] = TritonNetworks(model)
+        # The interpreter adds by a library whose order depends on the shape: so tiles need not be the whole image bit by bit.
+        error = (purifier(x) - exact).square().mean().sqrt()
+        assert error < 10 ** (-45 / 20), error
 print("as it should be")
 """
 

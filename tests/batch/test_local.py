@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, photo
+from conftest import FAMILIES, Run, photo
 from PIL import Image
 
 from comdefend_cli import Purifier
@@ -39,6 +39,24 @@ def test_the_defaults_for_colour_and_grey_by_image(tmp_path: Path) -> None:
         assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
     with open_local(Folder(source), Folder(out), Networks(Request(None, "cpu", "float32"))) as work:
         assert [result.status for result in work.results()] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_goes_through_networks_of_either_family(tmp_path: Path, family_weights: dict[str, Path], family: str) -> None:
+    """Images of many odd sizes, colour and grey, get the pixels of the API; networks of the other family are another run's."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    sizes = [(1, 1), (5, 7), (33, 18), (33, 18), (40, 41)]
+    images = {f"{index}.png": photo("astronaut.png")[: size[0], : size[1]] for index, size in enumerate(sizes)}
+    images["gray.png"] = photo("camera.png")[100:125, 100:130]
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(source / name)
+    path = family_weights[family]
+    with open_local(Folder(source), Folder(out), Networks(Request(str(path), "cpu", "float32"))) as work:
+        assert [result.status for result in work.results()] == ["done"] * len(images)
+    api = Purifier.from_pretrained(path, device="cpu", precision="float32")
+    for name, pixels in images.items():
+        assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])

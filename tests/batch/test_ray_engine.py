@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run
+from conftest import FAMILIES, Run
 from PIL import Image
 
-from comdefend_cli import Settings
+from comdefend_cli import Purifier, Settings
 from comdefend_cli.batch import ray_engine
 from comdefend_cli.batch.engine import BEGUN, Result
 from comdefend_cli.batch.identity import Identity
@@ -89,6 +89,17 @@ def test_a_chunk_that_is_begun_again_replaces_what_its_first_attempt_left(images
     assert statuses(attempt(row("0.png", "broken.png", "1.png"))) == ["done", "failed", "done"]
     assert (out / "0.png").read_bytes() == first
     assert [path.name for path in out.iterdir() if path.name.endswith(".part")] == [".other.png.0123abcd.part"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_worker_makes_what_the_purifier_makes(images: Path, tmp_path: Path, family_weights: dict[str, Path], family: str) -> None:
+    """Of photographs of odd sizes, colour and grey, with networks of either family."""
+    out = tmp_path / "out"
+    begin(out)
+    assert statuses(worker(images, out, family_weights[family])(row("1.png", "2.png", "gray.bmp"))) == ["done"] * 3
+    purifier = Purifier.from_pretrained(family_weights[family], device="cpu", precision="float32")
+    for name in ("1.png", "2.png", "gray.bmp"):
+        assert np.array_equal(np.array(Image.open(out / name)), purifier(np.array(Image.open(images / name))))
 
 
 def test_a_chunk_that_kills_its_workers_is_given_up(images: Path, tmp_path: Path, small_weights: Path) -> None:
@@ -300,6 +311,16 @@ def test_two_workers_make_what_the_local_engine_makes(ray: Any, images: Path, tm
     assert {path for path in stamps if path.stat().st_mtime_ns != stamps[path]} == {out / "3.png"}
     with open_local(Folder(images), Folder(out), networks, Options(recursive=True)) as work:
         assert Counter(result.status for result in work.results()) == {"kept": 12, "failed": 1}
+
+
+@pytest.mark.slow
+def test_a_cluster_takes_networks_of_either_family(ray: Any, images: Path, tmp_path: Path, family_weights: dict[str, Path]) -> None:
+    """With networks that see squares, too, the files are the local engine's, byte for byte."""
+    path = family_weights["residual-4"]
+    with open_local(Folder(images), Folder(tmp_path / "local"), Networks(make_request(path)), Options(recursive=True)) as work:
+        assert Counter(result.status for result in work.results()) == {"done": 12, "failed": 1}
+    assert counts(on_cluster(ray, Folder(images), Folder(tmp_path / "ray"), path)) == {"done": 12, "failed": 1}
+    assert outputs(tmp_path / "ray") == outputs(tmp_path / "local")
 
 
 @pytest.mark.slow

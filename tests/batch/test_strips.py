@@ -11,12 +11,13 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import Run, small_model
+from conftest import FAMILIES, Run, small_model
 from PIL import Image, ImageCms
 
 from comdefend_cli import Purifier, Settings
@@ -25,11 +26,13 @@ from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.imaging.writing import write_image
 from comdefend_cli.inference.purifier import DEFAULT_TILE
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.architecture import PaperArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import save_weights
 
 pytest.importorskip("pyvips")
 
+from comdefend_cli.batch import strips
 from comdefend_cli.batch.large_image import can_read, open_large_image
 from comdefend_cli.batch.strips import purify_file
 from comdefend_cli.cli import purify_strips
@@ -50,6 +53,32 @@ def ordinary(source: Path, target: Path, settings: Settings | None = None) -> np
     purifier = Purifier(small_model(), small_model(1, 4), settings)
     write_image(target, Raster(purifier(image.pixels), image.alpha, image.icc, image.exif))
     return np.array(Image.open(target))
+
+
+@pytest.mark.exactness
+@pytest.mark.parametrize("height", [127, 130, 165])
+@pytest.mark.parametrize(
+    ("color", "gray"), [("residual-2", "residual-4"), ("residual-4", "paper"), ("paper", "residual-2")], ids=["squares", "four", "paper"]
+)
+def test_strips_go_by_the_grids_of_both_networks(tmp_path: Path, astronaut: np.ndarray, color: str, gray: str, height: int) -> None:
+    """Whatever families the networks are of, strips give the whole's pixels, noise included, at heights that are no multiples."""
+    for settings in (Settings(), replace(NOISY, samples=1)):
+        purifier = Purifier(small_model(family=color), small_model(1, 4, family=gray), settings)
+        purifier.settings = replace(settings, tile=4 * purifier.halo + 7)  # For strips that would have an odd number of rows.
+        for pixels in (astronaut[:height, :61], astronaut[:height, :61, 0]):
+            Image.fromarray(pixels).save(tmp_path / "in.png")
+            purify_file(purifier, open_large_image(tmp_path / "in.png"), tmp_path / "out.png", overwrite=True)
+            assert np.array_equal(np.array(Image.open(tmp_path / "out.png")), purifier(pixels))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_strips_begin_on_the_grid(family: str) -> None:
+    """Rows of a strip are a multiple of the squares' side and at least two halos; without a halo, of the paper's patches'."""
+    for tile in (1, 33, 50, 101, 300):
+        purifier = Purifier(small_model(family=family), None, Settings(tile=tile))
+        rows = strips._count_rows(purifier, 100, purifier.halo)
+        assert rows % purifier.step == 0 and rows >= 2 * purifier.halo
+    assert strips._count_rows(Purifier(small_model(family=family), None, Settings("paper")), 100, 0) % 32 == 0
 
 
 @pytest.mark.exactness
@@ -296,7 +325,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
     The ordinary way would take 10 bytes a pixel more, 240 MB: decoded in and out, and Pillow's copy.
     """
     narrow = tmp_path / "narrow.safetensors"
-    save_weights(narrow, ComDefend(Architecture(3, 12, (1,) * 8)), {})
+    save_weights(narrow, ComDefend(PaperArchitecture(3, 12, (1,) * 8)), {})
     peaks = []
     for side in (1000, 5000):
         tile = np.random.default_rng(0).integers(0, 256, (125, 125, 3), np.uint8).repeat(8, 0).repeat(8, 1)

@@ -10,7 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
 from comdefend_cli import __version__
+from comdefend_cli.classifiers.loading import ClassifierHeader, build, save_classifier
 from comdefend_cli.cli import app
 from comdefend_cli.cli.train import _outputs, _steps
 from comdefend_cli.errors import UsageError
-from comdefend_cli.network.model import Architecture
+from comdefend_cli.network import architecture
+from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
 from comdefend_cli.network.registry import load_weights
 from comdefend_cli.training import checkpoint, purifier
 from comdefend_cli.training.config import TrainConfig
@@ -38,10 +40,11 @@ PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 NARROW = f"""
 import os
 from functools import partial
-from comdefend_cli.training import plots, purifier
+from comdefend_cli.training import plots, purifier  # All that knows the class itself, before it is replaced for settings.
 from comdefend_cli.cli import main
-from comdefend_cli.network.model import Architecture
-purifier.Architecture = partial(Architecture, hidden={SMALL})
+from comdefend_cli.network import architecture
+from comdefend_cli.network.architecture import PaperArchitecture
+architecture.PaperArchitecture = partial(PaperArchitecture, hidden={SMALL})
 if "FAULT" in os.environ and os.environ["RANK"] == "1":
     def forward(*arguments):
         if os.environ["FAULT"] == "exit":
@@ -81,21 +84,23 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, cifar: Path, tmp_path: Path) -> Iterator[Any]:
     """Run the command here, with narrow networks and --out in `tmp_path`."""
-    monkeypatch.setattr(purifier, "Architecture", partial(Architecture, hidden=SMALL))
+    monkeypatch.setattr(architecture, "PaperArchitecture", partial(PaperArchitecture, hidden=SMALL))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
     def invoke(*arguments: object, out: str = "w.safetensors") -> Result:
-        fixed = [*_arguments(cifar, tmp_path / out), "--steps", "2", "--batch-size", "2"]
-        return CliRunner().invoke(app, [*fixed, *map(str, arguments)])
+        given = list(map(str, arguments))
+        fixed = _arguments(cifar, tmp_path / out, [] if "--data" in given else ["cifar10"])
+        return CliRunner().invoke(app, [*fixed, "--steps", "2", "--batch-size", "2", *given])
 
     yield invoke
     torch.set_num_threads(threads)
 
 
-def _arguments(data: Path, out: Path) -> list[str]:
-    options = {"--data": "cifar10", "--data-dir": data, "--out": out, "--device": "cpu", "--precision": "float32"}
-    return ["train", "--no-download", *(str(part) for option in options.items() for part in option)]
+def _arguments(data: Path, out: Path, names: Sequence[str] = ("cifar10",)) -> list[str]:
+    options = {"--data-dir": data, "--out": out, "--device": "cpu", "--precision": "float32"}
+    named = [part for name in names for part in ("--data", name)]
+    return ["train", "--no-download", *named, *(str(part) for option in options.items() for part in option)]
 
 
 def _process(script: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -150,7 +155,7 @@ def test_a_run_leaves_weights_log_and_images(run: Run, cifar: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w-curves.png", "w-pictures.png", "w.json", "w.safetensors"]
     loaded = load_weights(str(out))
-    assert loaded.header.architecture == Architecture(3, 8)
+    assert loaded.header.architecture == PaperArchitecture(3, 8)
     assert loaded.header.input_noise == loaded.header.training["inference_noise"] == 20.0
     said = loaded.header.training
     expected = {"data": "cifar10", "steps": 3, "batch_size": 2, "seed": 0, "penalty": 0.001, "noise_std": 20.0, "input_noise": 0.0}
@@ -249,6 +254,21 @@ def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path, prec
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_mixture_s_batches(narrow: Path, cifar: Path, tmp_path: Path) -> None:
+    """Of several data sets, varied, with residual networks: the same losses and weights as of one process, but for rounding."""
+    options = ["--steps", 6, "--batch-size", 4, "--warmup", 2, *RESIDUAL, "--jitter", 0.5, "--small", 0.3, "--crop", 64]
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    assert _process(narrow, *_arguments(cifar, one, ("cifar10", "drawings")), *options).returncode == 0
+    done = _torchrun(narrow, *_arguments(cifar, two, ("cifar10", "drawings")), *options)
+    assert done.returncode == 0, done.stderr
+    first, second = ([r["loss"] for r in json.loads(path.with_suffix(".json").read_text())["history"]] for path in (one, two))
+    assert second == pytest.approx(first, rel=1e-3)
+    expected, found = load_file(one), load_file(two)
+    for name, tensor in expected.items():
+        assert np.abs(found[name] - tensor).max() < 1e-2 * max(1.0, np.abs(tensor).max()), name
+
+
+@pytest.mark.slow
 def test_an_error_ends_all_processes_and_is_said_once(narrow: Path, cifar: Path, tmp_path: Path) -> None:
     """Under torchrun an output that exists, which only the first process looks for, ends both soon, with one message."""
     (tmp_path / "w.safetensors").write_bytes(b"mine")
@@ -282,6 +302,116 @@ def test_a_folder_of_images(in_process: Any, tmp_path: Path) -> None:
     assert load_weights(str(tmp_path / "w.safetensors")).header.training["data"] == "folder:photos"
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of photographs, and a grey one."""
+    folder = tmp_path_factory.mktemp("folders") / "photos"
+    folder.mkdir()
+    for name in PHOTOS:
+        Image.fromarray(photo(name)[100:180, 100:200]).save(folder / name)
+    (folder.parent / "greys").mkdir()
+    for index in range(3):
+        Image.fromarray(photo("camera.png")[50 * index : 50 * index + 40, :60]).save(folder.parent / "greys" / f"{index}.png")
+    return folder
+
+
+RESIDUAL = ("--arch", "residual", "--width", 8, "--blocks", 1)
+
+
+def test_residual_networks_and_several_data_sets(in_process: Any, photos: Path, tmp_path: Path) -> None:
+    """Header and log say family, sizes and data; a data set that is named twice is read once, and its files are told of once."""
+    named = [part for name in ("cifar10", photos, "cifar10", "drawings") for part in ("--data", name)]
+    result = in_process(*named, *RESIDUAL, "--downscale", 4, "--jitter", 0.5, "--small", 0.5, "--shrink", 2, "--loss", "rmse")
+    assert result.exit_code == 0, result.output
+    loaded = load_weights(str(tmp_path / "w.safetensors"))
+    assert loaded.header.architecture == ResidualArchitecture(3, 12, 4, 8, 1)
+    said = {"data": "cifar10+folder:photos+cifar10+drawings", "train_images": 30 + 2 + 10_000, "test_images": 6, "loss": "rmse"}
+    said |= {"arch": "residual", "downscale": 4, "width": 8, "blocks": 1, "jitter": 0.5, "small": 0.5, "shrink": 2, "gray": False}
+    assert said.items() <= loaded.header.training.items()
+    assert json.loads((tmp_path / "w.json").read_text())["training"] == loaded.header.training
+
+
+def test_colour_images_made_grey(in_process: Any, photos: Path, tmp_path: Path) -> None:
+    """With --gray, colour and grey images train networks of one channel together; without it they are refused."""
+    data = ("--data", "cifar10", "--data", photos.parent / "greys")
+    refused = in_process("--quiet", *data, *RESIDUAL)
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--gray" in refused.output
+    result = in_process(*data, *RESIDUAL, "--gray", "--bits", 4)
+    assert result.exit_code == 0, result.output
+    assert load_weights(str(tmp_path / "w.safetensors")).header.architecture == ResidualArchitecture(1, 4, 2, 8, 1)
+
+
+def test_each_data_set_has_its_classifier(in_process: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--features DATA=CLASSIFIER is said in the header by hash or name; one that is not said whose it is, or of other data, is an error."""
+    torch.manual_seed(0)
+    header = ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)
+    sha256 = save_classifier(tmp_path / "c.safetensors", build(header), header)
+    (tmp_path / "sees.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 2))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data = ("--data", "cifar10", "--data", photos, "--data", "cifar10")
+    chosen = ("--features", f"cifar10={tmp_path / 'c.safetensors'}", "--features", f"{photos}=sees:make", "--feature-weight", 0.1)
+    assert in_process(*data, *RESIDUAL, *chosen).exit_code == 0
+    training = load_weights(str(tmp_path / "w.safetensors")).header.training
+    assert (training["features"], training["feature_weight"]) == (f"cifar10={sha256},folder:photos=sees:make", 0.1)
+    assert in_process(*RESIDUAL, "--features", tmp_path / "c.safetensors", "--overwrite").exit_code == 0
+    assert load_weights(str(tmp_path / "w.safetensors")).header.training["features"] == sha256
+    for spec in ("small", "mnist=small"):
+        refused = in_process("--quiet", *data, *RESIDUAL, "--features", spec, "--overwrite")
+        assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "DATA=CLASSIFIER" in refused.output
+
+
+def test_init_brings_its_networks(in_process: Any, tmp_path: Path) -> None:
+    """Family, sizes and bits are those of the weights, said or not; others than theirs are refused in one line that names the option."""
+    start = tmp_path / "start.safetensors"
+    assert in_process(*RESIDUAL, "--downscale", 4, "--bits", 8, out=start.name).exit_code == 0
+    same = ("--arch", "residual", "--downscale", 4, "--width", 8, "--bits", 8)
+    for options in ((), same):
+        result = in_process("--init", start, *options, "--overwrite")
+        assert result.exit_code == 0, result.output
+        loaded, before = load_weights(str(tmp_path / "w.safetensors")), load_weights(str(start))
+        assert loaded.header.architecture == before.header.architecture == ResidualArchitecture(3, 8, 4, 8, 1)
+        assert loaded.header.training["init"] == before.sha256 and loaded.sha256 != before.sha256
+    for name, value, own in (("arch", "paper", "residual"), ("downscale", 2, 4), ("width", 64, 8), ("blocks", 3, 1)):
+        refused = in_process("--quiet", "--init", start, f"--{name}", value, "--overwrite")
+        assert (refused.exit_code, refused.output.count("\n")) == (2, 1), refused.output
+        assert f"--{name} {value}: the weights to start from have {own}" in refused.output
+
+
+def test_init_takes_the_layers_that_fit(in_process: Any, tmp_path: Path) -> None:
+    """For grey images, and with other bits, the first and last layers are new, and the rest goes on from the weights."""
+    start = tmp_path / "start.safetensors"
+    assert in_process(*RESIDUAL, out=start.name).exit_code == 0
+    assert in_process("--init", start, "--gray", "--bits", 4, "--steps", 1, "--lr", 1e-6, "--warmup", 1000).exit_code == 0
+    before, after = load_weights(str(start)).model.state_dict(), load_weights(str(tmp_path / "w.safetensors")).model.state_dict()
+    assert after["com.0.weight"].shape == (8, 4, 3, 3) and after["com.3.weight"].shape == (16, 8, 3, 3)
+    same = {name for name in before if before[name].shape == after[name].shape and torch.allclose(before[name], after[name], atol=1e-4)}
+    assert {f"{network}.1.{layer}.weight" for network in ("com", "rec") for layer in ("first", "second")} <= same
+
+
+def test_init_of_the_paper_s_networks_brings_them_too(in_process: Any, small_weights: Path, tmp_path: Path) -> None:
+    """Without --arch they are the paper's, as ever; --arch residual is refused."""
+    assert in_process("--init", small_weights).exit_code == 0
+    assert load_weights(str(tmp_path / "w.safetensors")).header.architecture == PaperArchitecture(3, 12, SMALL)
+    refused = in_process("--quiet", "--init", small_weights, "--overwrite", *RESIDUAL)
+    assert refused.exit_code == 2 and "--arch residual: the weights to start from have paper" in refused.output
+
+
+def test_a_run_from_weights_is_resumed_with_them(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--resume with the same --init goes on, without it or with other networks it does not."""
+    start = tmp_path / "start.safetensors"
+    assert in_process(*RESIDUAL, out=start.name).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(purifier.PurifierTrainer, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert in_process("--init", start).exit_code == 130
+    other = in_process("--resume", *RESIDUAL)
+    assert other.exit_code == 1 and "is of a run with --init" in other.output
+    assert in_process("--resume", "--init", start).exit_code == 0
+
+
 @pytest.mark.parametrize("option", ["--input-noise-min", "--input-noise-least"])
 def test_the_least_input_noise_has_an_old_spelling(in_process: Any, tmp_path: Path, option: str) -> None:
     """Both are taken, and the header has the new one; the old one is not in the help."""
@@ -304,6 +434,11 @@ def test_the_least_input_noise_has_an_old_spelling(in_process: Any, tmp_path: Pa
         (["--precision", "float16"], 2, "float16"),
         (["--data", "imagenet"], 1, "no such data set"),
         (["--init", "absent"], 2, "no such weights"),
+        (["--arch", "other"], 2, "use paper or residual"),
+        (["--arch", "residual", "--downscale", "3"], 2, "downscale must be one of"),
+        (["--arch", "residual", "--blocks", "65"], 2, "blocks must be from 0 to 64"),
+        (["--loss", "l1"], 2, "use mse or rmse"),
+        (["--crop", "4"], 2, "crop must be from 8"),
         (["--init", "comdefend-12bit"], 2, "start from"),
     ],
 )

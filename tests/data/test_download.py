@@ -273,7 +273,7 @@ def test_the_real_command_fails_in_one_line(server: Server, tmp_path: Path, run:
 def test_official_addresses_and_checksums() -> None:
     """Every official file has an address that ends in its name, and an MD5 checksum of its own."""
     archives = [archive for group in ARCHIVES.values() for archive in group]
-    assert set(ARCHIVES) == set(DATASETS)
+    assert set(ARCHIVES) == set(DATASETS) - {"drawings"}, "these need no files"
     assert len({archive.md5 for archive in archives}) == len(archives) == 9
     for archive in archives:
         assert len(bytes.fromhex(archive.md5)) == 16

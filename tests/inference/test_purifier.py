@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import HALO, small_model
+from conftest import FAMILIES, HALO, small_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import bands
@@ -22,6 +24,7 @@ from comdefend_cli.inference import stitching
 from comdefend_cli.inference.noise import draw_window, mix_seed
 from comdefend_cli.inference.stitching import stack_windows
 from comdefend_cli.inference.tiling import batch_windows, cut_tiles
+from comdefend_cli.inference.tiny import find_enlargement
 from comdefend_cli.network.metrics import mean_psnr
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import load_weights
@@ -30,14 +33,15 @@ from comdefend_cli.runtime.device import cpu_has_bfloat16, keep_float32, resolve
 
 def untiled(model: ComDefend, x: Tensor, left: int = 0) -> Tensor:
     """The whole image, whose own place begins `left` pixels from the border, through the network at once, rounded to 8 bits."""
-    noisy = x.float() / 255
+    factor = find_enlargement(*x.shape[2:], model.architecture.scale)
+    noisy = (x.float() / 255).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     if model.input_noise:
-        rows, columns = slice(0, x.shape[2]), slice(left, left + x.shape[3])
+        rows, columns = slice(0, noisy.shape[2]), slice(left, left + noisy.shape[3])
         # Multiplied and added in one rounding, as the purifier does: another last digit is another bfloat16 now and then.
         noise = draw_window(mix_seed(0, 0, 1), 3, rows, columns)
         noisy = torch.add(noisy, noise, alpha=model.input_noise / 255).clamp(0, 1)
     with torch.inference_mode():
-        return (model(noisy) * 255).round().to(torch.uint8)
+        return (avg_pool2d(model(noisy), factor) * 255).round().to(torch.uint8)
 
 
 def tensor(pixels: np.ndarray) -> Tensor:
@@ -63,18 +67,84 @@ def test_exact_tiling_is_the_whole_image_result(shipped: Purifier, astronaut: np
 
 @pytest.mark.exactness
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 80), st.integers(1, 80), st.integers(6, 100), st.integers(1, 3), st.sampled_from([1, 3]))
-@example(1, 1, 1, 1, 3)
-@example(5, 9, 1, 2, 1)
-@example(40, 3, 2, 1, 3)
-def test_exact_tiling_holds_for_any_size(height: int, width: int, tile: int, count: int, channels: int) -> None:
-    """From 1x1 up, for any tile size and batch, grey and colour."""
-    model = small_model(channels)
+@given(
+    *(st.integers(1, 80), st.integers(1, 80), st.integers(6, 100), st.integers(1, 3)), st.sampled_from([1, 3]), st.sampled_from(FAMILIES)
+)
+@example(1, 1, 1, 1, 3, "paper")
+@example(5, 9, 1, 2, 1, "paper")
+@example(40, 3, 2, 1, 3, "paper")
+@example(1, 1, 1, 2, 3, "residual-2")
+@example(7, 5, 1, 1, 1, "residual-4")
+@example(33, 21, 3, 2, 3, "residual-4")
+@example(79, 61, 17, 1, 3, "residual-2")
+@example(61, 80, 34, 1, 1, "residual-2")
+@example(77, 63, 22, 1, 3, "residual-4")
+def test_exact_tiling_holds_for_any_size(height: int, width: int, tile: int, count: int, channels: int, family: str) -> None:
+    """From 1x1 up, for any tile size, even, odd or less than the networks' squares, and any batch, grey and colour, both families."""
+    model = small_model(channels, family=family)
     x = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
     purifier = Purifier(*((model, None) if channels == 3 else (None, model)), Settings(tile=tile))
     assert torch.equal(purifier(x), untiled(model, x))
-    with torch.no_grad():
-        assert torch.equal(purifier(x / 255), model(x / 255))
+    if find_enlargement(height, width, model.architecture.scale) == 1:
+        with torch.no_grad():
+            assert torch.equal(purifier(x / 255), model(x / 255))
+    code = purifier.code(x)
+    assert code.shape == (count, 12, height, width) and torch.equal(code, model.encode(x / 255).byte())
+
+
+@pytest.mark.exactness
+@settings(deadline=None, max_examples=10)
+@given(
+    *(st.integers(1, 90), st.integers(1, 70), st.integers(1, 60), st.integers(1, 3), st.booleans()),
+    st.sampled_from([1, 3]),
+    st.sampled_from(FAMILIES),
+)
+@example(75, 51, 16, 2, True, 3, "residual-2")
+@example(75, 51, 17, 1, False, 1, "residual-4")
+def test_noise_does_not_depend_on_the_tiles(
+    height: int, width: int, tile: int, samples: int, own: bool, channels: int, family: str
+) -> None:
+    """With noise on image and code, of one or several samples, tiles of any size equal the whole in every value, and so does the code."""
+    model = small_model(channels, family=family)
+    x = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(width))
+    noisy = Settings(tile=4096, input_noise=20.0, noise_std=1.0, seed=3, samples=samples, noise_per_image=own)
+    whole, tiled = (Purifier(*((model, None) if channels == 3 else (None, model)), one) for one in (noisy, replace(noisy, tile=tile)))
+    assert torch.equal(tiled(x), whole(x))
+    assert torch.equal(tiled.code(x), whole.code(x))
+
+
+def test_tiny_images_keep_their_colours(shipped: Purifier) -> None:
+    """Of 1x1 to 15x15 pixels, which to networks that see squares would be all border; progress and gradients are those of any image."""
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((1, 1), (2, 2), (3, 1), (6, 6), (15, 9)):
+        x = torch.randint(0, 2, (4, 3, height, width), dtype=torch.uint8, generator=generator) * 255
+        done: list[int] = []
+        result = shipped.purify(x, done.append)
+        assert result.dtype == torch.uint8 and sum(done) == 4 * height * width
+        assert mean_psnr(x, result) > 20, (height, width)
+    image = torch.rand((1, 3, 4, 5), generator=generator).requires_grad_()
+    (gradient,) = torch.autograd.grad(shipped(image).sum(), image)
+    assert gradient.shape == image.shape and bool(gradient.any())
+
+
+@pytest.mark.exactness
+@pytest.mark.parametrize("color", FAMILIES)
+@pytest.mark.parametrize("gray", FAMILIES)
+def test_colour_and_grey_networks_may_be_of_different_families(color: str, gray: str) -> None:
+    """Each goes over its own grid; what strips go by suits both: steps of the larger squares, a halo that holds the larger one."""
+    networks = small_model(3, family=color), small_model(1, 4, family=gray)
+    purifier = Purifier(*networks, Settings(tile=27))
+    assert purifier.step == max(model.architecture.scale for model in networks)
+    assert purifier.halo % purifier.step == 0
+    assert 0 <= purifier.halo - max(model.halo for model in networks) < purifier.step
+    for model in networks:
+        x = torch.randint(0, 256, (1, model.architecture.channels, 61, 47), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(purifier(x), untiled(model, x))
+        assert torch.equal(purifier.code(x), model.encode(x / 255).byte())
+        top = 3 * purifier.step
+        below = top + purifier.halo
+        assert torch.equal(purifier.purify(x[:, :, top:], top=top)[:, :, purifier.halo :], purifier(x)[:, :, below:])
+    assert Purifier(*networks, Settings("paper")).halo == 0
 
 
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="needs a CPU that multiplies bfloat16")
@@ -86,9 +156,10 @@ def test_exact_tiling_holds_for_any_size(height: int, width: int, tile: int, cou
 def test_exact_tiling_holds_in_native_bfloat16(shipped: Purifier, height: int, width: int, tile: int, count: int) -> None:
     """Where `auto` takes bfloat16 on a CPU, tiles, too, equal the whole image in every value, with the shipped weights."""
     assert shipped.color is not None
-    model = copy.deepcopy(shipped.color).to(torch.bfloat16)
-    x = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
-    assert torch.equal(Purifier(model, None, Settings(tile=tile))(x), untiled(model, x))
+    for networks in (shipped.color, small_model(family="residual-2"), small_model(family="residual-4")):
+        model = copy.deepcopy(networks).to(torch.bfloat16)
+        x = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))
+        assert torch.equal(Purifier(model, None, Settings(tile=tile))(x), untiled(model, x))
 
 
 @pytest.mark.exactness
@@ -181,6 +252,15 @@ def test_bfloat16_stays_near_float32(shipped: Purifier, astronaut: np.ndarray) -
     assert mean_psnr(half(x), shipped(x)) > 30
 
 
+def test_the_paper_s_patches_go_through_either_family() -> None:
+    """Each 32x32 patch, and what is left at the right and bottom, is rebuilt as an image of its own."""
+    x = torch.randint(0, 256, (1, 3, 39, 65), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for family in FAMILIES:
+        model = small_model(family=family)
+        rows = [torch.cat([untiled(model, patch) for patch in row.split(32, 3)], 3) for row in x.split(32, 2)]
+        assert torch.equal(Purifier(model, None, Settings("paper"))(x), torch.cat(rows, 2))
+
+
 @pytest.mark.exactness
 def test_noise_is_reproducible_and_seamless() -> None:
     """The same seed gives the same result for any tile size, another seed another, and zero is the plain result."""
@@ -271,22 +351,24 @@ def test_samples_are_averaged() -> None:
 
 
 @pytest.mark.exactness
-def test_code_is_what_the_image_is_rebuilt_from() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_code_is_what_the_image_is_rebuilt_from(family: str) -> None:
     """RecCNN on the code gives the purified image; the code is zeros and ones, tiled without seams."""
-    model = small_model()
-    x = torch.randint(0, 256, (1, 3, 60, 40), dtype=torch.uint8)
+    model = small_model(family=family)
+    x = torch.randint(0, 256, (1, 3, 61, 39), dtype=torch.uint8)
     code = Purifier(model, None, Settings(tile=16)).code(x)
-    assert code.shape == (1, 12, 60, 40)
+    assert code.shape == (1, 12, 61, 39)
     assert set(code.unique().tolist()) == {0, 1}
     assert torch.equal((model.rec(code.float()) * 255).round().to(torch.uint8), Purifier(model)(x))
 
 
 @pytest.mark.parametrize("gradient", ["straight-through", "soft"])
-def test_a_defended_classifier_has_gradients(gradient: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_defended_classifier_has_gradients(family: str, gradient: str) -> None:
     """Through `nn.Sequential(purifier, classifier)`, in tiles and batches, the input's gradient is the untiled one."""
-    model = small_model()
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 10))
-    x = torch.rand(2, 3, 40, 40, requires_grad=True)
+    model = small_model(family=family)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 41 * 39, 10))
+    x = torch.rand(2, 3, 41, 39, requires_grad=True)
     defended = nn.Sequential(Purifier(model, None, Settings(tile=15, gradient=gradient)), classifier)
     plain = Purifier(model)(x.detach())
     assert torch.allclose(defended[0](x), plain, atol=1e-6), "the gradient must not change the values"
@@ -328,7 +410,7 @@ class Forgetful(ComDefend):
 
 def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is the same, the person is told, the next image starts with smaller tiles, and there is an end to it."""
-    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 10**6)  # Whole windows, as on a GPU.
+    monkeypatch.setattr(bands, "count_band_pixels", lambda model: 10**6)  # Whole windows, as on a GPU.
     forgetful = Forgetful()
     purifier = Purifier(forgetful, None, Settings(tile=100))
     x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
@@ -345,7 +427,7 @@ def test_running_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.M
 
 def test_running_out_of_memory_leaves_the_settings_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked for stays, tile and all, for records and for whoever uses the same settings elsewhere."""
-    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 10**6)
+    monkeypatch.setattr(bands, "count_band_pixels", lambda model: 10**6)
     x = torch.randint(0, 256, (1, 3, 110, 70), dtype=torch.uint8)
     for asked in (Settings(tile=100), Settings()):
         purifier = Purifier(Forgetful(), None, asked)
@@ -356,7 +438,7 @@ def test_running_out_of_memory_leaves_the_settings_as_they_are(monkeypatch: pyte
 
 def test_paper_tiling_goes_on_with_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's patches keep their size when memory runs out; fewer of them go through at once."""
-    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 10**6)
+    monkeypatch.setattr(bands, "count_band_pixels", lambda model: 10**6)
     x = torch.randint(0, 256, (2, 3, 110, 70), dtype=torch.uint8)
     expected = Purifier(small_model(), None, Settings("paper"))(x)
     with pytest.warns(RuntimeWarning, match="going on with batches"):
@@ -365,7 +447,7 @@ def test_paper_tiling_goes_on_with_smaller_batches(monkeypatch: pytest.MonkeyPat
 
 def test_what_was_done_before_memory_ran_out_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress takes back what is done again; a tile that is small already does not grow."""
-    monkeypatch.setattr(bands, "count_band_pixels", lambda dtype: 1500)  # One window a batch.
+    monkeypatch.setattr(bands, "count_band_pixels", lambda model: 1500)  # One window a batch.
     forgetful = Forgetful()
     forgetful.fails_at, forgetful.kind = 3, RuntimeError  # As MPS and the CPU say it.
     purifier = Purifier(forgetful, None, Settings(tile=20))

@@ -10,16 +10,21 @@ from hypothesis import strategies as st
 from comdefend_cli.inference.tiling import PATCH, cut_patches, cut_side, cut_tiles
 
 
-@given(st.integers(1, 700), st.integers(1, 300), st.integers(0, 30))
-def test_spans_cover_once_with_their_halo(length: int, tile: int, halo: int) -> None:
-    """Cores cover every pixel once, no core exceeds the tile, and every core has its halo or the border."""
-    cut = cut_side(length, tile, halo)
+@given(st.integers(1, 700), st.integers(4, 300), st.integers(0, 30), st.sampled_from([1, 2, 4]))
+def test_spans_cover_once_with_their_halo(length: int, tile: int, halo: int, step: int) -> None:
+    """Cores cover every pixel once, no core exceeds the tile, every core has its halo or the border, and all begins on the grid."""
+    halo *= step
+    cut = cut_side(length, tile, halo, step)
     covered = np.concatenate([np.arange(length)[span.core] for span in cut])
     assert np.array_equal(covered, np.arange(length))
     sizes = {span.window.stop - span.window.start for span in cut}
     assert len(sizes) == 1, "windows of one size can be batched"
     for span in cut:
         assert 0 < span.core.stop - span.core.start <= tile
+        assert span.window.start % step == span.core.start % step == 0
+        # A window that ends off the grid is continued there as the image is not: its last square is nobody's halo.
+        whole = span.window.stop - (span.window.stop - span.window.start) % step
+        assert span.window.stop == length or whole - span.core.stop >= halo
         assert span.window.start == 0 or span.core.start - span.window.start >= halo
         assert span.window.stop == length or span.window.stop - span.core.stop >= halo
         window = np.arange(length)[span.window]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from conftest import small_model
+from conftest import FAMILIES, small_model
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -90,9 +90,10 @@ class Wrapper(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_values_are_the_same_for_every_gradient(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_are_the_same_for_every_gradient(family: str, dtype: torch.dtype) -> None:
     """Bit by bit, with and without a gradient wanted, in float32 and bfloat16 weights: classifier(purifier(x))."""
-    purifier, model, x = Purifier(small_model()).to(dtype), classifier(), images()
+    purifier, model, x = Purifier(small_model(family=family)).to(dtype), classifier(), images()
     expected = model(purifier(x))
     for gradient in (*GRADIENTS, "none"):
         defended = Defended(purifier, model, gradient=gradient)
@@ -141,13 +142,14 @@ def by_hand(networks: ComDefend, x: Tensor, soft: bool) -> Tensor:
     logits = networks.com(x)
     passes = torch.sigmoid(logits) if soft else logits
     code = passes + ((logits > 0).double() - passes).detach()
-    return torch.sigmoid(networks.rec.run_layers(code))
+    return networks.rec(code).double()
 
 
 @pytest.mark.parametrize("gradient", ["straight-through", "soft"])
-def test_gradient_through_the_purifier_is_the_one_by_hand(gradient: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_through_the_purifier_is_the_one_by_hand(family: str, gradient: str) -> None:
     """Autograd through ComCNN, the rounding's stand-in and RecCNN in float64 gives the same input gradient, to float32's precision."""
-    networks, model, x = small_model(), classifier(), images()
+    networks, model, x = small_model(family=family), classifier(), images()
     ours = input_gradient(Defended(Purifier(networks), model, (MEAN, STD), gradient), x)
     mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (MEAN, STD))
     exact = copy.deepcopy(model).double()
@@ -614,6 +616,19 @@ def test_transform_returns_the_kind_it_was_given(small_weights: Path, astronaut:
         assert torch.equal(transform(x), purifier(x))
         assert torch.equal(transform(x[0]), purifier(x)[0])
     assert transform(image.convert("LA")).mode == "LA"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transform_and_art_take_weights_of_either_family(family_weights: dict[str, Path], astronaut: np.ndarray, family: str) -> None:
+    """In a data loader's pipeline, and before ART's classifier, images of an odd size come out as the purifier makes them."""
+    path = family_weights[family]
+    purifier = Purifier.from_pretrained(path, device="cpu", precision="float32")
+    pixels = astronaut[:21, :35]
+    image = PurifyTransform(path, precision="float32")(Image.fromarray(pixels))
+    assert np.array_equal(np.array(image), purifier(pixels))
+    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
+    found, _ = ComDefendPreprocessor(purifier)(x.numpy())
+    assert np.allclose(found, purifier(x).numpy(), atol=1e-6)
 
 
 def test_transform_refuses_other_kinds(small_weights: Path) -> None:

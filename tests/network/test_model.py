@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import HALO, small_model
-from torch import Tensor
+from conftest import FAMILIES, HALO, small_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
 
-from comdefend_cli.network.model import BITS, Architecture, ComDefend, binarize, elu_, to_image
+from comdefend_cli.network.architecture import BITS, PaperArchitecture, ResidualArchitecture
+from comdefend_cli.network.layers import Conv3x3, elu_
+from comdefend_cli.network.model import ComDefend, binarize, to_image
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -59,16 +64,100 @@ def test_forward_equals_a_float64_oracle(channels: int, astronaut: np.ndarray) -
     assert np.abs(model(batch)[0].numpy() - expected).max() < 1e-4
 
 
+def oracle_of_squares(network: nn.Module, x: Tensor) -> Tensor:
+    """A residual network written out: x continued by its last row and column, squares as channels, the layers; what was added cut off."""
+    state = {name: tensor.double() for name, tensor in network.state_dict().items()}
+
+    def convolve(name: str, x: Tensor) -> Tensor:
+        return functional.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+    def rectify(x: Tensor) -> Tensor:
+        return functional.leaky_relu(x, 0.2)
+
+    scale = network.scale
+    height, width = x.shape[2:]
+    x = torch.cat([x, *[x[:, :, -1:]] * (-height % scale)], 2)
+    x = torch.cat([x, *[x[..., -1:]] * (-width % scale)], 3)
+    x = convolve("0", functional.pixel_unshuffle(x, scale))
+    for block in ("1", "2"):
+        x = x + convolve(f"{block}.second", rectify(convolve(f"{block}.first", rectify(x))))
+    return functional.pixel_shuffle(convolve("4", rectify(x)), scale)[:, :, :height, :width]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3]), st.sampled_from(FAMILIES[1:]))
+@example(1, 1, 3, "residual-2")
+@example(1, 1, 1, "residual-4")
+@example(5, 7, 3, "residual-2")
+@example(5, 7, 3, "residual-4")
+@example(8, 12, 3, "residual-4")
+def test_residual_networks_equal_a_float64_oracle(height: int, width: int, channels: int, family: str) -> None:
+    """Of any size: ComCNN's logits, RecCNN's image of any code, and both together; the code is zeros and ones, a plane a bit."""
+    model = small_model(channels, family=family)
+    generator = torch.Generator().manual_seed(100 * height + width)
+    x = torch.rand((2, channels, height, width), generator=generator)
+    logits = oracle_of_squares(model.com, x.double() - 0.5)
+    assert float((model.com(x) - logits).abs().max()) < 1e-4
+    code = model.encode(x)
+    assert code.shape == (2, 12, height, width) and set(code.unique().tolist()) <= {0, 1}
+    assert bool(((code > 0) == (logits > 0))[logits.abs() > 1e-4].all())
+    for given_code in (code, torch.rand(code.shape, generator=generator)):
+        rebuilt = torch.sigmoid(oracle_of_squares(model.rec, given_code.double()))
+        assert float((model.rec(given_code) - rebuilt).abs().max()) < 1e-4
+    assert torch.equal(model(x), model.rec(code)) and model(x).shape == x.shape
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_codes_of_photographs_have_both_values(family: str, astronaut: np.ndarray) -> None:
+    """The networks that the tests compare with would prove little if their codes were constant."""
+    x = torch.from_numpy(astronaut[100:124, 200:231].copy()).permute(2, 0, 1)[None] / 255
+    assert 0.1 < float(small_model(family=family).encode(x).mean()) < 0.9
+
+
+@pytest.mark.parametrize(("downscale", "width", "blocks"), [(2, 64, 3), (4, 16, 0)])
+def test_parameters_of_residual_networks(downscale: int, width: int, blocks: int) -> None:
+    """A convolution in, two a block, one out, all 3x3 with a bias; places are squares, whose values are channels."""
+    model = ComDefend(ResidualArchitecture(3, 12, downscale, width, blocks))
+    square = downscale**2
+    for network, inputs, outputs in ((model.com, 3, 12), (model.rec, 12, 3)):
+        shapes = [tuple(layer.weight.shape) for layer in network.find_convolutions()]
+        inner = [(width, width, 3, 3)] * (2 * blocks)
+        assert shapes == [(width, inputs * square, 3, 3), *inner, (outputs * square, width, 3, 3)]
+        assert network.radius == downscale * (2 * blocks + 2)
+        assert sum(p.numel() for p in network.parameters()) == sum(9 * a * b + a for a, b, _, _ in shapes)
+    assert model.architecture.scale == model.com.scale == model.rec.scale == downscale
+    assert model.halo == 2 * downscale * (2 * blocks + 2)
+    assert model.architecture.widest == max(-(-width // square), 12)
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "soft"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_flow_through_the_rounding(family: str, gradient: str) -> None:
+    """The input's gradient is that of the rounding's stand-in written out, at a size that is no multiple of the squares'."""
+    model = small_model(family=family)
+    x = torch.rand((1, 3, 9, 7), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (found,) = torch.autograd.grad(model(x, None, gradient).square().sum(), x)
+    logits = model.com(x)
+    passes = torch.sigmoid(logits) if gradient == "soft" else logits
+    code = passes + ((logits > 0).float() - passes).detach()
+    (expected,) = torch.autograd.grad(model.rec(code).square().sum(), x)
+    assert found.abs().max() > 0
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert torch.allclose(model(x, None, gradient), model(x.detach()), atol=1e-6)
+    assert not model(x, None, "none").requires_grad
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_every_code_size_goes_through(bits: int) -> None:
     """Each number of bits makes a code of that many planes and an image in [0, 1] of the input's shape."""
-    model = ComDefend(Architecture(3, bits, (4,) * 8))
     x = torch.rand(2, 3, 5, 9)
-    assert model.com(x).shape == (2, bits, 5, 9)
-    y = model(x)
-    assert y.shape == x.shape
-    assert y.min() >= 0
-    assert y.max() <= 1
+    for architecture in (PaperArchitecture(3, bits, (4,) * 8), ResidualArchitecture(3, bits, 2, 8, 1)):
+        model = ComDefend(architecture)
+        assert model.com(x).shape == model.encode(x).shape == (2, bits, 5, 9)
+        y = model(x)
+        assert y.shape == x.shape
+        assert y.min() >= 0
+        assert y.max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -77,7 +166,20 @@ def test_every_code_size_goes_through(bits: int) -> None:
 def test_other_architectures_are_refused(channels: int, bits: int, hidden: tuple[int, ...]) -> None:
     """Channels, bits and widths outside their ranges raise ValueError."""
     with pytest.raises(ValueError, match="must be"):
-        Architecture(channels, bits, hidden)
+        PaperArchitecture(channels, bits, hidden)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"channels": 2}, {"bits": 11}, {"downscale": 1}, {"downscale": 3}, {"downscale": 8}),
+        *({"width": 0}, {"width": 1025}, {"blocks": -1}, {"blocks": 65}),
+    ],
+)
+def test_other_residual_architectures_are_refused(values: dict[str, int]) -> None:
+    """So do values of the second family, each named in the message."""
+    with pytest.raises(ValueError, match=f"{next(iter(values))} must be"):
+        ResidualArchitecture(**values)
 
 
 def test_binarize_is_the_sign_with_the_gradient_asked_for() -> None:
@@ -98,7 +200,7 @@ def test_binarize_is_the_sign_with_the_gradient_asked_for() -> None:
 def test_the_halo_is_how_far_a_pixel_reaches() -> None:
     """A change in one input pixel reaches 18 pixels away and no further."""
     torch.manual_seed(0)
-    model = ComDefend(Architecture(1, 4, (4,) * 8))
+    model = ComDefend(PaperArchitecture(1, 4, (4,) * 8))
     x = torch.full((1, 1, 61, 61), 0.5)
     x.requires_grad_(True)
     logits_path = model.rec.run_layers(model.com(x))  # Without rounding, so that every dependence shows.
@@ -109,13 +211,40 @@ def test_the_halo_is_how_far_a_pixel_reaches() -> None:
     assert (int(columns.min()), int(columns.max())) == (30 - HALO, 30 + HALO)
 
 
+@pytest.mark.parametrize("family", FAMILIES[1:])
+def test_the_halo_of_squares_is_how_far_a_square_reaches(family: str) -> None:
+    """A change in one input pixel reaches `halo` pixels beyond its square, and no further; `radius` is one network's share."""
+    torch.manual_seed(0)
+    model = ComDefend(ResidualArchitecture(1, 4, int(family[-1]), 8, 1))
+    scale, halo = model.architecture.scale, model.halo
+    assert (model.com.radius, model.rec.radius, halo) == (4 * scale, 4 * scale, 8 * scale)
+    start = halo + 2 * scale
+    x = torch.rand(1, 1, 2 * start + scale, 2 * start + scale)
+
+    def compute(x: Tensor) -> Tensor:
+        return model.rec(model.com(x))  # Without rounding, so that every dependence shows.
+
+    for inside in (0, scale - 1):
+        changed = x.clone()
+        changed[0, 0, start + inside, start + inside] += 0.5
+        with torch.no_grad():
+            rows, columns = torch.nonzero((compute(changed) != compute(x))[0, 0], as_tuple=True)
+        # Where all weights are as small as at first, the farthest places may change by less than a rounding.
+        for side in (rows, columns):
+            assert start - halo <= int(side.min()) < start - halo + 3 * scale
+            assert start + scale + halo - 3 * scale <= int(side.max()) < start + scale + halo
+
+
 @pytest.mark.exactness
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 @pytest.mark.parametrize(("height", "width", "count"), [(37, 37, 1), (3, 110, 1), (20, 8, 5), (96, 40, 2)])
 def test_float32_layers_do_not_depend_on_the_shape(height: int, width: int, count: int) -> None:
     """Bit for bit, each layer gives a pixel the same value in a crop as in the whole: what exact tiling rests on."""
     torch.manual_seed(height)
-    for layer in [*list(ComDefend().com)[::2], *list(ComDefend(Architecture(1, 4)).rec)[::2]]:
+    residual = ComDefend(ResidualArchitecture())
+    layers = [*list(ComDefend().com)[::2], *list(ComDefend(PaperArchitecture(1, 4)).rec)[::2]]
+    layers += [residual.com[0], residual.com[1].first, residual.com[-1], residual.rec[0], residual.rec[-1], Conv3x3(4, 16), Conv3x3(64, 4)]
+    for layer in layers:
         whole = torch.randn(1, layer.in_channels, 96, 110).contiguous(memory_format=torch.channels_last)
         crop = whole[..., :height, 110 - width :].expand(count, -1, -1, -1).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
@@ -133,7 +262,7 @@ def test_float32_layers_do_not_depend_on_the_layout(channels: int) -> None:
     """Bit for bit, each layer gives the same with its weights and its input channels first or channels last."""
     torch.manual_seed(0)
     first, last = torch.contiguous_format, torch.channels_last
-    model = ComDefend(Architecture(channels, 4))
+    model = ComDefend(PaperArchitecture(channels, 4))
     for layer in [*list(model.com)[::2], *list(model.rec)[::2]]:
         x, kernel = torch.randn(1, layer.in_channels, 20, 13), layer.weight.detach()
         results = []
@@ -147,7 +276,7 @@ def test_float32_layers_do_not_depend_on_the_layout(channels: int) -> None:
 def test_gradients_pass_the_convolution() -> None:
     """The layer's gradients for input, kernel and bias equal those of the plain convolution."""
     torch.manual_seed(0)
-    layer = ComDefend(Architecture(3, 12, (8,) * 8)).com[0]
+    layer = ComDefend(PaperArchitecture(3, 12, (8,) * 8)).com[0]
     x = torch.randn(2, 3, 9, 7, requires_grad=True)
     inputs = (x, layer.weight, layer.bias)
     seen = torch.autograd.grad(layer(x).square().sum(), inputs)

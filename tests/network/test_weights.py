@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, small_model
+from conftest import FAMILIES, Run, small_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as serialize
@@ -24,20 +24,23 @@ from typer.testing import CliRunner
 from comdefend_cli.cli import app
 from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.network import registry, weight_file
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network.architecture import Architecture, PaperArchitecture, ResidualArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, find_folder, load_weights, read_registry, read_weights_header
 from comdefend_cli.network.weight_file import FORMAT, Header, save_weights
 from comdefend_cli.runtime import tensor_files
+from comdefend_cli.runtime.tensor_files import read_metadata
 
-NARROW = Architecture(3, 12, (4,) * 8)
+NARROW = PaperArchitecture(3, 12, (4,) * 8)
+SQUARES = ResidualArchitecture(3, 12, 2, 4, 1)
 SHIPPED = sorted(read_registry())
 
 
-def content(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None] | None = None) -> bytes:
+def content(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None] | None = None, architecture: Architecture = NARROW) -> bytes:
     """The bytes of a weight file, after a change to its header and tensors."""
     torch.manual_seed(0)
-    model = ComDefend(NARROW)
-    fields = json.loads(json.dumps({"format_version": FORMAT.version, **asdict(Header(NARROW, {"data": "none"}))}))
+    model = ComDefend(architecture)
+    fields = json.loads(json.dumps({"format_version": FORMAT.version, **asdict(Header(architecture, {"data": "none"}))}))
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     if change:
         change(fields, tensors)
@@ -45,6 +48,7 @@ def content(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None] | 
 
 
 GOOD = content()
+GOOD_SQUARES = content(architecture=SQUARES)
 
 
 def with_header(text: bytes) -> bytes:
@@ -55,6 +59,16 @@ def with_header(text: bytes) -> bytes:
 def set_architecture(**values: Any) -> bytes:
     """A file whose header claims another architecture than its tensors have."""
     return content(lambda fields, tensors: fields["architecture"].update(values))
+
+
+def set_squares(**values: Any) -> bytes:
+    """The same of the second family; a value that is None is left out."""
+
+    def change(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        kept = {**fields["architecture"], **values}
+        fields["architecture"] = {name: value for name, value in kept.items() if value is not None}
+
+    return content(change, SQUARES)
 
 
 def set_tensor(name: str, tensor: torch.Tensor) -> bytes:
@@ -96,6 +110,24 @@ BAD: dict[str, tuple[bytes, str]] = {
     "not a number": (set_tensor("com.0.bias", torch.full((4,), torch.nan)), "not finite"),
     "infinite": (set_tensor("rec.0.bias", torch.full((4,), torch.inf)), "not finite"),
     "half precision": (set_tensor("com.0.bias", torch.zeros(4, dtype=torch.float16)), "not float32"),
+    "squares of three": (set_squares(downscale=3), "downscale must be one of"),
+    "squares of one": (set_squares(downscale=1), "downscale must be one of"),
+    "squares of half": (set_squares(downscale=2.0), "whole numbers"),
+    "squares in words": (set_squares(downscale="2"), "whole numbers"),
+    "squares that are true": (set_squares(downscale=True), "whole numbers"),
+    "no squares": (set_squares(downscale=None), "has no 'downscale'"),
+    "other squares": (set_squares(downscale=4), "its header's architecture has"),
+    "no width": (set_squares(width=0), "width must be from 1 to 1024"),
+    "width in words": (set_squares(width="64"), "whole numbers"),
+    "width left out": (set_squares(width=None), "has no 'width'"),
+    "endless width": (set_squares(width=10**30), "width must be"),
+    "another width": (set_squares(width=1024), "its header's architecture has"),
+    "fewer than no blocks": (set_squares(blocks=-1), "blocks must be from 0 to 64"),
+    "too many blocks": (set_squares(blocks=65), "blocks must be from 0 to 64"),
+    "more blocks": (set_squares(blocks=2), "'com.2.first.bias' is missing"),
+    "blocks left out": (set_squares(blocks=None), "has no 'blocks'"),
+    "both families": (set_squares(hidden=[4] * 8), "its header's architecture has"),
+    "squares for two channels": (set_squares(channels=2), "channels must be"),
     "integers": (set_tensor("com.0.bias", torch.zeros(4, dtype=torch.int32)), "not float32"),
 }  # fmt: skip
 
@@ -120,9 +152,11 @@ def test_bad_files_are_refused(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert caught.value.exit_code == 1
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_saved_is_loaded(channels: int, family: str, tmp_path: Path) -> None:
     """A saved network comes back with equal values, header and hash, ready for inference."""
-    model = small_model()
+    model = small_model(channels, family=family)
     path = tmp_path / "w.safetensors"
     sha256 = save_weights(path, model, {"steps": 7, "data": "none"})
     loaded = load_weights(str(path))
@@ -133,6 +167,32 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--overwrite"):
         save_weights(path, model, {})
     assert read_weights_header(str(path)) == (loaded.header, sha256, path)
+
+
+@pytest.mark.parametrize("family", FAMILIES[1:])
+def test_a_file_says_how_large_residual_networks_are(family: str, tmp_path: Path) -> None:
+    """Its header, and `weights show`, say the squares' side, the width and the blocks in place of the paper's widths."""
+    path = tmp_path / "w.safetensors"
+    save_weights(path, small_model(bits=8, family=family), {"psnr_db": 30.5})
+    expected = {"channels": 3, "bits": 8, "downscale": int(family[-1]), "width": 16, "blocks": 2}
+    assert read_metadata(path.read_bytes(), FORMAT.key)["architecture"] == expected
+    shown = json.loads(CliRunner().invoke(app, ["weights", "show", str(path)]).stdout)
+    assert (shown["architecture"], shown["psnr_db"]) == (expected, 30.5)
+    assert CliRunner().invoke(app, ["weights", "verify", str(path)]).stdout.split()[0] == "ok"
+
+
+def test_residual_weights_that_ship_are_listed_like_others(copied: Path) -> None:
+    """A line with channels, bits, noise and PSNR, whatever the family; all of it also as JSON."""
+    model = small_model(1, 4, family="residual-2")
+    model.input_noise = 20.0
+    sha256 = save_weights(copied / "squares.safetensors", model, {"psnr_db": 31.25, "ssim": 0.9})
+    entry = {"file": "squares.safetensors", "sha256": sha256, "about": "half the resolution"}
+    (copied / "registry.json").write_text(json.dumps({"squares": entry}))
+    lines = CliRunner().invoke(app, ["weights", "list"]).stdout.splitlines()
+    assert len(lines) == 2 and lines[1].split() == ["squares", "1", "4", "20", "31.25", *entry["about"].split()]
+    (row,) = json.loads(CliRunner().invoke(app, ["weights", "list", "--json"]).stdout)
+    wanted = {"name": "squares", "channels": 1, "bits": 4, "input_noise": 20.0, "psnr_db": 31.25, "ssim": 0.9, "sha256": sha256}
+    assert wanted.items() <= row.items()
 
 
 def test_a_file_says_what_noise_belongs_before_its_networks(tmp_path: Path) -> None:
@@ -168,7 +228,8 @@ def test_a_changed_byte_in_a_file_of_one_s_own_is_found(run: Run, tmp_path: Path
 @given(st.data())
 def test_damage_raises_weights_errors_only(tmp_path: Path, data: st.DataObject) -> None:
     """A file with bytes changed or cut off is read or ends in a WeightsError, never in another exception."""
-    damaged = bytearray(GOOD[: data.draw(st.sampled_from([len(GOOD), 3000, 400, 20]))])
+    whole = data.draw(st.sampled_from([GOOD, GOOD_SQUARES]))
+    damaged = bytearray(whole[: data.draw(st.sampled_from([len(whole), 3000, 400, 20]))])
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(st.integers(0, min(3000, len(damaged) - 1)))] = data.draw(st.integers(0, 255))
     path = tmp_path / "w.safetensors"
@@ -246,7 +307,7 @@ def test_shipped_weights_are_described(name: str) -> None:
     """Shipped weights load, fit their name, and say what they were trained on, how, how long, and how good they are."""
     loaded = load_weights(name)
     training = loaded.header.training
-    assert f"-{loaded.header.architecture.bits}bit" in name
+    assert f"-{loaded.header.architecture.bits}bit" in name or "-fast" in name
     assert (loaded.header.architecture.channels == 1) == ("gray" in name)
     wanted = "data steps batch_size seed bits channels penalty noise_std input_noise optimizer lr lr_end warmup precision init"
     wanted += " train_images test_images psnr_db ssim comdefend_version torch_version"

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, photo, small_model
+from conftest import FAMILIES, SMALL, photo, small_model
 
 from comdefend_cli.classifiers.loading import ClassifierHeader, build
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
-from comdefend_cli.network import metrics
-from comdefend_cli.network.model import Architecture, ComDefend
+from comdefend_cli.network import architecture, metrics
+from comdefend_cli.network.architecture import PaperArchitecture
+from comdefend_cli.network.model import ComDefend
 from comdefend_cli.training import objective
-from comdefend_cli.training import purifier as train
 from comdefend_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.history import History
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the trainer build networks of few channels, which train in moments, and on one thread: more wait for each other."""
-    monkeypatch.setattr(train, "Architecture", partial(Architecture, hidden=SMALL))
+    monkeypatch.setattr(architecture, "PaperArchitecture", partial(PaperArchitecture, hidden=SMALL))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,17 +77,21 @@ def test_subnormals_are_zero_within_a_step_only(narrow: None, dataset: Dataset, 
         torch.set_flush_denormal(False)
 
 
-def test_the_loss_is_equation_3_in_float64() -> None:
-    """Mean squared error plus lambda times the code's mean square, computed apart from the logits on in NumPy."""
-    model = small_model()
+@pytest.mark.parametrize("rooted", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_equation_3_in_float64(family: str, rooted: bool) -> None:
+    """Mean squared error, or the mean of the images' roots of it, plus lambda times the code's mean square, from the logits on in NumPy."""
+    model = small_model(family=family)
     generator = torch.Generator().manual_seed(0)
     x, target = torch.rand(2, 3, 9, 8, generator=generator), torch.rand(2, 3, 9, 8, generator=generator)
     noise = 20 * torch.randn(2, 12, 9, 8, generator=generator)
-    loss, mean_square = Objective(model, 0.3, 20.0)(x, target, noise)
+    target[0] = 0.5 + 0.05 * target[0]  # Of unlike difficulty, so that the order of root and mean shows.
+    loss, mean_square = Objective(model, 0.3, 20.0, rooted=rooted)(x, target, noise)
     logits = model.com(x).double().numpy()
     code = 1 / (1 + np.exp(-(logits + noise.double().numpy())))
     rebuilt = model.rec(torch.from_numpy(code).float()).double().numpy()
-    expected = ((rebuilt - target.double().numpy()) ** 2).mean() + 0.3 * (code**2).mean()
+    errors = ((rebuilt - target.double().numpy()) ** 2).mean((1, 2, 3))
+    expected = (np.sqrt(errors + 1 / 255**2) if rooted else errors).mean() + 0.3 * (code**2).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert float(mean_square) == pytest.approx((logits**2).mean(), rel=1e-5)
 
@@ -115,10 +119,11 @@ def test_the_learning_rate_rises_then_falls_exponentially() -> None:
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
 
 
-def test_initial_logits_are_centred_and_spread() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initial_logits_are_centred_and_spread(family: str) -> None:
     """On the images they were set on, each bit's logits average to zero and spread by START_RMS."""
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    model = ComDefend(Architecture(3, 12, SMALL))
+    model = ComDefend(small_model(family=family).architecture)
     objective.initialize(model, images, torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = model.com(images.float() / 255)
@@ -172,7 +177,7 @@ def test_the_seed_decides(dataset: Dataset) -> None:
 def test_input_noise_is_drawn_between_its_bounds(dataset: Dataset) -> None:
     """Each image's noise has a standard deviation of its own from the least to the most, and the target stays clean."""
     run = PurifierTrainer(config(input_noise=12.0, input_noise_min=8.0, batch_size=8), dataset, CPU)
-    clean, x, _ = run._draw(0)
+    _, clean, x, _ = run._draw(0)
     inside = (clean > 0.2) & (clean < 0.8)
     stds = [float(((b - a) * 255)[keep].std()) for a, b, keep in zip(clean, x, inside, strict=True) if keep.sum() > 500]
     assert len(stds) >= 4 and all(7.5 < std < 12.5 for std in stds) and max(stds) - min(stds) > 0.3
@@ -225,8 +230,8 @@ def test_features_enter_the_loss(dataset: Dataset) -> None:
     torch.manual_seed(0)
     model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
     plain = PurifierTrainer(config(), dataset, CPU)
-    zero, some = (PurifierTrainer(config(feature_weight=weight), dataset, CPU, features=model) for weight in (0.0, 0.5))
-    clean, x, noise = plain._draw(0)
+    zero, some = (PurifierTrainer(config(feature_weight=weight), dataset, CPU, features=[model]) for weight in (0.0, 0.5))
+    _, clean, x, noise = plain._draw(0)
     losses = [float(run._objective(x, clean, noise)[0].detach()) for run in (plain, zero, some)]
     assert losses[0] == losses[1] < losses[2]
     rebuilt = plain.model.rec(objective.noisy_code(plain.model.com(x), noise, 20.0))
@@ -275,7 +280,7 @@ def test_collapse_is_noticed(dataset: Dataset) -> None:
 
 @pytest.mark.usefixtures("narrow")
 def test_going_on_from_weights(dataset: Dataset) -> None:
-    """A run can start from other weights, which it leaves alone, if they are of its architecture."""
+    """A run can start from other weights, which it leaves alone, if they are of its family and sizes."""
     start = small_model()
     before = start.com[0].weight.clone()
     run = PurifierTrainer(config(), dataset, CPU, start=start)
@@ -284,7 +289,7 @@ def test_going_on_from_weights(dataset: Dataset) -> None:
     assert not torch.equal(run.model.com[0].weight, before)
     assert torch.equal(start.com[0].weight, before)
     with pytest.raises(UsageError, match="start from"):
-        PurifierTrainer(config(), dataset, CPU, start=small_model(bits=8))
+        PurifierTrainer(config(), dataset, CPU, start=small_model(family="residual-2"))
 
 
 @pytest.mark.parametrize(
@@ -374,9 +379,8 @@ def test_young_healthy_runs_are_left_alone(dataset: Dataset, changes: dict[str, 
 @pytest.mark.usefixtures("narrow")
 def test_exact_reconstructions_have_a_finite_psnr(dataset: Dataset) -> None:
     """An image rebuilt without error counts as `TOP_PSNR`, so that one black crop does not make the mean infinite."""
-    run = PurifierTrainer(config(), dataset, CPU)
-    black = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    run.dataset = Dataset("black", dataset.train, ImageArray(black, torch.empty(0, dtype=torch.int64)))
+    black = ImageArray(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    run = PurifierTrainer(config(), Dataset("black", dataset.train, black), CPU)
     with torch.no_grad():
         run.model.rec[-1].weight.zero_()
         run.model.rec[-1].bias.fill_(-100)
