@@ -21,9 +21,9 @@ from torch import Tensor
 from comdefend_cli.data.datasets import DATASETS, load_dataset
 from comdefend_cli.imaging.formats import list_suffixes
 from comdefend_cli.imaging.reading import read_image
-from comdefend_cli.inference.passes import LUMA
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.inference.settings import Settings
+from comdefend_cli.network.luma import take_luma
 from comdefend_cli.network.metrics import TOP_PSNR, mean_psnr, psnr, ssim
 from comdefend_cli.network.registry import read_registry, read_weights_header
 from comdefend_cli.runtime.device import cpu_has_bfloat16
@@ -62,7 +62,7 @@ def folder(path: Path, channels: int) -> list[Tensor]:
     for file in sorted(item for item in path.iterdir() if item.suffix.lower() in known):
         batch = torch.from_numpy(read_image(file).pixels).permute(2, 0, 1)[None]
         if channels == 1 and batch.shape[1] == 3:
-            batch = (batch.float() * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True).round().to(torch.uint8)
+            batch = take_luma(batch.float()).round().to(torch.uint8)
         batches.append(batch)
     return batches
 

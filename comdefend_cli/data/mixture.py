@@ -10,11 +10,10 @@ from torch import Tensor
 
 from comdefend_cli.data.sources import Dataset, TrainingImages
 from comdefend_cli.errors import UsageError
+from comdefend_cli.network.luma import take_luma
 
 #: Sides below which an image is small: all of it is near a border.
 SMALL = 32
-#: ITU-R BT.601, as Pillow turns colour into grey.
-_LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Variation:
             chosen = torch.rand(len(pixels), generator=generator) < self.jitter
             pixels = torch.where(chosen[:, None, None, None], jitter_colors(pixels, generator), pixels)
         if self.gray and pixels.shape[1] == 3:
-            pixels = (pixels.float() * _LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True).round().byte()
+            pixels = take_luma(pixels.float()).round().byte()
         if self.small and torch.rand((), generator=generator) < self.small:
             height, width = (SMALL ** torch.rand(2, generator=generator)).long().clamp(1, SMALL - 1).tolist()
             pixels = cut_grid(pixels, height, width)
@@ -118,7 +117,7 @@ def jitter_colors(pixels: Tensor, generator: torch.Generator) -> Tensor:
     saturation, turn, exposure = torch.rand((3, count), generator=generator).unbind()
     saturation, turn, exposure = 2 * saturation, (2 * turn - 1) * pi, 2 ** (1.5 * exposure - 1)
     x = pixels.float()
-    luma = (x * _LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    luma = take_luma(x)
     # Hue turns about the grey axis: Rodrigues' formula for the axis (1, 1, 1).
     c, s = turn.cos(), turn.sin()
     third, root = (1 - c) / 3, s / 3**0.5

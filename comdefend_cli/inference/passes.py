@@ -15,8 +15,6 @@ from comdefend_cli.inference.settings import Settings
 from comdefend_cli.inference.tiling import Batch
 from comdefend_cli.network.model import ComDefend
 
-#: ITU-R BT.601 luma, as Pillow turns colour into grey.
-LUMA = (0.299, 0.587, 0.114)
 #: Streams of noise that one seed has; never 0, which `mix_seed` does not tell from no number.
 _INPUT, _LOGITS = 1, 2
 
@@ -29,11 +27,6 @@ def keep_channels(x: Tensor) -> Tensor:
 def repeat_gray(x: Tensor) -> Tensor:
     """(N, 1, H, W) as three equal channels."""
     return x.expand(-1, 3, -1, -1)
-
-
-def take_luma(x: Tensor) -> Tensor:
-    """The luma (N, 1, H, W) of (N, 3, H, W)."""
-    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from comdefend_cli.backends import bands
 from comdefend_cli.backends.select import Engine, describe, make_engine, resolve_backend
 from comdefend_cli.errors import UsageError
-from comdefend_cli.inference.passes import Pass, Route, repeat_gray, take_luma
+from comdefend_cli.inference.passes import Pass, Route, repeat_gray
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.inference.stitching import Network, Plan, Progress, run_in_tiles
 from comdefend_cli.inference.tiling import Batch
 from comdefend_cli.inference.tiny import find_enlargement, purify_enlarged
 from comdefend_cli.network.architecture import PaperArchitecture
+from comdefend_cli.network.luma import take_luma
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
 from comdefend_cli.network.weight_file import Weights
