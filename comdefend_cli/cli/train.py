@@ -95,8 +95,11 @@ def train(
         typer.Option("--features", metavar="CLASSIFIER", help="Whose features are to be kept; with several --data, DATA=CLASSIFIER."),
     ] = None,
     feature_weight: Annotated[
-        float, typer.Option("--feature-weight", min=0.0, help="Weight of the distance of these features in the loss.")
-    ] = TrainConfig.feature_weight,
+        list[float] | None,
+        typer.Option(
+            "--feature-weight", min=0.0, help="Weight of their distance in the loss; one, or one for each --features.", show_default="0.01"
+        ),
+    ] = None,
     optimizer: Annotated[
         str, typer.Option("--optimizer", metavar="muon|adam", help="What takes the steps; adam is the paper's.")
     ] = TrainConfig.optimizer,
@@ -180,7 +183,7 @@ def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.devic
     from comdefend_cli.data.mixture import join_datasets
     from comdefend_cli.training.purifier import PurifierTrainer
 
-    seen, named = _load_features(chosen["features"] or [], chosen["data"], parts)
+    seen, named, weights = _load_features(chosen["features"] or [], chosen["feature_weight"] or [], chosen["data"], parts)
     dataset = join_datasets(parts, gray=chosen["gray"])
     if chosen["input_noise_least"] is not None:
         chosen = {**chosen, "input_noise_min": chosen["input_noise_least"]}
@@ -192,18 +195,24 @@ def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.devic
         steps=_steps(chosen["steps"], chosen["epochs"], len(dataset.train), chosen["batch_size"]),
         channels=1 if chosen["gray"] else dataset.train.channels,
         features=named,
+        feature_weight=weights,
         init=start.sha256 if start else "",
     )
     return PurifierTrainer(config, dataset, where, start=start.model if start else None, features=seen)
 
 
-def _load_features(specs: list[str], data: list[str], parts: list[Dataset]) -> tuple[list[nn.Module | None], str]:
-    """The classifier of each part of the data, or None, and what the settings call them."""
+def _load_features(
+    specs: list[str], weights: list[float], data: list[str], parts: list[Dataset]
+) -> tuple[list[nn.Module | None], str, float | list[float]]:
+    """The classifier of each part of the data, or None; what the settings call them; their weight, or that of each part."""
     from comdefend_cli.classifiers.loading import load_classifier
 
+    if len(weights) > 1 and len(weights) != len(specs):
+        raise UsageError(f"--feature-weight is there {len(weights)} times for {len(specs)} --features: give it once, or once for each")
     found: list[nn.Module | None] = [None] * len(parts)
+    each_weight = [0.0] * len(parts)
     called = {}
-    for spec in specs:
+    for place_of_spec, spec in enumerate(specs):
         name, _, classifier = spec.rpartition("=") if len(set(data)) > 1 else (data[0], "", spec)
         if name not in data:
             raise UsageError(f"--features {spec}: say whose it is as DATA=CLASSIFIER, DATA being one of {', '.join(dict.fromkeys(data))}")
@@ -212,8 +221,12 @@ def _load_features(specs: list[str], data: list[str], parts: list[Dataset]) -> t
         called[parts[places[0]].name] = loaded.sha256 or classifier
         for place in places:
             found[place] = loaded.model
+            each_weight[place] = weights[place_of_spec] if len(weights) > 1 else 0.0
     alone = len(set(data)) == 1
-    return found if specs else [], ",".join(said if alone else f"{name}={said}" for name, said in called.items())
+    named = ",".join(said if alone else f"{name}={said}" for name, said in called.items())
+    if len(weights) > 1:
+        return found, named, each_weight
+    return found if specs else [], named, weights[0] if weights else TrainConfig.feature_weight
 
 
 @contextmanager

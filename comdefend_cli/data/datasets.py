@@ -6,7 +6,7 @@ from pathlib import Path
 
 from comdefend_cli.data.cifar import read_cifar10
 from comdefend_cli.data.download import DownloadProgress
-from comdefend_cli.data.drawings import make_drawings
+from comdefend_cli.data.drawings import LARGEST, make_drawings
 from comdefend_cli.data.folder import find_folder, read_folder
 from comdefend_cli.data.idx import read_mnist
 from comdefend_cli.data.sources import CROP, Dataset
@@ -24,7 +24,7 @@ def load_dataset(
         folder: where the official files are, or go; files that are there are taken as they are, without a checksum.
         download: whether absent files may be downloaded.
         progress: called while downloading.
-        crop: side of the random crops of a folder's images, in pixels.
+        crop: side of the random crops of a folder's images, in pixels, and of drawings up to `LARGEST`.
         shrink: of a folder's images, see :class:`.Crops`.
 
     Raises:
@@ -35,5 +35,5 @@ def load_dataset(
     if name in ("mnist", "fashion-mnist"):
         return read_mnist(name, folder, download, progress)
     if name == "drawings":
-        return make_drawings(CROP)
+        return make_drawings(min(crop, LARGEST))
     return read_folder(find_folder(name, f"{', '.join(DATASETS)}, or a folder of images"), crop, shrink)

@@ -16,6 +16,8 @@ from comdefend_cli.data.sources import Dataset, ImageArray
 
 #: How many there are said to be, so that passes over them can be counted; each is drawn anew.
 COUNT = 10_000
+#: Side of the largest drawings: with smaller ones no pixel is far from all borders, with larger ones a batch has few.
+LARGEST = 64
 #: Share of the colours that are corners of the colour cube: black, white, pure red and so on.
 PURE = 0.5
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:;!?+-=/()%&@"
@@ -56,7 +58,21 @@ def make_drawings(side: int) -> Dataset:
 
 def draw(rng: np.random.Generator, side: int) -> np.ndarray:
     """A drawing of a kind drawn by the generator, uint8 (side, side, 3); one in three is two kinds side by side."""
-    kinds: tuple[Draw, ...] = (_fill, _blend, _write, _write, _scribble, _scribble, _stripe, _chequer, _dither, _scatter)
+    kinds: tuple[Draw, ...] = (
+        _fill,
+        _fill,
+        _blend,
+        _write,
+        _write,
+        _scribble,
+        _scribble,
+        _stripe,
+        _stripe,
+        _chequer,
+        _chequer,
+        _dither,
+        _scatter,
+    )
     image = np.asarray(kinds[rng.integers(len(kinds))](rng, side))
     if rng.random() < 1 / 3 and side > 1:
         other = np.asarray(kinds[rng.integers(len(kinds))](rng, side))
@@ -71,6 +87,11 @@ def _pick(rng: np.random.Generator) -> tuple[int, int, int]:
     """A colour: a corner of the cube, or anywhere in it."""
     values = rng.integers(0, 2, 3) * 255 if rng.random() < PURE else rng.integers(0, 256, 3)
     return int(values[0]), int(values[1]), int(values[2])
+
+
+def _measure(rng: np.random.Generator) -> int:
+    """From 1 to 8 pixels, as many below 2 as from 2 to 4."""
+    return int(8 ** rng.random())
 
 
 def _fill(rng: np.random.Generator, side: int) -> Image.Image:
@@ -126,13 +147,13 @@ def _stripe(rng: np.random.Generator, side: int) -> Image.Image:
     colors = np.array([_pick(rng) for _ in range(rng.integers(2, 4))], dtype=np.uint8)
     angle = rng.uniform(0, tau) if rng.random() < 0.3 else 0.0
     rows, columns = np.mgrid[:side, :side]
-    place = (rows * cos(angle) + columns * sin(angle)) / rng.integers(1, 9)
+    place = (rows * cos(angle) + columns * sin(angle)) / _measure(rng)
     return Image.fromarray(colors[np.floor(place).astype(int) % len(colors)])
 
 
 def _chequer(rng: np.random.Generator, side: int) -> Image.Image:
     colors = np.array([_pick(rng), _pick(rng)], dtype=np.uint8)
-    rows, columns = np.mgrid[:side, :side] // rng.integers(1, 9)
+    rows, columns = np.mgrid[:side, :side] // _measure(rng)
     return Image.fromarray(colors[(rows + columns) % 2])
 
 
@@ -145,6 +166,6 @@ def _dither(rng: np.random.Generator, side: int) -> Image.Image:
 def _scatter(rng: np.random.Generator, side: int) -> Image.Image:
     """Squares of colours drawn one by one from a few."""
     colors = np.array([_pick(rng) for _ in range(rng.integers(2, 9))], dtype=np.uint8)
-    cell = int(rng.integers(1, 9))
+    cell = _measure(rng)
     grid = rng.integers(0, len(colors), (-(-side // cell),) * 2)
     return Image.fromarray(colors[grid.repeat(cell, 0).repeat(cell, 1)[:side, :side]])

@@ -52,7 +52,7 @@ class TrainConfig:
             file says it, and what is measured is measured with it. It changes nothing in training.
         features: SHA-256, or module:function, of the classifier in whose features the reconstruction is to be near the clean image, or
             "" for none; of several data sets NAME=CLASSIFIER for each that has one, with "," between them.
-        feature_weight: of the mean relative square distance of these features in the loss.
+        feature_weight: of the mean relative square distance of these features in the loss; or one for each part of the data.
         optimizer: "muon", or "adam" as in the paper.
         lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
@@ -88,7 +88,7 @@ class TrainConfig:
     input_noise_min: float = 0.0
     inference_noise: float = 0.0
     features: str = ""
-    feature_weight: float = 0.01
+    feature_weight: float | list[float] = 0.01
     optimizer: str = "muon"
     lr: float | None = None
     lr_end: float = 0.02
@@ -110,8 +110,10 @@ class TrainConfig:
         _check(self, "steps shrink", lambda value: value >= 1, "at least 1")
         _check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
         _check(self, "jitter small", lambda value: 0 <= value <= 1, "from 0 to 1")
-        from_zero = "penalty noise_std input_noise input_noise_min feature_weight warmup clip"
+        from_zero = "penalty noise_std input_noise input_noise_min warmup clip"
         _check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
+        weights = self.feature_weight if isinstance(self.feature_weight, list) else [self.feature_weight]
+        _check(self, "feature_weight", lambda _: all(0 <= weight < math.inf for weight in weights), "0 or more")
         _check(self, "inference_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
         _check(self, "input_noise_min", lambda value: value <= self.input_noise, f"at most input-noise, {self.input_noise}")
         _check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")

@@ -138,7 +138,7 @@ class Objective(nn.Module):
         *,
         rooted: bool = False,
         features: Sequence[FeatureDistance | None] = (),
-        feature_weight: float = 0.0,
+        feature_weights: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -146,7 +146,7 @@ class Objective(nn.Module):
         self.noise_std = noise_std
         self.rooted = rooted
         self.features = nn.ModuleList([nn.Identity() if each is None else each for each in features])
-        self.feature_weight = feature_weight
+        self.feature_weights = feature_weights
 
     def forward(self, x: Tensor, target: Tensor, noise: Tensor, place: int = 0) -> tuple[Tensor, Tensor]:
         """The loss (eq. 3) and the mean square of the logits; float32 scalars, the second without gradient.
@@ -166,7 +166,7 @@ class Objective(nn.Module):
         loss = error.mean() + self.penalty * code.square().mean()
         distance = self.features[place] if len(self.features) else None
         if isinstance(distance, FeatureDistance) and min(x.shape[2:]) >= LEAST_SIDE:
-            loss = loss + self.feature_weight * distance(rebuilt, target)
+            loss = loss + self.feature_weights[place] * distance(rebuilt, target)
         return loss, logits.detach().float().square().mean()
 
 

@@ -96,6 +96,9 @@ class PurifierTrainer(Trainer):
         optimizers = make_optimizers(model, config)
         super().__init__(config, dataset, device, model, optimizers, steps=config.steps, schedule=config.lr_factor)
         # A classifier of several parts is looked at once.
+        weights = config.feature_weight if isinstance(config.feature_weight, list) else [config.feature_weight] * len(features)
+        if len(weights) != len(features):
+            raise UsageError(f"feature-weight has {len(weights)} values for the {len(features)} parts of the data")
         distances = {each: FeatureDistance(each.to(device)) for each in dict.fromkeys(features) if each is not None}
         self._objective = Objective(
             self.model,
@@ -103,7 +106,7 @@ class PurifierTrainer(Trainer):
             config.noise_std,
             rooted=config.loss == "rmse",
             features=[None if each is None else distances[each] for each in features],
-            feature_weight=config.feature_weight,
+            feature_weights=weights,
         )
         self.test_images = Variation(gray=config.gray).apply(dataset.test.pixels, self.generator(1))
         self._test = self.test_images[:validation_images]

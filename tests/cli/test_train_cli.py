@@ -357,6 +357,10 @@ def test_each_data_set_has_its_classifier(in_process: Any, photos: Path, tmp_pat
     assert in_process(*data, *RESIDUAL, *chosen).exit_code == 0
     training = load_weights(str(tmp_path / "w.safetensors")).header.training
     assert (training["features"], training["feature_weight"]) == (f"cifar10={sha256},folder:photos=sees:make", 0.1)
+    assert in_process(*data, *RESIDUAL, *chosen, "--feature-weight", 0.2, "--overwrite").exit_code == 0
+    assert load_weights(str(tmp_path / "w.safetensors")).header.training["feature_weight"] == [0.1, 0.2, 0.1]
+    refused = in_process("--quiet", *data, *RESIDUAL, *chosen, *("--feature-weight", 0.2) * 2, "--overwrite")
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--feature-weight" in refused.output
     assert in_process(*RESIDUAL, "--features", tmp_path / "c.safetensors", "--overwrite").exit_code == 0
     assert load_weights(str(tmp_path / "w.safetensors")).header.training["features"] == sha256
     for spec in ("small", "mnist=small"):

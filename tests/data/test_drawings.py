@@ -69,8 +69,9 @@ def test_drawings_have_flat_fields_and_edges() -> None:
 
 
 def test_they_are_a_data_set_without_files(tmp_path: Path, no_network: None) -> None:
-    """By the name "drawings", small whatever the crops' side, so that a batch holds many; those for tests are always the same."""
-    one, other = load_dataset("drawings", tmp_path / "absent", download=False, crop=64), make_drawings(32)
-    assert (one.name, len(one.train), one.train.channels, one.train.side, one.skipped) == ("drawings", COUNT, 3, 32, 0)
-    assert torch.equal(one.test.pixels, other.test.pixels) and one.test.pixels.shape == (64, 3, 32, 32)
+    """By the name "drawings", as large as the crops but at most 64, so that a batch holds many; those for tests are always the same."""
+    one, other = load_dataset("drawings", tmp_path / "absent", download=False, crop=128), make_drawings(64)
+    assert (one.name, len(one.train), one.train.channels, one.train.side, one.skipped) == ("drawings", COUNT, 3, 64, 0)
+    assert torch.equal(one.test.pixels, other.test.pixels) and one.test.pixels.shape == (64, 3, 64, 64)
+    assert load_dataset("drawings", tmp_path / "absent", download=False).train.side == 32
     assert not list(tmp_path.iterdir())

@@ -168,15 +168,20 @@ def test_each_part_has_the_features_of_its_own_classifier(mixture: Dataset) -> N
     one, other = (build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval() for _ in range(2))
     chosen: list[nn.Module | None] = [one, None, one, other]
     plain = PurifierTrainer(config(), mixture, CPU)
+    weights = [0.5, 0.0, 0.0, 2.0]
     run = PurifierTrainer(config(feature_weight=0.5), mixture, CPU, features=chosen)
+    single = PurifierTrainer(config(feature_weight=weights), mixture, CPU, features=chosen)
+    with pytest.raises(UsageError, match="3 values for the 4 parts"):
+        PurifierTrainer(config(feature_weight=weights[:3]), mixture, CPU, features=chosen)
     places = set()
     for step in range(12):
         place, clean, x, noise = run._draw(step)
-        found, without = (float(each._objective(x, clean, noise, place)[0].detach()) for each in (run, plain))
+        found, weighted, without = (float(each._objective(x, clean, noise, place)[0].detach()) for each in (run, single, plain))
         rebuilt = run.model.rec(noisy_code(run.model.com(x), noise, 20.0))
         classifier = chosen[place]
         distance = 0.0 if classifier is None else float(FeatureDistance(classifier)(rebuilt, clean).detach())
         assert found == pytest.approx(without + 0.5 * distance, rel=1e-4)
+        assert weighted == pytest.approx(without + weights[place] * distance, rel=1e-4)
         assert (found == without) == (classifier is None)
         places.add(place)
         tiny = [part[:, :, :15, :15].contiguous() for part in (x, clean, noise)]
