@@ -78,11 +78,23 @@ def train(
         float, typer.Option("--noise-std", min=0.0, help="Phi of section 3.5: standard deviation of the noise on the logits.")
     ] = TrainConfig.noise_std,
     input_noise: Annotated[
-        float, typer.Option("--input-noise", min=0.0, help="Most standard deviation of input noise, in 8-bit levels; 0 is the paper's.")
-    ] = TrainConfig.input_noise,
+        list[float] | None,
+        typer.Option(
+            "--input-noise",
+            min=0.0,
+            help="Most standard deviation of input noise, in 8-bit levels; one, or one for each different --data. 0 is the paper's.",
+            show_default="0",
+        ),
+    ] = None,
     input_noise_min: Annotated[
-        float, typer.Option("--input-noise-min", min=0.0, help="Least standard deviation of input noise; each image draws its own.")
-    ] = TrainConfig.input_noise_min,
+        list[float] | None,
+        typer.Option(
+            "--input-noise-min",
+            min=0.0,
+            help="Least standard deviation of input noise, likewise; each image draws its own.",
+            show_default="0",
+        ),
+    ] = None,
     input_noise_least: Annotated[
         float | None, typer.Option("--input-noise-least", min=0.0, hidden=True, help="The old spelling of --input-noise-min.")
     ] = None,
@@ -183,10 +195,11 @@ def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.devic
     from comdefend_cli.data.mixture import join_datasets
     from comdefend_cli.training.purifier import PurifierTrainer
 
-    seen, named, weights = _load_features(chosen["features"] or [], chosen["feature_weight"] or [], chosen["data"], parts)
+    data = chosen["data"]
+    seen, named, weights = _load_features(chosen["features"] or [], chosen["feature_weight"] or [], data, parts)
     dataset = join_datasets(parts, gray=chosen["gray"])
     if chosen["input_noise_least"] is not None:
-        chosen = {**chosen, "input_noise_min": chosen["input_noise_least"]}
+        chosen = {**chosen, "input_noise_min": [chosen["input_noise_least"]]}
     config = make_config(
         TrainConfig,
         chosen,
@@ -196,9 +209,22 @@ def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.devic
         channels=1 if chosen["gray"] else dataset.train.channels,
         features=named,
         feature_weight=weights,
+        input_noise=_spread("--input-noise", chosen["input_noise"] or [TrainConfig.input_noise], data),
+        input_noise_min=_spread("--input-noise-min", chosen["input_noise_min"] or [TrainConfig.input_noise_min], data),
         init=start.sha256 if start else "",
     )
     return PurifierTrainer(config, dataset, where, start=start.model if start else None, features=seen)
+
+
+def _spread(option: str, values: list[float], data: list[str]) -> float | list[float]:
+    """A setting of all parts of the data, or of each part, whose option was given once for each different data set."""
+    if len(values) == 1:
+        return values[0]
+    different = list(dict.fromkeys(data))
+    if len(values) != len(different):
+        raise UsageError(f"{option} is there {len(values)} times for {len(different)} different --data: give it once, or once for each")
+    by_name = dict(zip(different, values, strict=True))
+    return [by_name[name] for name in data]
 
 
 def _load_features(

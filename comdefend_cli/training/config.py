@@ -46,13 +46,14 @@ class TrainConfig:
         noise_std: phi of section 3.5, standard deviation of the noise on the logits.
         input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
             each image draws its own up to this. The target stays clean. 0 is the paper's objective.
+            It, `input_noise_min` and `feature_weight` are of all the data, or lists with one value for each part of it.
         input_noise_min: least standard deviation likewise. Above 0 the networks cannot take a clean image for one
             without noise, and so smooth an attack away that they would otherwise pass on.
         inference_noise: noise that images get before the trained networks unless told otherwise, in 8-bit levels; the weight
             file says it, and what is measured is measured with it. It changes nothing in training.
         features: SHA-256, or module:function, of the classifier in whose features the reconstruction is to be near the clean image, or
             "" for none; of several data sets NAME=CLASSIFIER for each that has one, with "," between them.
-        feature_weight: of the mean relative square distance of these features in the loss; or one for each part of the data.
+        feature_weight: of the mean relative square distance of these features in the loss.
         optimizer: "muon", or "adam" as in the paper.
         lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
@@ -84,8 +85,8 @@ class TrainConfig:
     loss: str = "mse"
     penalty: float = 1e-4
     noise_std: float = 20.0
-    input_noise: float = 0.0
-    input_noise_min: float = 0.0
+    input_noise: float | list[float] = 0.0
+    input_noise_min: float | list[float] = 0.0
     inference_noise: float = 0.0
     features: str = ""
     feature_weight: float | list[float] = 0.01
@@ -110,12 +111,14 @@ class TrainConfig:
         _check(self, "steps shrink", lambda value: value >= 1, "at least 1")
         _check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
         _check(self, "jitter small", lambda value: 0 <= value <= 1, "from 0 to 1")
-        from_zero = "penalty noise_std input_noise input_noise_min warmup clip"
+        from_zero = "penalty noise_std warmup clip"
         _check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
-        weights = self.feature_weight if isinstance(self.feature_weight, list) else [self.feature_weight]
-        _check(self, "feature_weight", lambda _: all(0 <= weight < math.inf for weight in weights), "0 or more")
+        _check(
+            self, "input_noise input_noise_min feature_weight", lambda value: all(0 <= one < math.inf for one in _list(value)), "0 or more"
+        )
         _check(self, "inference_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
-        _check(self, "input_noise_min", lambda value: value <= self.input_noise, f"at most input-noise, {self.input_noise}")
+        ranges = [(self.of_part("input_noise_min", place), self.of_part("input_noise", place)) for place in range(self.listed_parts or 1)]
+        _check(self, "input_noise_min", lambda _: all(least <= most for least, most in ranges), f"at most input-noise, {self.input_noise}")
         _check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
@@ -132,6 +135,23 @@ class TrainConfig:
         if self.arch == "paper":
             return PaperArchitecture(self.channels, self.bits)
         return ResidualArchitecture(self.channels, self.bits, self.downscale, self.width, self.blocks)
+
+    @property
+    def listed_parts(self) -> int:
+        """How many parts of the data some setting lists a value for; 0 where all settings are for all parts.
+
+        Raises:
+            UsageError: two settings list unlike numbers.
+        """
+        counts = {len(value) for value in (self.input_noise, self.input_noise_min, self.feature_weight) if isinstance(value, list)}
+        if len(counts) > 1:
+            raise UsageError(f"settings of each part of the data are for unlike numbers of parts: {', '.join(map(str, sorted(counts)))}")
+        return counts.pop() if counts else 0
+
+    def of_part(self, name: str, place: int) -> float:
+        """The value of a setting for a part of the data."""
+        value = getattr(self, name)
+        return float(value[place] if isinstance(value, list) else value)
 
     @property
     def peak_lr(self) -> float:
@@ -268,6 +288,10 @@ def _check_common(config: TrainConfig | ClassifierConfig | BaselineConfig) -> No
     _check(config, "lr", lambda value: value is None or 0 < value < math.inf, "above 0")
     if config.precision not in ("float32", "bfloat16"):
         raise UsageError(f"training knows float32 and bfloat16, not {config.precision!r}")
+
+
+def _list(value: float | list[float]) -> list[float]:
+    return value if isinstance(value, list) else [value]
 
 
 def _check(config: object, names: str, holds: Callable[[Any], bool], must: str) -> None:

@@ -77,6 +77,8 @@ class PurifierTrainer(Trainer):
         if config.batch_size % processes:
             raise UsageError(f"a batch of {config.batch_size} images does not divide among {processes} processes")
         parts = dataset.train.parts if isinstance(dataset.train, Mixture) else (dataset.train,)
+        if config.listed_parts not in (0, len(parts)):
+            raise UsageError(f"settings of each part of the data have {config.listed_parts} values for {len(parts)} parts")
         self._images = Mixture(parts, Variation(config.jitter, config.small, config.gray))
         if self._images.channels != config.channels:
             raise UsageError(f"{config.data} has {self._images.channels} channels, not {config.channels}")
@@ -96,9 +98,6 @@ class PurifierTrainer(Trainer):
         optimizers = make_optimizers(model, config)
         super().__init__(config, dataset, device, model, optimizers, steps=config.steps, schedule=config.lr_factor)
         # A classifier of several parts is looked at once.
-        weights = config.feature_weight if isinstance(config.feature_weight, list) else [config.feature_weight] * len(features)
-        if len(weights) != len(features):
-            raise UsageError(f"feature-weight has {len(weights)} values for the {len(features)} parts of the data")
         distances = {each: FeatureDistance(each.to(device)) for each in dict.fromkeys(features) if each is not None}
         self._objective = Objective(
             self.model,
@@ -106,7 +105,7 @@ class PurifierTrainer(Trainer):
             config.noise_std,
             rooted=config.loss == "rmse",
             features=[None if each is None else distances[each] for each in features],
-            feature_weights=weights,
+            feature_weights=[config.of_part("feature_weight", place) for place in range(len(features))],
         )
         self.test_images = Variation(gray=config.gray).apply(dataset.test.pixels, self.generator(1))
         self._test = self.test_images[:validation_images]
@@ -185,9 +184,9 @@ class PurifierTrainer(Trainer):
         draw = partial(torch.randn, generator=generator, device=clean.device)
         noise = draw((len(clean), config.bits, *clean.shape[2:])).mul_(config.noise_std)
         x = clean
-        if config.input_noise:
-            spread = config.input_noise - config.input_noise_min
-            std = torch.rand((len(clean), 1, 1, 1), generator=generator, device=clean.device) * spread + config.input_noise_min
+        least, most = (config.of_part(name, place) for name in ("input_noise_min", "input_noise"))
+        if most:
+            std = torch.rand((len(clean), 1, 1, 1), generator=generator, device=clean.device) * (most - least) + least
             x = (clean + std / 255 * draw(clean.shape)).clamp_(0, 1)
         first, second, third = (part[share].contiguous(memory_format=torch.channels_last) for part in (clean, x, noise))
         return place, first, second, third

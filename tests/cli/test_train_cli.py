@@ -359,6 +359,12 @@ def test_each_data_set_has_its_classifier(in_process: Any, photos: Path, tmp_pat
     assert (training["features"], training["feature_weight"]) == (f"cifar10={sha256},folder:photos=sees:make", 0.1)
     assert in_process(*data, *RESIDUAL, *chosen, "--feature-weight", 0.2, "--overwrite").exit_code == 0
     assert load_weights(str(tmp_path / "w.safetensors")).header.training["feature_weight"] == [0.1, 0.2, 0.1]
+    noise = ("--input-noise", 30, "--input-noise", 60, "--input-noise-min", 10)
+    assert in_process(*data, *RESIDUAL, *noise, "--overwrite").exit_code == 0
+    training = load_weights(str(tmp_path / "w.safetensors")).header.training
+    assert (training["input_noise"], training["input_noise_min"]) == ([30, 60, 30], 10)
+    refused = in_process("--quiet", *data, *RESIDUAL, *noise, "--input-noise", 9, "--overwrite")
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--input-noise is there 3 times" in refused.output
     refused = in_process("--quiet", *data, *RESIDUAL, *chosen, *("--feature-weight", 0.2) * 2, "--overwrite")
     assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--feature-weight" in refused.output
     assert in_process(*RESIDUAL, "--features", tmp_path / "c.safetensors", "--overwrite").exit_code == 0

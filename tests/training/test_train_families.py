@@ -171,7 +171,7 @@ def test_each_part_has_the_features_of_its_own_classifier(mixture: Dataset) -> N
     weights = [0.5, 0.0, 0.0, 2.0]
     run = PurifierTrainer(config(feature_weight=0.5), mixture, CPU, features=chosen)
     single = PurifierTrainer(config(feature_weight=weights), mixture, CPU, features=chosen)
-    with pytest.raises(UsageError, match="3 values for the 4 parts"):
+    with pytest.raises(UsageError, match="3 values for 4 parts"):
         PurifierTrainer(config(feature_weight=weights[:3]), mixture, CPU, features=chosen)
     places = set()
     for step in range(12):
@@ -187,6 +187,22 @@ def test_each_part_has_the_features_of_its_own_classifier(mixture: Dataset) -> N
         tiny = [part[:, :, :15, :15].contiguous() for part in (x, clean, noise)]
         assert float(run._objective(*tiny, place)[0].detach()) == float(plain._objective(*tiny, place)[0].detach())
     assert places == {0, 1, 2, 3}
+
+
+def test_each_part_has_its_own_noise(mixture: Dataset) -> None:
+    """Images of a part get noise of its own range; lists of unlike lengths, and a least above the most of a part, are refused."""
+    run = PurifierTrainer(config(input_noise=[0.0, 2.0, 90.0, 2.0], input_noise_min=[0.0, 1.0, 80.0, 1.0], jitter=0.0), mixture, CPU)
+    seen: dict[int, float] = {}
+    for step in range(24):
+        place, clean, x, _ = run._draw(step)
+        seen[place] = float((x - clean).std() * 255)
+    assert seen[0] == 0 and 0.3 < seen[1] < 3 and 20 < seen[2] < 90 and 0.3 < seen[3] < 3
+    with pytest.raises(UsageError, match="unlike numbers of parts: 2, 4"):
+        config(input_noise=[1.0] * 4, feature_weight=[1.0] * 2)
+    with pytest.raises(UsageError, match="at most input-noise"):
+        config(input_noise=[1.0, 9.0], input_noise_min=[0.5, 10.0])
+    with pytest.raises(UsageError, match="0 or more"):
+        config(input_noise=[1.0, -1.0])
 
 
 def test_a_classifier_of_several_parts_is_hooked_once(mixture: Dataset) -> None:
