@@ -42,14 +42,25 @@ def find_images(source: Place, out: Place, options: Options) -> Found:
     """Find the images of a place by the endings of their names; hidden files and folders, and `out`, are passed over.
 
     Raises:
-        UsageError: `source` is no folder, `out` cannot be its output, or two outputs would collide.
+        UsageError: `source` is no folder or holds no images, `out` cannot be its output, or two outputs would collide.
         ComdefendError: `source` cannot be listed.
     """
     source.refuse_output(out, recursive=options.recursive)
     endings = list_suffixes(writable=False)
     found = source.find(lambda name: PurePosixPath(name).suffix.lower() in endings, out, recursive=options.recursive)
+    if not found.names and not found.unreadable:
+        raise UsageError(f"{source}: holds no images{_describe_rest(found)}")
     _refuse_collisions(source, found.names, options)
     return found
+
+
+def _describe_rest(found: Found) -> str:
+    """What else a folder without images holds, and what to do."""
+    files = f" ({found.skipped} other file{'' if found.skipped == 1 else 's'})" if found.skipped else ""
+    if not found.subfolders:
+        return f"{files}; name a folder of images"
+    folders = "1 subfolder was" if found.subfolders == 1 else f"{found.subfolders} subfolders were"
+    return f"{files}; {folders} not looked into: add --recursive"
 
 
 def name_output(name: str, ending: str | None) -> str:

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +16,11 @@ import typer
 
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.epsilons import parse_epsilons
 from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
-from comdefend_cli.evaluate.cells import GRAY_BOX, THREATS
+from comdefend_cli.evaluate.cells import GRAY_BOX, THREATS, say_epsilon
 from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, GRAY_ATTACKS, Protocol
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 DEFENCES = (
     "none comdefend-12bit comdefend-12bit-denoise comdefend-fast:input-noise=0 comdefend-fast bits:depth=3 median:size=3 jpeg:quality=75"
 )
-
-
-def _join_numbers(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
 
 
 @console.command
@@ -73,9 +70,9 @@ def evaluate(
         str | None,
         typer.Option("--attacks", help=f"Names, separated by commas: {', '.join(DEFAULT_ATTACKS)}.", show_default="all"),
     ] = None,
-    epsilons: Annotated[
-        str, typer.Option("--epsilons", help="Most L-infinity distances in 8-bit levels, separated by commas.")
-    ] = _join_numbers(Protocol.epsilons),
+    epsilons: Annotated[str, typer.Option("--epsilons", help="Most L-infinity distances, separated by commas.")] = ",".join(
+        map(say_epsilon, Protocol.epsilons)
+    ),
     threat_models: Annotated[
         str | None,
         typer.Option("--threat-models", help="Some of grey-box, adaptive, black-box; clean is always measured.", show_default="all"),
@@ -92,7 +89,7 @@ def evaluate(
         typer.Option(
             "--slow-epsilons",
             help="Those of --epsilons at which APGD + FMN + Square and Square are made.",
-            show_default="8, or the middle one",
+            show_default="8/255, or the middle one",
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")] = Protocol.steps,
@@ -155,8 +152,8 @@ def _make_protocol(chosen: Mapping[str, Any], quiet: bool) -> Protocol:
     named = {item.name: chosen[item.name] for item in fields(Protocol) if item.name in chosen}
     read = {
         "attacks": _split_attacks(chosen["attacks"], quiet),
-        "epsilons": _split_numbers("--epsilons", chosen["epsilons"]),
-        "slow_epsilons": None if slow is None else _split_numbers("--slow-epsilons", slow),
+        "epsilons": parse_epsilons("--epsilons", chosen["epsilons"]),
+        "slow_epsilons": None if slow is None else parse_epsilons("--slow-epsilons", slow),
         "threats": _split_names(chosen["threat_models"], THREATS),
         "batch": chosen["batch_size"],
     }
@@ -176,13 +173,6 @@ def _split_attacks(text: str | None, quiet: bool) -> tuple[str, ...]:
             other = RENAMED[name.lower()]
             notice(f"{name} stands for {other} here, {RECIPES[other].title}, which has no FAB and so is not AutoAttack", quiet=quiet)
     return names
-
-
-def _split_numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(sorted({float(part) for part in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"{option} takes numbers separated by commas, not {text!r}") from None
 
 
 def _prepare_outputs(out: Path, save_adversarial: Path | None, protocol: Protocol, overwrite: bool) -> None:
@@ -230,7 +220,7 @@ def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Pat
             evaluation.progress = lambda label, done, count: show(len(evaluation.cells), label, done, count)
         for cell in evaluation.run():
             if not quiet and not err.is_terminal:
-                at = f" at {cell.epsilon:g}" if cell.epsilon is not None else ""
+                at = f" at {say_epsilon(cell.epsilon)}" if cell.epsilon is not None else ""
                 how = f" ({cell.gradient})" if cell.gradient else ""
                 err.print(
                     f"{cell.threat}: {cell.classifier} behind {cell.defence}, {cell.title}{at}{how}: "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from comdefend_cli.cli import progress
 from comdefend_cli.cli.console import notice
-from comdefend_cli.errors import UsageError
+from comdefend_cli.errors import DatasetError, UsageError
 from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop:
     from comdefend_cli.imaging.reading import lift_pillow_limit
 
     lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
+    _refuse_absent_data(data)
     side = crop or CROP
     with progress.show_download(quiet=quiet) as show:
         dataset = load_dataset(data, folder, download=download, progress=show, crop=side, shrink=shrink)
@@ -55,8 +56,21 @@ def fetch_labelled(data: str, folder: Path, *, limit: int | None, seed: int, siz
     from comdefend_cli.imaging.reading import lift_pillow_limit
 
     lift_pillow_limit()
+    _refuse_absent_data(data)
     with progress.show_download(quiet=quiet) as show:
         labelled = load_labelled(data, folder, limit=limit, seed=seed, size=size, download=download, progress=show)
     if labelled.skipped:
         notice(f"{labelled.skipped} files in {data} could not be read as images", quiet=quiet)
     return labelled
+
+
+def _refuse_absent_data(data: str) -> None:
+    """Raise :class:`UsageError` where --data is neither a data set's name nor a folder."""
+    from comdefend_cli.data.datasets import DATASETS
+    from comdefend_cli.data.folder import find_folder
+
+    if data not in DATASETS:
+        try:
+            find_folder(data, f"{', '.join(DATASETS)}, or a folder of images")
+        except DatasetError as error:
+            raise UsageError(str(error)) from error

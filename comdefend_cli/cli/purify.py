@@ -77,6 +77,7 @@ def purify(
     if target == STANDARD and as_json:
         raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
     output = Output(target, format, compare, quality, strip, overwrite)
+    refuse_absent_image(source, target)
     output.refuse(source)
     in_strips = choose_strips(strips, source, target, whole=compare is not None, quiet=quiet)
     image = None if in_strips else _read(source, output, max_megapixels, quiet)
@@ -143,6 +144,17 @@ class Output:
             console.write_out(data)
         else:
             write_atomically(self.target, data, overwrite=self.overwrite)
+
+
+def refuse_absent_image(source: Path, target: Path | None) -> None:
+    """Raise :class:`UsageError` where IN is not there; where OUT is, the two may have been swapped."""
+    from comdefend_cli.runtime.files import refuse_absent
+
+    if source == STANDARD:
+        return
+    swapped = target is not None and target != STANDARD and target.is_file()
+    remedy = f"OUT is there: did you mean comdefend purify {target} {source}?" if swapped else "name an image that is there"
+    refuse_absent(source, f"no such file; {remedy}")
 
 
 def _read(source: Path, output: Output, max_megapixels: float, quiet: bool) -> Raster:

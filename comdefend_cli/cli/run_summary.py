@@ -88,12 +88,15 @@ class Summary:
     def say(self) -> None:
         """Name what failed, then what happened to all; notices once each."""
         record, quiet = self.record(), self.quiet
+        one_or_more = ("file", "files")
         for text, count in self.notices.most_common(20):
-            notice(f"{_count_files(count)}: {text}", quiet=quiet)
+            notice(f"{_count(count, *one_or_more)}: {text}", quiet=quiet)
         for text, count in self.lossy.items():
-            notice(f"{_count_files(count)}: {text} changes the purified pixels again; --format png keeps them exactly", quiet=quiet)
+            notice(f"{_count(count, *one_or_more)}: {text} changes the purified pixels again; --format png keeps them exactly", quiet=quiet)
         if self.subfolders:
-            notice(f"{self.subfolders} subfolders were left out; --recursive goes through them too", quiet=quiet)
+            notice(
+                f"{_count(self.subfolders, 'subfolder was', 'subfolders were')} left out; --recursive goes through them too", quiet=quiet
+            )
         for path, why in self.failures:
             err.print(f"error: {console.escape_unprintable(path)}: {why}", style="red")
         if not quiet:
@@ -109,5 +112,5 @@ class Summary:
             console.print_json(record)
 
 
-def _count_files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+def _count(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"

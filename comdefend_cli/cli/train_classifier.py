@@ -10,9 +10,11 @@ import typer
 
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.epsilons import parse_epsilon
 from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.training import make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import ComdefendError, UsageError, explain
+from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.training.config import ClassifierConfig
 
 if TYPE_CHECKING:
@@ -60,9 +62,9 @@ def train_classifier(
     adversarial: Annotated[
         str | None, typer.Option("--adversarial", metavar="fgsm|bim", help="Half of each batch is attacked so (Kurakin et al., 2017).")
     ] = None,
-    adversarial_epsilon: Annotated[
-        float, typer.Option("--adversarial-epsilon", help="Most L-infinity distance of these, in 8-bit levels.")
-    ] = ClassifierConfig.adversarial_epsilon,
+    adversarial_epsilon: Annotated[str, typer.Option("--adversarial-epsilon", help="Most L-infinity distance of these.")] = say_epsilon(
+        ClassifierConfig.adversarial_epsilon
+    ),
     adversarial_steps: Annotated[
         int, typer.Option("--adversarial-steps", min=1, help="Steps of bim.")
     ] = ClassifierConfig.adversarial_steps,
@@ -102,7 +104,8 @@ def train_classifier(
     purifying = load_weights(purify) if purify else None
     start = load_classifier_file(init) if init else None
     hashes = {"purify": purifying.sha256 if purifying else "", "init": start.sha256 if start else ""}
-    config = make_config(ClassifierConfig, context.params, where, adversarial=adversarial or "", **hashes)
+    epsilon = parse_epsilon("--adversarial-epsilon", adversarial_epsilon)
+    config = make_config(ClassifierConfig, context.params, where, adversarial=adversarial or "", adversarial_epsilon=epsilon, **hashes)
     out = out or default_path(arch, data)
     _make_folder(out.parent)
     overwrite = refuse_outputs([out], ClassifierTrainer.command, overwrite=overwrite, resume=resume, what="a classifier file")

@@ -16,7 +16,7 @@ from comdefend_cli.data.labelled import Labelled
 from comdefend_cli.evaluate.attacks.catalogue import Attack, find_versions
 from comdefend_cli.evaluate.attacks.victim import clip_to_ball
 from comdefend_cli.evaluate.cache import Cache, hash_identity
-from comdefend_cli.evaluate.cells import GRAY_BOX
+from comdefend_cli.evaluate.cells import GRAY_BOX, say_epsilon
 from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.evaluate.systems import System
 
@@ -99,7 +99,7 @@ class Attacker:
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self.progress(label if attack.minimum_norm else f"{label}, {epsilon:g} levels", done, len(data))
+            self.progress(label if attack.minimum_norm else f"{label}, {say_epsilon(epsilon)}", done, len(data))
 
         advance(0)
         return attack.run(model, x, y, epsilon / 255, seed=self.protocol.seed, batch=self.protocol.batch, progress=advance).cpu()

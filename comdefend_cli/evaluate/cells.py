@@ -78,6 +78,11 @@ class Cell:
         return Cell(**own)
 
 
+def say_epsilon(levels: float) -> str:
+    """An L-infinity distance in 8-bit levels as attacks are written of, for pixels in [0, 1]: "8/255"."""
+    return f"{levels:g}/255"
+
+
 def is_share(value: object) -> TypeGuard[float]:
     """Whether a value from a file is a number from 0 to 1."""
     return _is_number(value) and value <= 1

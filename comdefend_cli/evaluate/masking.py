@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
-from comdefend_cli.evaluate.cells import Cell, GradientCheck
+from comdefend_cli.evaluate.cells import Cell, GradientCheck, say_epsilon
 
 #: Share of images by which one cell must differ from another, and the least number of them, before it is a sign.
 MARGIN_SHARE, MARGIN_LEAST = 0.05, 2
@@ -67,13 +67,15 @@ def _find_black_beats_white(adaptive: list[Cell], black: list[Cell]) -> list[tup
     """Images that queries alone break while every attack with gradients fails on them."""
     found = []
     for cell in black:
+        if cell.epsilon is None:
+            continue
         white = [other for other in adaptive if other.epsilon == cell.epsilon]
         n = min([cell.n, *(other.n for other in white)])
         if not white:
             continue
         only = sum(not cell.outcomes[i] and all(other.outcomes[i] for other in white) for i in range(n))
         if only >= _margin(n):
-            text = f"at {cell.epsilon:g} levels {cell.title} breaks {only} of {n} images that no attack with gradients breaks"
+            text = f"at {say_epsilon(cell.epsilon)} {cell.title} breaks {only} of {n} images that no attack with gradients breaks"
             found.append(("black-box-beats-white-box", text))
     return found
 
@@ -94,7 +96,7 @@ def _find_useless_steps(adaptive: list[Cell]) -> list[tuple[str, str]]:
         n = one[1]
         stuck = epsilon == sizes[-1] and many[0] >= one[0] and many[0] > STANDING * n
         if stuck or many[0] - one[0] >= _margin(n):
-            text = f"at {epsilon:g} levels PGD leaves {many[0]} of {n} images right, and FGSM in a single step {one[0]}"
+            text = f"at {say_epsilon(epsilon)} PGD leaves {many[0]} of {n} images right, and FGSM in a single step {one[0]}"
             found.append(("more-steps-do-not-hurt", text))
     return found
 
@@ -109,7 +111,7 @@ def _find_useless_epsilons(adaptive: list[Cell]) -> list[tuple[str, str]]:
         n = before[1]
         stuck = large >= 2 * small and after[0] >= before[0] and after[0] > STANDING * n
         if stuck or after[0] - before[0] >= _margin(n):
-            text = f"PGD leaves {after[0]} of {n} images right at {large:g} levels, and {before[0]} at {small:g}"
+            text = f"PGD leaves {after[0]} of {n} images right at {say_epsilon(large)}, and {before[0]} at {say_epsilon(small)}"
             found.append(("larger-epsilon-does-not-hurt", text))
     return found
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.recipes import name_attack
-from comdefend_cli.evaluate.cells import THREATS
+from comdefend_cli.evaluate.cells import THREATS, say_epsilon
 
 if TYPE_CHECKING:
     from comdefend_cli.evaluate.attacks.catalogue import Attack
@@ -75,7 +75,12 @@ class Protocol:
         if unknown := [name for name in self.threats if name not in THREATS]:
             raise UsageError(f"unknown threat model {unknown[0]!r}: use some of {', '.join(THREATS)}")
         if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in (*self.epsilons, *(self.slow_epsilons or ()))):
-            raise UsageError("epsilons must be above 0 and at most 255 8-bit levels")
+            raise UsageError("epsilons must be above 0 and at most 255/255")
+        if not self.float_pixels and min(self.epsilons) < 1:
+            smallest = say_epsilon(min(self.epsilons))
+            raise UsageError(
+                f"epsilon {smallest} is less than one 8-bit level, so rounding undoes the attack: use 1/255 or more, or --float"
+            )
         if self.slow_epsilons is not None and (not self.slow_epsilons or not {*self.slow_epsilons} <= {*self.epsilons}):
             raise UsageError("the slow attacks' epsilons must be some of the epsilons, or APGD + FMN + Square and Square would be left out")
         for name in ("limit_adaptive", "limit_black_box", "steps", "restarts", "eot", "queries", "batch"):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from comdefend_cli.backends import bands
 from comdefend_cli.backends.select import Engine, describe, make_engine, resolve_backend
 from comdefend_cli.errors import UsageError
+from comdefend_cli.inference.arrays import purify_array
 from comdefend_cli.inference.passes import Pass, Route, repeat_gray
+from comdefend_cli.inference.ranges import check_range
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.inference.stitching import Network, Plan, Progress, run_in_tiles
 from comdefend_cli.inference.tiling import Batch
@@ -26,7 +28,7 @@ from comdefend_cli.network.luma import take_luma
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
 from comdefend_cli.network.weight_file import Weights
-from comdefend_cli.runtime.device import dtype_name, resolve_device, resolve_precision
+from comdefend_cli.runtime.device import FUSED_PRECISIONS, dtype_name, resolve_device, resolve_precision
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -128,7 +130,7 @@ class Purifier(nn.Module):
         paper = all(isinstance(item.header.architecture, PaperArchitecture) for item in loaded)
         chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized, paper=paper)
         # PyTorch's networks, which stand behind those of 8 bits, are in what the device computes fastest.
-        dtype = resolve_precision("auto" if precision in ("int8", "float8") else precision, target)
+        dtype = resolve_precision("auto" if precision in FUSED_PRECISIONS else precision, target)
         models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.
         purifier = cls(models.get(3), models.get(1), settings)
         purifier.to(target, dtype).eval()
@@ -167,13 +169,13 @@ class Purifier(nn.Module):
             gradient gets one by `settings.gradient`; the values are the same without it.
 
         Raises:
-            TypeError, ValueError: an input of another kind, shape or dtype.
+            TypeError, ValueError: an input of another kind, shape or dtype, or a tensor with values outside [0, 1].
             UsageError: a colour image and networks for grey ones only; a gradient, or noise on the code, without PyTorch's backend.
         """
         if isinstance(image, Tensor):
             return self.purify(image)
         if isinstance(image, np.ndarray):
-            return _purify_array(image, self.purify)
+            return purify_array(image, self.purify)
         from comdefend_cli.imaging.conversion import from_pillow
 
         raster = from_pillow(image)
@@ -186,8 +188,17 @@ class Purifier(nn.Module):
             x: (N, C, H, W), float in [0, 1] or uint8.
             progress: called after each batch, of a large image after each band of rows, with the number of pixels done since.
             top: the row of the image that x begins with, where x is a strip of it: noise belongs to places.
+
+        Raises:
+            TypeError, ValueError, UsageError: as of :meth:`forward`.
         """
         route = self._choose_route(x)
+        finish_check = check_range(x)
+        result = self._purify(x, route, progress, top)
+        finish_check()
+        return result
+
+    def _purify(self, x: Tensor, route: Route, progress: Progress | None, top: int) -> Tensor:
         factor = find_enlargement(x.shape[2], x.shape[3], route.model.architecture.scale)
         if factor > 1 and self.settings.tiling != "paper":
             result = purify_enlarged(x, factor, self.purify)
@@ -278,14 +289,3 @@ class Purifier(nn.Module):
 def _forget_engines(purifier: Purifier, keys: object) -> None:
     """After other weights were loaded into PyTorch's networks, which the engines do not have."""
     purifier.engines.clear()
-
-
-def _purify_array(array: np.ndarray, purify: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """Purify a uint8 array (H, W), (H, W, C) or (N, H, W, C) as a tensor (N, C, H, W)."""
-    if array.dtype != np.uint8:
-        raise TypeError(f"expected a uint8 array, not {array.dtype}; give floats as a tensor (N, C, H, W) in [0, 1]")
-    if array.ndim not in (2, 3, 4):
-        raise ValueError(f"expected an array (H, W), (H, W, C) or (N, H, W, C), not {array.shape}")
-    pixels = array[..., None] if array.ndim == 2 else array
-    batch = torch.from_numpy(np.ascontiguousarray(pixels if array.ndim == 4 else pixels[None]))
-    return purify(batch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous().numpy().reshape(array.shape)

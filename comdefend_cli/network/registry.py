@@ -10,7 +10,8 @@ from typing import cast
 
 from comdefend_cli.errors import WeightsError, explain
 from comdefend_cli.network.weight_file import Header, Weights, parse_header, parse_weights
-from comdefend_cli.runtime.tensor_files import read_file, refuse_absent
+from comdefend_cli.runtime.files import refuse_absent
+from comdefend_cli.runtime.tensor_files import read_file
 
 #: What `purify` takes when nothing is said, for colour and for grey images.
 DEFAULT_COLOR = "comdefend-fast"

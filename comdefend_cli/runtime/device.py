@@ -14,6 +14,8 @@ import torch
 from comdefend_cli.errors import UsageError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+#: Those of OpenVINO and of Triton alone.
+FUSED_PRECISIONS = ("int8", "float8")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -45,8 +47,10 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         UsageError: the name is unknown, or the device does not compute in it.
     """
+    if name in FUSED_PRECISIONS:
+        raise UsageError(f"{name} is for purifying by the openvino or triton backend: use one of {', '.join(PRECISIONS)} here")
     if name not in PRECISIONS:
-        raise UsageError(f"unknown precision {name!r}: use one of {', '.join(PRECISIONS)}")
+        raise UsageError(f"unknown precision {name!r}: use one of {', '.join((*PRECISIONS, *FUSED_PRECISIONS))}")
     if name == "auto":
         return _choose_fastest(device)
     if name == "float16" and device.type == "cpu":

@@ -57,6 +57,18 @@ def make_write_error(what: str, error: OSError, fault: str = "cannot write") -> 
     return ComdefendError(f"{what}: {fault}: {explain(error)}; {_REMEDIES.get(error.errno or 0, 'write elsewhere')}")
 
 
+def refuse_absent(path: Path, problem: str) -> None:
+    """Raise :class:`UsageError`, with the problem, where there is no file of that name, nor can be."""
+    try:
+        there = path.exists()
+    except PermissionError:  # Who reads it will say so.
+        return
+    except OSError:  # A name that no file can have; before Python 3.12 it raises.
+        there = False
+    if not there:
+        raise UsageError(f"{path}: {problem}")
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise :class:`UsageError` when `path` may not be written: a folder, or there and not to be replaced."""
     if path.is_dir():

@@ -20,7 +20,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
-from comdefend_cli.errors import UsageError, WeightsError, explain
+from comdefend_cli.errors import WeightsError, explain
 from comdefend_cli.runtime.files import write_atomically
 
 #: The largest architecture that is allowed, in 8-bit integers too, stays under this, so a bigger file is not ours.
@@ -142,16 +142,6 @@ def read_file(path: Path, remedy: str) -> bytes:
     if len(data) > MAX_BYTES:
         raise WeightsError(f"{path}: too large for a weight file of comdefend ({MAX_BYTES >> 20} MiB at most); give another file")
     return data
-
-
-def refuse_absent(path: Path, problem: str) -> None:
-    """Raise :class:`UsageError`, with the problem, where there is no file of that name, nor can be."""
-    try:
-        there = path.exists()
-    except OSError:  # A name that no file can have; before Python 3.12 it raises.
-        there = False
-    if not there:
-        raise UsageError(f"{path}: {problem}")
 
 
 def read_metadata(data: bytes, key: str) -> Any:

@@ -151,8 +151,15 @@ def test_alpha_and_grey_survive(run: Run, tmp_path: Path, astronaut: np.ndarray,
     assert np.array_equal(kept, astronaut[200:224, 200:230, 1])
 
 
+def test_what_is_not_there_is_wrong_usage(run: Run, image: Path) -> None:
+    """A missing IN is exit code 2 as other missing inputs are; where OUT is there instead, the line says that they may be swapped."""
+    missing = image.with_name("missing.png")
+    one_line(run("purify", missing, image.with_name("out.png")), 2, "missing.png: no such file")
+    one_line(run("purify", missing, image), 2, f"did you mean comdefend purify {image} {missing}?")
+
+
 def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
-    """Missing, empty, truncated, no image, a bomb, zero-size, a folder, no permission: named, and nothing is written."""
+    """Empty, truncated, no image, a bomb, zero-size, a folder, no permission: named, and nothing is written."""
     buffer = io.BytesIO()
     Image.fromarray(astronaut).save(buffer, "PNG")
     cases = {
@@ -165,7 +172,7 @@ def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: n
     for name, (data, _) in cases.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder.png").mkdir()
-    expected = {name: word for name, (_, word) in cases.items()} | {"folder.png": "purify-dir", "missing.png": "no such file"}
+    expected = {name: word for name, (_, word) in cases.items()} | {"folder.png": "purify-dir"}
     before = sorted(os.listdir(tmp_path))
     for name, word in expected.items():
         one_line(run("purify", tmp_path / name, tmp_path / "out.png"), 1, name, word)
@@ -179,6 +186,7 @@ def test_wrong_usage_is_exit_2(run: Run, image: Path, small_weights: Path) -> No
         ((image, out, "--device", "cuda:99"), "cuda:99"),
         ((image, out, "--weights", "nothing"), "no such weights"),
         ((image, out.with_suffix(".xyz")), "ending"),
+        ((image, out, "--precision", "half"), "auto, float32, bfloat16, float16, int8, float8"),
         ((image, out, "--precision", "float16", "--device", "cpu", "--weights", small_weights), "float16"),
         ((image, out, "--tiling", "none"), "tiling"),
         ((image, "-", "--json"), "--json"),

@@ -205,7 +205,7 @@ def one_line(result: subprocess.CompletedProcess[bytes]) -> None:
 def test_a_name_that_moves_the_cursor_is_shown_as_what_it_is(run: Run, tmp_path: Path) -> None:
     """An error is text, whatever a file is called."""
     result = run("purify", tmp_path / "\x1b[2Jgone.png", tmp_path / "out.png")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert b"\x1b" not in result.stderr
     assert b"\\x1b[2Jgone.png" in result.stderr
 
@@ -266,3 +266,14 @@ def test_a_run_that_was_stopped_resumes(tmp_path: Path, astronaut: np.ndarray, s
     # A file that was renamed into place but not yet noted as done when the process was killed is done again.
     assert len(redone) <= (4 if number == signal.SIGKILL else 0)
     assert not [path for path in out.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_folder_without_images_says_so(run: Run, tmp_path: Path) -> None:
+    """Exit code 2 and one line, with what is in the folder and the option that may be missing; nothing is made."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    result = run("purify-dir", tmp_path / "in")
+    assert result.returncode == 2 and result.stdout == b""
+    said = "holds no images (1 other file); 1 subfolder was not looked into: add --recursive"
+    assert result.stderr.decode() == f"error: {tmp_path / 'in'}: {said}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

@@ -207,7 +207,7 @@ def test_headlines_stand_side_by_side_each_in_its_place(results: dict[str, Any],
         assert texts[1:] == expected
     head = [text for _, text in page.tables["table-headline"][0] + page.tables["table-headline"][1]]
     columns = ["Grey-box n = 500", "Adaptive n = 50", "Black-box n = 20"]
-    assert head == ["Defence", "Clean n = 500", "ε = 2", "ε = 8", *columns, *columns]
+    assert head == ["Defence", "Clean n = 500", "ε = 2/255", "ε = 8/255", *columns, *columns]
 
 
 def halves() -> dict[str, Any]:
@@ -240,7 +240,7 @@ def test_headlines_count_images_that_no_attack_breaks() -> None:
     tables = Tables(results)
     assert str(tables.find_under(System("small", "x"), "adaptive", "PGD", 8)) == said(compute_percentages(4, 10))
     judged_x = say_verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
-    assert "rey-box attacks at ε = 8 (10.0 %)" in judged_x and "adaptive attacks at ε = 8 (40.0 %)" in judged_x
+    assert "rey-box attacks at ε = 8/255 (10.0 %)" in judged_x and "adaptive attacks at ε = 8/255 (40.0 %)" in judged_x
 
 
 def test_what_was_called_autoattack_has_its_own_name() -> None:
@@ -273,7 +273,7 @@ def test_every_attack_has_its_columns(results: dict[str, Any], page: Page) -> No
                     expected.append("".join(f"{said(each)} {gradient}".strip() for each, gradient in zip(found, how, strict=True)))
             assert texts == expected
     assert [text for _, text in page.tables["table-grey-box"][0]] == ["Defence", "FGSM", "BIM"]
-    assert [text for _, text in page.tables["table-grey-box"][1]] == ["ε = 2", "ε = 8"] * 2
+    assert [text for _, text in page.tables["table-grey-box"][1]] == ["ε = 2/255", "ε = 8/255"] * 2
 
 
 def test_every_measurement_is_listed(results: dict[str, Any], page: Page) -> None:
@@ -452,10 +452,10 @@ def judged(defended: float, bare: float, clean: float = 80.0, threat: str = "gre
 
 def test_verdicts_follow_from_the_numbers() -> None:
     """Most, some and not measurably, by half the clean accuracy and by the undefended interval; the price in points."""
-    assert judged(60.0, 5.0).startswith("Stops most grey-box attacks at ε = 8 (60.0 %); ")
+    assert judged(60.0, 5.0).startswith("Stops most grey-box attacks at ε = 8/255 (60.0 %); ")
     assert judged(48.4, 5.0).startswith("Stops most ")  # The interval begins at 44.0, half of 88.
     assert judged(48.2, 5.0).startswith("Stops some ")
-    assert judged(8.2, 5.0).startswith("Does not measurably stop grey-box attacks at ε = 8 (8.2 %); ")
+    assert judged(8.2, 5.0).startswith("Does not measurably stop grey-box attacks at ε = 8/255 (8.2 %); ")
     assert judged(70.0, 69.0).startswith("Does not measurably stop ")
     assert "adaptive attacks not measured; black-box attacks not measured; clean accuracy 80.0 %, 8.0 points below no defence." in judged(
         60, 5
@@ -471,12 +471,13 @@ def test_verdicts_tell_epsilons_apart() -> None:
         cells += [cell("none", "grey-box", bare, "bim", epsilon), cell("x", "grey-box", defended, "bim", epsilon)]
     tables = Tables(made(cells))
     text = say_verdict(tables, System("small", "x")).replace("\N{NO-BREAK SPACE}", " ")
-    assert text.startswith("Stops most grey-box attacks at ε = 2 (80.0 %), some at ε = 8 (20.0 %), not measurably any at ε = 16 (1.0 %); ")
+    assert text.startswith(
+        "Stops most grey-box attacks at ε = 2/255 (80.0 %), some at ε = 8/255 (20.0 %), not measurably any at ε = 16/255 (1.0 %); "
+    )
     bare = say_verdict(tables, System("small", "none")).replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        bare
-        == "Stops most grey-box attacks at ε = 2 (50.0 %), not any at ε = 8 and 16 (0.0 and 0.0 %); black-box attacks not measured; "
-        + ("clean accuracy 88.0 %.")
+        bare == "Stops most grey-box attacks at ε = 2/255 (50.0 %), not any at ε = 8/255 and 16/255 (0.0 and 0.0 %); "
+        "black-box attacks not measured; " + ("clean accuracy 88.0 %.")
     )
     alone = Tables(made([each for each in cells if each["defence"] == "x"]))
     assert "with no undefended classifier to compare with" in say_verdict(alone, System("small", "x"))
@@ -646,7 +647,7 @@ def test_markdown_has_the_same_numbers(results: dict[str, Any]) -> None:
     assert head == "| Defence | Clean, n = 500 | ε | Grey-box, n = 500 | Adaptive, n = 50 | Black-box, n = 20 |"
     least = [place(results, defence="none", threat=threat, epsilon=2)[0] for threat in THREATS]
     clean = place(results, defence="none", threat="clean")[0]
-    assert first == f"| none | {said(clean)} | 2 | " + " | ".join(f"{said(each)} {each['title']}" for each in least) + " |"
+    assert first == f"| none | {said(clean)} | 2/255 | " + " | ".join(f"{said(each)} {each['title']}" for each in least) + " |"
 
 
 def printed(results: dict[str, Any], width: int = 140) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +232,53 @@ def test_wrong_dtypes_are_refused() -> None:
     for bad in (torch.zeros(1, 3, 8, 8, dtype=torch.int64), np.zeros((8, 8, 3), np.float32)):
         with pytest.raises(TypeError, match="expected"):
             Purifier(small_model())(bad)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: (x - 0.45) / 0.225, "found -2 to 2.44, which looks normalized: put the purifier before Normalize"),
+        (lambda x: x * 2 - 1, "found -1 to 1, which looks normalized"),
+        (lambda x: x * 255, "found 0 to 255: divide by 255"),
+        (lambda x: x.half() * 255, "found 0 to 255: divide by 255"),
+    ],
+)
+def test_another_scale_is_refused(change: Callable[[Tensor], Tensor], words: str) -> None:
+    """Floating-point pixels that are normalized, or levels, are an error that names the range and the remedy."""
+    x = torch.linspace(0, 1, 3 * 20 * 20).reshape(1, 3, 20, 20)
+    for image in (change(x), change(x).requires_grad_()):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            Purifier(small_model())(image)
+
+
+def test_what_is_nearly_in_range_is_taken(shipped: Purifier) -> None:
+    """An attack that was not clipped and the overshoot of bicubic resizing are images on our scale; levels in bytes have their own."""
+    x = torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    enlarged = torch.nn.functional.interpolate(x.round(), scale_factor=2, mode="bicubic")
+    assert enlarged.max() > 1.01
+    for image in (enlarged.mul(0.8).add(0.1), x + 8 / 255, x - 8 / 255, (x * 255).byte()):
+        assert shipped(image).shape == image.shape
+
+
+def test_arrays_with_channels_first_are_refused_with_the_remedy() -> None:
+    """What would be purified as another image, or fail far inside, is named with the call that puts it right; four channels too."""
+    purifier = Purifier(small_model())
+    for shape, words in (
+        ((3, 20, 30), "array.transpose(1, 2, 0)"),
+        ((2, 3, 20, 30), "array.transpose(0, 2, 3, 1)"),
+        ((20, 30, 4), "alpha"),
+        ((20, 30, 2), "1 or 3 channels last"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            purifier(np.zeros(shape, np.uint8))
+
+
+def test_read_only_arrays_are_taken_without_a_warning() -> None:
+    """As NumPy makes them of bytes and of Pillow's images."""
+    array = np.frombuffer(bytes(range(192)), np.uint8).reshape(8, 8, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Purifier(small_model())(array).shape == array.shape
 
 
 def test_grey_uses_grey_networks_and_falls_back_to_colour() -> None:

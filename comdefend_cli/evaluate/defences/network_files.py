@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.runtime.tensor_files import TensorFormat, read_file, refuse_absent
+from comdefend_cli.runtime.files import refuse_absent
+from comdefend_cli.runtime.tensor_files import TensorFormat, read_file
 
 KEY = "comdefend-baseline"
 #: BatchNorm's count of batches, which nothing reads and which is not a float.

@@ -24,7 +24,7 @@ def draw_curves(title: str, epsilons: Sequence[float], lines: Sequence[tuple[Sty
     """One attack: accuracy in percent over epsilon from 0 on, a line a system with its interval as a band."""
 
     def draw(axes: Axes) -> None:
-        _frame(axes, title, "ε, 8-bit levels; 0 = clean images", "accuracy, %")
+        _frame(axes, title, "ε · 255; 0 = clean images", "accuracy, %")
         last = max(epsilons)
         axes.set_xlim(-0.03 * last, 1.03 * last)
         axes.set_xticks([0, *epsilons], _legible([0, *epsilons]))

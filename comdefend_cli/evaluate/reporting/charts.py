@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.evaluate.reporting.axes import draw_curves, draw_scatter
 from comdefend_cli.evaluate.reporting.styles import Style, make_styles
 from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, Measured, System, Tables, say_number
@@ -110,7 +111,7 @@ def _plan_scatters(tables: Tables, threat: str, styles: Mapping[System, Style]) 
         attacked = {system: _find_attacked(tables, system, threat, epsilon) for system in clean}
         points = [(styles[system], clean[system], found) for system, found in attacked.items() if found]
         if points:
-            title = f"ε = {say_number(epsilon)}"
+            title = f"ε = {say_epsilon(epsilon)}"
             alt = f"Clean accuracy against accuracy under all {threat} attacks together at {title}. The headline table has the numbers."
             panels.append(Panel(f"epsilon-{say_number(epsilon)}", title, alt, draw_scatter(title, points, (low - 2, high + 2))))
     return tuple(panels)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from comdefend_cli.evaluate.reporting.tables import say_number
+from comdefend_cli.evaluate.cells import say_epsilon
 
 #: How many times differences are amplified, around middle grey.
 AMPLIFY = 8
@@ -58,7 +58,7 @@ class GalleryItem:
 
     def facts(self) -> list[str]:
         """What its caption says beside attack and label."""
-        return [fact for fact in (f"ε = {say_number(self.epsilon)}", self.threat, self.defence, self.classifier) if fact]
+        return [fact for fact in (f"ε = {say_epsilon(self.epsilon)}", self.threat, self.defence, self.classifier) if fact]
 
     def panels(self) -> list[Panel]:
         """The three versions with what they are called, and two differences to the clean one."""

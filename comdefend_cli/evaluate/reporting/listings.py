@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comdefend_cli.evaluate.reporting.tables import THREATS, Measured, Tables, count_sizes, say_number, say_sizes
+from comdefend_cli.evaluate.cells import say_epsilon
+from comdefend_cli.evaluate.reporting.tables import THREATS, Measured, Tables, count_sizes, say_sizes
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def list_cells(tables: Tables) -> list[list[str]]:
 
 
 def _list_cell(cell: Measured) -> list[str]:
-    epsilon = "" if cell.epsilon is None else say_number(cell.epsilon)
+    epsilon = "" if cell.epsilon is None else say_epsilon(cell.epsilon)
     known = [cell.record.get("correct"), str(cell), *(cell.record.get(name) for name in ("mean_linf", "mean_l2", "seconds"))]
     return [
         *(cell.system.classifier, cell.system.defence, cell.threat, cell.attack, epsilon, str(cell.n)),

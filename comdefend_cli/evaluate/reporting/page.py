@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.evaluate.reporting import listings
 from comdefend_cli.evaluate.reporting.charts import make_charts
 from comdefend_cli.evaluate.reporting.drawing import draw_inline
 from comdefend_cli.evaluate.reporting.gallery import AMPLIFY, GalleryItem
 from comdefend_cli.evaluate.reporting.styles import PAPER, name_color, outline_marker, say_dashes
-from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, System, Tables, make_printable, say_number, say_sizes
+from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, System, Tables, make_printable, say_sizes
 from comdefend_cli.evaluate.reporting.text import EXPLAINED
 from comdefend_cli.evaluate.reporting.verdicts import MEANING, say_verdict
 from comdefend_cli.runtime.extras import require
@@ -73,7 +74,7 @@ def _environment() -> Environment:
         "breakable": _break_name,
         "count_noun": listings.count_noun,
         "name_color": name_color,
-        "name_epsilon": lambda epsilon: f"ε = {say_number(epsilon)}" if epsilon else "Under attack",
+        "name_epsilon": lambda epsilon: f"ε = {say_epsilon(epsilon)}" if epsilon else "Under attack",
         "outline_marker": outline_marker,
         "say_dashes": say_dashes,
     }

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.evaluate.reporting.tables import (
     NOT_MEASURED,
     THREATS,
@@ -13,7 +14,6 @@ from comdefend_cli.evaluate.reporting.tables import (
     System,
     Tables,
     count_sizes,
-    say_number,
     say_sizes,
 )
 
@@ -80,8 +80,8 @@ def _headline(tables: Tables) -> str:
                 f"{_value(each, counts[threat])} {_escape(each.attack)}" if each else tables.say_missing(system, threat, epsilon)
                 for threat, each in found.items()
             ]
-            rows.append([*first, say_number(epsilon), *cells])
-    explained = f"{EXPLAINED} ε in 8-bit levels. {tables.say_uneven()}".rstrip()
+            rows.append([*first, say_epsilon(epsilon), *cells])
+    explained = f"{EXPLAINED} ε for pixels in [0, 1]. {tables.say_uneven()}".rstrip()
     return f"### Headline\n\n{explained}\n\n{_markdown(head, rows)}"
 
 
@@ -94,7 +94,7 @@ def _threat(tables: Tables, threat: str) -> str:
         for epsilon in tables.epsilons or [0.0]:
             found = [tables.find(system, threat, attack, epsilon) for attack in attacks]
             if any(found):
-                rows.append([*_names(tables, system), say_number(epsilon), *(_several(cells, counts) for cells in found)])
+                rows.append([*_names(tables, system), say_epsilon(epsilon), *(_several(cells, counts) for cells in found)])
     return f"### {_capitalize(threat)}\n\nAccuracy in % (95 % interval). {say_sizes(counts)}\n\n{_markdown(head, rows)}"
 
 
@@ -126,7 +126,7 @@ def _rich_headline(tables: Tables, epsilon: float) -> Table:
 
     clean = [tables.find_clean(system) for system in tables.systems]
     counts = {threat: tables.count_headline(threat, epsilon) for threat in THREATS}
-    table = Table(title=f"Accuracy in % (95 % interval), under all attacks at ε = {say_number(epsilon)} levels", title_justify="left")
+    table = Table(title=f"Accuracy in % (95 % interval), under all attacks at ε = {say_epsilon(epsilon)}", title_justify="left")
     if len(tables.classifiers) > 1:
         table.add_column("classifier", overflow="fold")
     table.add_column("defence", overflow="fold")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from comdefend_cli.evaluate.reporting.tables import NO_BREAK, THREATS, UNDEFENDED, Measured, System, Tables, say_number
+from comdefend_cli.evaluate.cells import say_epsilon
+from comdefend_cli.evaluate.reporting.tables import NO_BREAK, THREATS, UNDEFENDED, Measured, System, Tables
 
 #: What the words of a verdict mean, for the reader.
 MEANING = (
@@ -65,7 +66,7 @@ def _numbers(tables: Tables, measured: list[Measured], all_of_them: str) -> str:
     """Where, and how much is left: "at ε = 2 and 8 (59.4 and 21.6 %)", "at every ε (59.4, 21.6 and 6.6 %)"."""
     epsilons = [each.epsilon for each in measured]
     everywhere = len(epsilons) > 1 and epsilons == tables.epsilons
-    where = f"{all_of_them} ε" if everywhere else f"ε = {_enumerate([say_number(epsilon or 0.0) for epsilon in epsilons])}"
+    where = f"{all_of_them} ε" if everywhere else f"ε = {_enumerate([say_epsilon(epsilon or 0.0) for epsilon in epsilons])}"
     return f"at {where} ({_enumerate([f'{each.accuracy:.1f}' for each in measured])} %)"
 
 
