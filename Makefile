@@ -1,4 +1,4 @@
-# `make demo` purifies the example images; `make test` lints, type-checks and tests. Both make .venv first.
+# `make demo` purifies the example images; `make test` lints, type-checks and tests; `make docs` builds the documentation into site/. All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -7,7 +7,7 @@ DEMO := demo-output
 # PyTorch, oneDNN and MKL take each CPU's own instructions; these let a newer CPU work as one without AVX-512.
 OLDER_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: .venv/installed
 	@mkdir -p $(DEMO)
@@ -25,6 +25,10 @@ test: .venv/tested
 	@# That tiles equal the whole image bit by bit must hold with an older CPU's instructions too.
 	OMP_NUM_THREADS=1 $(OLDER_CPU) $(BIN)/python -m pytest -m exactness --numprocesses auto tests/network tests/backends tests/inference tests/batch
 
+docs: .venv/documented
+	$(BIN)/python docs/tools/make.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -36,5 +40,9 @@ test: .venv/tested
 	$(PIP) --editable '.[test]'
 	@touch $@
 
+.venv/documented: .venv/installed
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv $(DEMO) dist build
+	rm -rf .venv $(DEMO) dist build site

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the weights that ship make of a face, text, sky and a grey photograph, side by side.
 
-    python benchmarks/gallery.py --out docs/gallery.png
+    python benchmarks/gallery.py --out docs/pictures/gallery.png
 
 A row an image of scikit-image's, a column a weight file; grey images go through the weights for grey, colour ones through those for colour.
 """

@@ -1,4 +1,4 @@
-"""The results of `speed.py` as Markdown, so that no number in docs/performance.md is typed."""
+"""The results of `speed.py` as Markdown, so that no number in docs/data is typed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,10 @@ print(*sorted({"torch", "numpy", "PIL"} & set(sys.modules)))
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
-PAGES = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *ROOT.glob("*/*.md"))}
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", *ROOT.glob("*/*.md"), *ROOT.glob("docs/*/*.md"))
+}
 BENCHMARKS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.py"))
 LEAVES = [name for name, command in COMMANDS.items() if name and not hasattr(command, "commands")]
 
