@@ -36,7 +36,7 @@ _interrupted = threading.Event()
 
 def fail(error: ComdefendError) -> NoReturn:
     """Print an error on one line and exit with its code."""
-    err.print(f"error: {escape_unprintable(explain(error))}", style="red")
+    print_error(error)
     raise typer.Exit(error.exit_code)
 
 
@@ -157,6 +157,19 @@ def catch_interrupts(ask: Callable[[int], object]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def print_error(error: ComdefendError) -> None:
+    """Say an error on one line, where others of the kind may follow."""
+    err.print(f"error: {escape_unprintable(explain(error))}", style="red")
+
+
+def print_done(target: object, width: int, height: int, weights: str, noise: float, seconds: float, *, quiet: bool) -> None:
+    """Say what became of an image: where it went, its size in pixels, with which weights and noise in 8-bit levels, in what time."""
+    if not quiet:
+        where = "standard output" if str(target) == "-" else escape_unprintable(str(target))
+        how = f"noise {noise:g}" if noise else "no noise"
+        err.print(f"{where}  {width}x{height}  {weights}  {how}  {seconds:.1f} s")
 
 
 def notice(message: str, *, quiet: bool = False) -> None:

@@ -87,6 +87,7 @@ Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of the noi
 NoiseSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise; every image of a run gets the same noise.")]
 
 # How images are read and written: `batch.options.Options`.
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Go through subfolders too; the output mirrors them.")]
 Strip = Annotated[bool, typer.Option("--strip", help="Leave ICC profile, EXIF, XMP and IPTC out of the output.")]
 Quality = Annotated[int | None, typer.Option("--quality", min=1, max=100, help="Quality of JPEG and AVIF output.", show_default="95")]
 MaxMegapixels = Annotated[float, typer.Option("--max-megapixels", min=0.0, help="Refuse larger images: a small file can claim to be huge.")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from comdefend_cli.cli.console import check_interrupt, err, notice
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 
 
+#: Columns of a bar, on a terminal that is `_WIDE` and on a narrower one.
+_BAR, _SHORT_BAR, _WIDE = 40, 10, 110
+#: Columns that numbers and time take, with the gaps between them.
+_NUMBERS = 29
+
+
 @contextmanager
-def show_pixels(total: int, *, shown: bool) -> Iterator[Advance]:
+def show_pixels(total: int, *, quiet: bool) -> Iterator[Advance]:
     """A bar of an image's pixels, in percent; shown or not, a signal to end is heard at every step of it at the latest."""
     from rich.progress import TaskProgressColumn
 
-    with _open_bar(TaskProgressColumn(), shown=shown) as bar:
+    with _open_bar(TaskProgressColumn(), shown=not quiet) as bar:
         show = _make_advance(bar, "purifying", total)
 
         def advance(pixels: int) -> None:
@@ -104,16 +110,26 @@ def show_cells(total: int, *, quiet: bool) -> Iterator[Callable[[int, str, int, 
 
 
 @contextmanager
-def show_download(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of a download, to be called with the bytes done and those in all, 0 where nobody knows."""
-    from rich.progress import DownloadColumn
-
-    with _open_bar(DownloadColumn(), shown=not quiet) as bar:
+def show_reading(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of reading a data set, and of its download, to be called with the bytes done and those in all, 0 where nobody knows."""
+    with _open_bar(_make_download_column(), shown=not quiet, elapsed=True) as bar:
         if bar is None:
             yield None
             return
-        task = bar.add_task("downloading", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+        task = bar.add_task(f"reading {name}", total=None)
+
+        def show(done: int, total: int) -> None:
+            whole = 0 < total <= done
+            bar.update(task, description=f"{'reading' if whole else 'downloading'} {name}", completed=done, total=total or None)
+
+        yield show
+
+
+@contextmanager
+def show_waiting(what: str, *, quiet: bool) -> Iterator[None]:
+    """Of seconds that cannot be counted: what it is, moving on a terminal, nothing elsewhere."""
+    with err.status(what) if err.is_terminal and not quiet else nullcontext():
+        yield
 
 
 @contextmanager
@@ -134,8 +150,13 @@ def _open_bar(column: ProgressColumn, *, shown: bool, transient: bool = True, el
         yield None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), column, TimeElapsedColumn() if elapsed else TimeRemainingColumn())
+    # What is longer than its place is cut: a line that wraps would leave its beginning behind when the bar moves on.
+    width = _BAR if err.width >= _WIDE else _SHORT_BAR
+    place = Column(no_wrap=True, overflow="ellipsis", max_width=max(err.width - width - _NUMBERS, 8))
+    text = TextColumn("{task.description}", markup=False, table_column=place)
+    columns = (text, BarColumn(width), column, TimeElapsedColumn() if elapsed else TimeRemainingColumn())
     with Progress(*columns, console=err, transient=transient) as bar:
         yield bar
 
@@ -145,6 +166,20 @@ def _make_advance(bar: Progress | None, what: str, total: int) -> Advance | None
         return None
     task = bar.add_task(what, total=total)
     return lambda part: bar.advance(task, part)
+
+
+def _make_download_column() -> ProgressColumn:
+    """The bytes of a download, once there are any."""
+    from rich.progress import DownloadColumn, ProgressColumn
+    from rich.text import Text
+
+    class Downloaded(ProgressColumn):
+        _column = DownloadColumn()
+
+        def render(self, task: Task) -> Text:
+            return self._column.render(task) if task.completed else Text()
+
+    return Downloaded()
 
 
 def _make_speed_column(pixels: Callable[[], int]) -> ProgressColumn:

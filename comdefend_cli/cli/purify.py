@@ -1,4 +1,4 @@
-"""`comdefend purify IN OUT`."""
+"""`comdefend purify IN... -o OUT`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.naming import STANDARD, Pair, name_outputs
+from comdefend_cli.cli.outputs import Output
+from comdefend_cli.cli.purify_dir import purify_folder
 from comdefend_cli.cli.purify_strips import choose_strips, purify_in_strips
-from comdefend_cli.cli.work import describe_image, make_purifier
-from comdefend_cli.errors import UsageError
+from comdefend_cli.cli.work import Purifiers, describe_image
+from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 from comdefend_cli.inference.settings import Settings
 
@@ -23,18 +27,26 @@ if TYPE_CHECKING:
     from comdefend_cli.imaging.raster import Raster
     from comdefend_cli.inference.purifier import Purifier
 
-STANDARD = Path("-")
-#: Megapixels from which a progress bar is worth its place.
-LONG_WORK = 0.5
-
 
 @console.command
 def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or - for standard input.", **options.UNCHECKED)],
-    target: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="Where to write it, in the format of its ending; - is standard output.", **options.UNCHECKED),
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... [OUT]",
+            help="Images, a folder, or - for standard input. Of exactly two names, the second is OUT; - is standard output.",
+        ),
     ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="Where to write: a file for one image, in the format of its ending, or a folder.",
+            show_default="name.purified.png beside each image, DIR-purified for a folder",
+        ),
+    ] = None,
     weights: options.Weights = Request.weights,
     device: options.Device = Request.device,
     precision: options.Precision = Request.precision,
@@ -54,7 +66,11 @@ def purify(
             **options.UNCHECKED,
         ),
     ] = None,
-    format: Annotated[str | None, typer.Option("--format", help="Format of standard output.", show_default="png")] = None,
+    recursive: options.Recursive = Options.recursive,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="png|jpg|...", help="Format, where OUT's name does not say it.", show_default="png"),
+    ] = None,
     quality: options.Quality = None,
     strip: options.Strip = False,
     overwrite: options.Overwrite = False,
@@ -66,7 +82,7 @@ def purify(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Purify one image.
+    """Purify images.
 
     Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile, EXIF, XMP and IPTC. Grey images stay grey.
     """
@@ -74,87 +90,69 @@ def purify(
 
     console.show_warnings(quiet)
     lift_pillow_limit()
-    if target == STANDARD and as_json:
-        raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
-    output = Output(target, format, compare, quality, strip, overwrite)
-    refuse_absent_image(source, target)
-    output.refuse(source)
-    in_strips = choose_strips(strips, source, target, whole=compare is not None, quiet=quiet)
-    image = None if in_strips else _read(source, output, max_megapixels, quiet)
 
-    # PyTorch takes seconds to import: what can be said without it has been said.
-    settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
-    request = Request(weights, device, precision, backend, settings)
-    if image is None:
-        record = purify_in_strips(request, source, target, strip=strip, overwrite=overwrite, max_megapixels=max_megapixels, quiet=quiet)
-    else:
-        record = _purify_whole(request, image, output, measured=as_json, quiet=quiet)
-    if as_json:
-        console.print_json({"input": str(source), "output": str(target), **record})
+    def make_request() -> Request:
+        # PyTorch takes seconds to import: what can be said without it has been said.
+        settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
+        return Request(weights, device, precision, backend, settings)
 
-
-@dataclass(frozen=True)
-class Output:
-    """What is to be written, and how, as the options say; `wanted` is the format of standard output."""
-
-    target: Path
-    wanted: str | None
-    compare: Path | None
-    quality: int | None
-    strip: bool
-    overwrite: bool
-
-    @property
-    def format(self) -> str:
-        """Pillow's name of OUT's format."""
-        from comdefend_cli.imaging.formats import find_format
-
-        if self.target == STANDARD:
-            return find_format(Path(f"standard-output.{(self.wanted or 'png').lstrip('.')}"))
-        if self.wanted is not None:
-            raise UsageError("--format is for standard output; a file's format is its ending's")
-        return find_format(self.target)
-
-    def refuse(self, source: Path) -> None:
-        """Find out before the work what would fail after it."""
-        from comdefend_cli.imaging.formats import find_format, refuse_quality
-        from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
-
-        if self.compare is not None:
-            for path, name in ((source, "IN"), (self.target, "OUT")):
-                if self.compare.resolve() == path.resolve():
-                    raise UsageError(f"{self.compare}: is {name} too; give --compare another file")
-        for output in (self.target, self.compare):
-            if output is not None and output != STANDARD:
-                refuse_existing(output, overwrite=self.overwrite)
-                find_format(output)
-                refuse_unwritable_folder(output)
-        refuse_quality(self.format, self.quality)  # Also what is wrong with `wanted`.
-
-    def write(self, cleaned: Raster, quiet: bool) -> None:
-        """Write OUT; its format may change it again."""
-        from comdefend_cli.imaging.formats import LOSSY
-        from comdefend_cli.imaging.writing import encode_image
-        from comdefend_cli.runtime.files import write_atomically
-
-        if self.format in LOSSY:
-            notice(f"{LOSSY[self.format]} changes the purified pixels again; write .png to keep them exactly", quiet=quiet)
-        data = encode_image(cleaned, self.format, quality=self.quality, strip=self.strip)
-        if self.target == STANDARD:
-            console.write_out(data)
-        else:
-            write_atomically(self.target, data, overwrite=self.overwrite)
-
-
-def refuse_absent_image(source: Path, target: Path | None) -> None:
-    """Raise :class:`UsageError` where IN is not there; where OUT is, the two may have been swapped."""
-    from comdefend_cli.runtime.files import refuse_absent
-
-    if source == STANDARD:
+    chosen = Options(recursive, format, quality, strip, overwrite, max_megapixels)
+    if Path(names[0]).is_dir() and len(names) <= (2 if out is None else 1):
+        if compare is not None or strips is not None:
+            raise UsageError(f"{names[0]}: is a folder; --compare and --strips are for single images, leave them out")
+        purify_folder(names[0], out if out is not None else [*names, None][1], chosen, make_request, as_json=as_json, quiet=quiet)
         return
-    swapped = target is not None and target != STANDARD and target.is_file()
-    remedy = f"OUT is there: did you mean comdefend purify {target} {source}?" if swapped else "name an image that is there"
-    refuse_absent(source, f"no such file; {remedy}")
+    if recursive:
+        raise UsageError("--recursive is for a folder; name one alone, or leave it out")
+    pairs = name_outputs(names, out, chosen.ending, overwrite=overwrite)
+    if compare is not None and len(pairs) > 1:
+        raise UsageError("--compare is for one image; leave it out, or purify them one by one")
+    if pairs[0].target == STANDARD and as_json:
+        raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
+    outputs = [Output(pair.target, format if pair.named else None, compare, quality, strip, overwrite) for pair in pairs]
+    jobs = [Job(pair, output, strips) for pair, output in zip(pairs, outputs, strict=True)]
+    for job in jobs:
+        job.prepare(quiet=quiet)
+    failed = False
+    purifiers = Purifiers(make_request, quiet=quiet)
+    for job in jobs:
+        try:
+            record = job.run(purifiers, max_megapixels, measured=as_json, quiet=quiet)
+        except ComdefendError as error:
+            if len(jobs) == 1 or isinstance(error, UsageError):
+                raise
+            console.print_error(error)
+            failed = True
+            continue
+        if as_json:
+            console.print_json({"input": str(job.pair.source), "output": str(job.pair.target), **record})
+    if failed:
+        raise typer.Exit(ComdefendError.exit_code)
+
+
+@dataclass
+class Job:
+    """One image on its way; `strips` is whether it goes in strips: as asked for, then as decided."""
+
+    pair: Pair
+    output: Output
+    strips: bool | None
+
+    def prepare(self, *, quiet: bool) -> None:
+        """Find out before the work what would fail after it."""
+        source, target = self.pair.source, self.pair.target
+        self.output.refuse(source, make_folder=not self.pair.named)
+        self.strips = choose_strips(self.strips, source, target, whole=self.output.compare is not None, quiet=quiet)
+
+    def run(self, purifiers: Purifiers, max_megapixels: float, *, measured: bool, quiet: bool) -> dict[str, Any]:
+        """Purify and write; the record of it, with PSNR and SSIM if it is to be measured."""
+        source, target, output = self.pair.source, self.pair.target, self.output
+        if self.strips:
+            return purify_in_strips(
+                purifiers, source, target, strip=output.strip, overwrite=output.overwrite, max_megapixels=max_megapixels, quiet=quiet
+            )
+        image = _read(source, output, max_megapixels, quiet)
+        return _purify_whole(purifiers, image, output, measured=measured, quiet=quiet)
 
 
 def _read(source: Path, output: Output, max_megapixels: float, quiet: bool) -> Raster:
@@ -168,11 +166,11 @@ def _read(source: Path, output: Output, max_megapixels: float, quiet: bool) -> R
     return image
 
 
-def _purify_whole(request: Request, image: Raster, output: Output, *, measured: bool, quiet: bool) -> dict[str, Any]:
+def _purify_whole(purifiers: Purifiers, image: Raster, output: Output, *, measured: bool, quiet: bool) -> dict[str, Any]:
     """Purify an image in memory and write it; the record of it, with PSNR and SSIM if it is to be measured."""
     if output.compare is not None:
         _refuse_comparison(image, output.compare)
-    purifier, weights = make_purifier(request, gray=image.gray, quiet=quiet)
+    purifier, weights = purifiers.make(gray=image.gray)
     began = time.perf_counter()
     cleaned = _run(purifier, image, quiet)
     seconds = time.perf_counter() - began
@@ -182,10 +180,13 @@ def _purify_whole(request: Request, image: Raster, output: Output, *, measured: 
         from comdefend_cli.inference.compare import draw_comparison
 
         write_image(output.compare, draw_comparison(purifier, image.pixels, cleaned.pixels), overwrite=output.overwrite)
+    height, width, channels = image.pixels.shape
+    console.print_done(
+        output.target, width, height, weights.name, purifier.input_noise(weights.header.architecture.channels), seconds, quiet=quiet
+    )
     if not measured:
         return {}
     fidelity = _measure_fidelity(image, cleaned)
-    height, width, channels = image.pixels.shape
     record = describe_image((height, width, channels), image.alpha is not None, seconds, purifier, weights, **fidelity)
     return {**record, "notices": image.notices}
 
@@ -196,16 +197,15 @@ def _refuse_comparison(image: Raster, path: Path) -> None:
     from comdefend_cli.imaging.limits import refuse_sides
     from comdefend_cli.inference.compare import measure_comparison
 
-    height, width = image.pixels.shape[:2]
-    refuse_sides(find_format(path), measure_comparison(width), height)
+    refuse_sides(find_format(path), *measure_comparison(image.pixels.shape[1], image.pixels.shape[0]))
 
 
 def _run(purifier: Purifier, image: Raster, quiet: bool) -> Raster:
-    """The purified image, with a progress bar where one is wanted."""
+    """The purified image, with a progress bar on a terminal."""
     import torch
 
     x = torch.from_numpy(image.pixels).permute(2, 0, 1)[None]
-    with progress.show_pixels(x.shape[2] * x.shape[3], shown=not quiet and image.megapixels >= LONG_WORK) as update:
+    with progress.show_pixels(x.shape[2] * x.shape[3], quiet=quiet) as update:
         cleaned = purifier.purify(x, update)
     return replace(image, pixels=cleaned[0].permute(1, 2, 0).contiguous().numpy())
 

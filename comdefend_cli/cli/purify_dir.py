@@ -30,11 +30,9 @@ def purify_dir(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder of images; nothing in it is changed. With Ray, also a URL.")],
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="DIR", help="Where the purified images go.", show_default="DIR-purified"),
+        typer.Option("--out", "-o", metavar="DIR", help="Where the purified images go.", show_default="DIR-purified"),
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Go through subfolders too; the output mirrors them.")
-    ] = Options.recursive,
+    recursive: options.Recursive = Options.recursive,
     format: Annotated[
         str | None,
         typer.Option("--format", metavar="png|jpg|...", help="Write all in this format.", show_default="each file's own"),
@@ -86,25 +84,58 @@ def purify_dir(
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
-    from comdefend_cli.batch.storage.place import choose_output, is_url, open_place
     from comdefend_cli.imaging.reading import lift_pillow_limit
 
     console.show_warnings(quiet)
     lift_pillow_limit()
-    target = choose_output(source) if out is None else out
     chosen = Options(recursive, format, quality, strip, overwrite, max_megapixels)
     cluster = Cluster(ray_address, workers, cpus_per_worker, gpus_per_worker)
+
+    def make_request() -> Request:
+        settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked there.
+        return Request(weights, device, precision, backend, settings)
+
+    purify_folder(source, out, chosen, make_request, report=report, engine=engine, cluster=cluster, as_json=as_json, quiet=quiet)
+
+
+def purify_folder(
+    source: str,
+    out: str | None,
+    chosen: Options,
+    make_request: Callable[[], Request],
+    *,
+    report: Path | None = None,
+    engine: str = "local",
+    cluster: Cluster | None = None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Go through a folder, say what happened, and end the command with the exit code of that.
+
+    Args:
+        source, out: paths or URLs; None for the default beside `source`.
+        chosen: what is gone through, and how outputs are written.
+        make_request: says what purifies, once PyTorch, which takes seconds, may be imported.
+        report: where to write a record an image.
+        engine, cluster: what does the work.
+        as_json: print the record of the run.
+        quiet: say nothing but errors.
+
+    Raises:
+        UsageError, ComdefendError: as of :func:`comdefend_cli.batch.engine.prepare`.
+    """
+    from comdefend_cli.batch.storage.place import choose_output, is_url, open_place
+
+    target = choose_output(source) if out is None else out
+    cluster = cluster or Cluster()
     refuse_engine(engine, source, target, cluster)
     if not is_url(source) and not is_url(target):
-        open_place(source).refuse_output(open_place(target), recursive=recursive)
-
-    # PyTorch takes seconds to import: what can be said without it has been said.
-    settings = Settings(tiling, tile, noise_std, seed, input_noise=input_noise, samples=samples)  # type: ignore[arg-type]  # Checked by Settings.
-    request = Request(weights, device, precision, backend, settings)
+        open_place(source).refuse_output(open_place(target), recursive=chosen.recursive)
+    request = make_request()
     summary = Summary(source, target, report, quiet, as_json)
-    with open_report(report, Path(target), overwrite=overwrite) as write:
+    with open_report(report, Path(target), overwrite=chosen.overwrite) as write:
         places = open_place(source), open_place(target)
-        fault = _go_through(open_engine(engine, *places, request, chosen, cluster), summary, write, tell_device=device == "auto")
+        fault = _go_through(open_engine(engine, *places, request, chosen, cluster), summary, write, tell_device=request.device == "auto")
         summary.say()
     if fault:
         raise fault

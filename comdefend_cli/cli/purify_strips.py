@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comdefend_cli.cli import progress
+from comdefend_cli.cli import console, progress
 from comdefend_cli.cli.console import notice
-from comdefend_cli.cli.work import describe_image, make_purifier
+from comdefend_cli.cli.work import describe_image
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from comdefend_cli.batch.request import Request
+    from comdefend_cli.cli.work import Purifiers
 
 #: Megapixels from which an image goes through in strips unasked, where all that is wanted can be had so.
 LARGE = 50.0
@@ -60,7 +60,7 @@ def _is_large(source: Path) -> bool:
 
 
 def purify_in_strips(
-    request: Request, source: Path, target: Path, *, strip: bool, overwrite: bool, max_megapixels: float, quiet: bool
+    purifiers: Purifiers, source: Path, target: Path, *, strip: bool, overwrite: bool, max_megapixels: float, quiet: bool
 ) -> dict[str, Any]:
     """Purify from file to file; the record of it, whose seconds include reading and writing, and whose SSIM is not measured."""
     from comdefend_cli.batch.large_image import open_large_image
@@ -73,11 +73,14 @@ def purify_in_strips(
         image.notices.append("its IPTC block is left out: in strips, no file is written with one")
     for text in image.notices:
         notice(text, quiet=quiet)
-    purifier, weights = make_purifier(request, gray=image.gray, quiet=quiet, how=", in strips")
+    purifier, weights = purifiers.make(gray=image.gray, how=", in strips")
     began = time.perf_counter()
-    with progress.show_pixels(image.width * image.height, shown=not quiet) as advance:
+    with progress.show_pixels(image.width * image.height, quiet=quiet) as advance:
         error = purify_file(purifier, image, target, strip=strip, overwrite=overwrite, progress=advance)
     seconds = time.perf_counter() - began
+    console.print_done(
+        target, image.width, image.height, weights.name, purifier.input_noise(weights.header.architecture.channels), seconds, quiet=quiet
+    )
     shape = image.height, image.width, 1 if image.gray else 3
     psnr_db = 10 * math.log10(255**2 / error) if error else math.inf
     record = describe_image(shape, image.alpha, seconds, purifier, weights, psnr_db=psnr_db, ssim=None)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comdefend_cli.cli import console, options
+from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.training import is_given, make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
-from comdefend_cli.training.config import DEFAULT_LR, TrainConfig, name_networks
+from comdefend_cli.training.config import DEFAULT_LR, FINAL_IMAGES, TrainConfig, name_networks
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +134,9 @@ def train(
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 500,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Steps between measurements of PSNR.")] = 100,
+    test_images: Annotated[
+        int, typer.Option("--test-images", min=1, help="Test images that the trained networks are measured on.")
+    ] = FINAL_IMAGES,
     resume: options.Resume = False,
     no_download: options.NoDownload = False,
     overwrite: options.Overwrite = False,
@@ -169,7 +172,7 @@ def train(
             trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, measure_every=validate_every, quiet=quiet
         )
         if rank == 0:
-            _finish(trainer, history, paths, overwrite=overwrite, quiet=quiet)
+            _finish(trainer, history, paths, test_images, overwrite=overwrite, quiet=quiet)
             checkpoint.unlink(missing_ok=True)
 
 
@@ -301,17 +304,17 @@ def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int
     return math.ceil(epochs * images / batch_size)
 
 
-def _finish(trainer: PurifierTrainer, history: History, paths: dict[str, Path], *, overwrite: bool, quiet: bool) -> None:
+def _finish(trainer: PurifierTrainer, history: History, paths: dict[str, Path], test_images: int, *, overwrite: bool, quiet: bool) -> None:
     """Measure the trained networks and write all that a run leaves."""
     from comdefend_cli.imaging.conversion import from_pillow
     from comdefend_cli.imaging.writing import write_image
     from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime.files import write_atomically
     from comdefend_cli.training.plots import draw_curves, draw_reconstructions
-    from comdefend_cli.training.purifier import FINAL_IMAGES
 
-    notice(f"measuring on {min(FINAL_IMAGES, len(trainer.dataset.test))} test images", quiet=quiet)
-    training = trainer.record()
+    count = min(test_images, len(trainer.test_images))
+    with progress.show_images(f"measuring on {count} test images", count, quiet=quiet) as advance:
+        training = trainer.record(count, advance)
     sha256 = save_weights(paths["weights"], trainer.model, training, overwrite=overwrite)
     log = {"training": training, "sha256": sha256, "machine": _machine(trainer), "history": list(history.records())}
     write_atomically(paths["log"], (json.dumps(log, indent=1) + "\n").encode(), overwrite=overwrite)

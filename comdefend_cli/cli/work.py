@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from comdefend_cli.cli import progress
 from comdefend_cli.cli.console import notice
 
 if TYPE_CHECKING:
@@ -14,22 +16,47 @@ if TYPE_CHECKING:
     from comdefend_cli.network.weight_file import Weights
 
 
-def make_purifier(request: Request, *, gray: bool, quiet: bool, how: str = "") -> tuple[Purifier, Weights]:
-    """The purifier of one image, and its weights; where the device was left open, says what it took and `how`.
+class Purifiers:
+    """The purifiers of the images of one command, with their weights: one for colour and one for grey, made when they are wanted.
 
-    Raises:
-        UsageError, WeightsError: as of :meth:`comdefend_cli.inference.purifier.Purifier.from_pretrained`.
+    Args:
+        make_request: says what is asked for, once PyTorch may be imported.
+        quiet: say nothing.
     """
-    from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
-    from comdefend_cli.runtime.device import describe_device
-    from comdefend_cli.runtime.machine import limit_threads
 
-    limit_threads()
-    loaded = load_weights(request.weights or (DEFAULT_GRAY if gray else DEFAULT_COLOR))
-    purifier = request.build(loaded)
-    if request.device == "auto":
-        notice(f"computing on {describe_device(next(purifier.parameters()).device)} in {purifier.how}{how}", quiet=quiet)
-    return purifier, loaded
+    def __init__(self, make_request: Callable[[], Request], *, quiet: bool) -> None:
+        self._make_request = make_request
+        self._quiet = quiet
+        self._made: dict[str, tuple[Purifier, Weights]] = {}
+
+    def make(self, *, gray: bool, how: str = "") -> tuple[Purifier, Weights]:
+        """That of a grey or a colour image; the first time, where the device was left open, says what it took and `how`.
+
+        Raises:
+            UsageError, WeightsError: as of :meth:`comdefend_cli.inference.purifier.Purifier.from_pretrained`.
+        """
+        from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY
+
+        with progress.show_waiting("loading the weights", quiet=self._quiet):
+            request = self._make_request()
+            name = request.weights or (DEFAULT_GRAY if gray else DEFAULT_COLOR)
+            if name in self._made:
+                return self._made[name]
+            made = self._made[name] = self._load(request, name)
+        if request.device == "auto" and len(self._made) == 1:
+            from comdefend_cli.runtime.device import describe_device
+
+            purifier = made[0]
+            notice(f"computing on {describe_device(next(purifier.parameters()).device)} in {purifier.how}{how}", quiet=self._quiet)
+        return made
+
+    def _load(self, request: Request, name: str) -> tuple[Purifier, Weights]:
+        from comdefend_cli.network.registry import load_weights
+        from comdefend_cli.runtime.machine import limit_threads
+
+        limit_threads()
+        loaded = load_weights(name)
+        return request.build(loaded), loaded
 
 
 def describe_settings(settings: Settings, device: str, precision: str, backend: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Under torchrun every process computes its share of each batch, and gradients are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -20,7 +20,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import mean_psnr, ssim
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
+from comdefend_cli.training.config import DEFAULT_LR, FINAL_IMAGES, TrainConfig
 from comdefend_cli.training.distributed import average, find_place, take_first
 from comdefend_cli.training.loop import Trainer
 from comdefend_cli.training.objective import START_RMS, FeatureDistance, Objective, hold_logits, initialize, top_rms
@@ -33,8 +33,6 @@ RUNAWAY = 20.0
 #: A collapsed run's reconstructions differ less from each other than this share of what the images do;
 #: healthy ones measure 0.45 before the first step and 0.6 to 1.1 after ten.
 COLLAPSED = 0.05
-#: Test images that PSNR is measured on for the weight file's header.
-FINAL_IMAGES = 5000
 
 
 class PurifierTrainer(Trainer):
@@ -157,20 +155,26 @@ class PurifierTrainer(Trainer):
             self.fail(f"collapsed at step {self.step_done}: every image is rebuilt as one {image} image; {self.advice()}")
         return float(measured)
 
-    def measure(self, count: int) -> dict[str, Any]:
+    def measure(self, count: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
         """Mean PSNR in dB ("psnr_db") and SSIM ("ssim") of the binarized 8-bit reconstructions of the first test images.
 
         Args:
             count: how many of them at most; "test_images" in the result says how many there were.
+            progress: called with the images measured since the last call.
         """
         test = self.test_images[:count]
-        result = torch.cat([self._purify(part) for part in torch.split(test, 256)])
-        similarity = sum(ssim(a[None], b[None]) for a, b in zip(test, result, strict=True)) / len(test)
+        parts, similarity = [], 0.0
+        for part in torch.split(test, 256):
+            parts.append(self._purify(part))
+            similarity += sum(ssim(a[None], b[None]) for a, b in zip(part, parts[-1], strict=True))
+            if progress:
+                progress(len(part))
+        result, similarity = torch.cat(parts), similarity / len(test)
         return {"psnr_db": round(mean_psnr(test, result), 4), "ssim": round(similarity, 5), "test_images": len(test)}
 
-    def record(self) -> dict[str, Any]:
-        """As every trainer's, with what is measured on `FINAL_IMAGES`."""
-        return {**super().record(), "lr": self.config.peak_lr, **self.measure(FINAL_IMAGES)}
+    def record(self, count: int = FINAL_IMAGES, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """As every trainer's, with what is measured on `count` test images; `progress` as of :meth:`measure`."""
+        return {**super().record(), "lr": self.config.peak_lr, **self.measure(count, progress)}
 
     def _draw(self, step: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """The place of the step's source; this process's share of its batch: clean images, noisy ones, noise for the logits."""

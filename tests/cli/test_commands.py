@@ -16,6 +16,7 @@ import typer.main
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.cli import app
+from comdefend_cli.cli.epsilons import parse_epsilons
 from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.training.config import BaselineConfig, ClassifierConfig, TrainConfig
@@ -49,6 +50,7 @@ def test_help_imports_nothing_large() -> None:
 import sys
 from typer.testing import CliRunner
 from comdefend_cli.cli import app
+from comdefend_cli.cli.epsilons import parse_epsilons
 for name in sys.argv[1:]:
     assert CliRunner().invoke(app, [*name.split(), "--help"]).exit_code == 0
 print(*sorted({"torch", "numpy", "PIL"} & set(sys.modules)))
@@ -117,8 +119,12 @@ def test_defaults_are_the_dataclasses(name: str, made: type, others: set[str]) -
             continue
         compared += 1
         expected, shown = flatten(field.default), option.show_default
-        if option.default is None and expected is not None:
-            assert str(expected) in str(shown) or shown == "all", f"{name}: {option.name} shows {shown}, not {expected}"
+        if "epsilon" in option.name and field.default is not None:
+            assert parse_epsilons(option.name, option.default) == (field.default if isinstance(field.default, tuple) else (field.default,))
+        elif option.default is None and expected is not None:
+            assert (f"{expected:g}" if isinstance(expected, float) else str(expected)) in str(shown) or shown == "all", (
+                f"{name}: {option.name} shows {shown}, not {expected}"
+            )
         else:
             assert option.default == expected, f"{name}: {option.name} is {option.default}, not {expected}"
     assert compared >= 2, f"{name} has hardly an option of {made.__name__}"

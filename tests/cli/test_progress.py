@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -17,12 +18,12 @@ from rich.console import Console
 from comdefend_cli.cli import console, preparation, progress
 
 BARS: dict[str, tuple[Callable[[bool], AbstractContextManager[Any]], tuple[Any, ...], str]] = {
-    "pixels": (lambda quiet: progress.show_pixels(100, shown=not quiet), (50,), "50%"),
+    "pixels": (lambda quiet: progress.show_pixels(100, quiet=quiet), (50,), "50%"),
     "images": (lambda quiet: progress.show_images("purifying the images", 10, quiet=quiet), (3,), "3/10"),
     "files": (lambda quiet: progress.show_files(4, 1000, lambda: 0, quiet=quiet), (250, "stopping  "), "stopping  1/4 files"),
     "steps": (lambda quiet: progress.show_steps(20, done=5, quiet=quiet), (6, "loss 0.5"), "loss 0.5"),
     "cells": (lambda quiet: progress.show_cells(8, quiet=quiet), (2, "PGD", 5, 50), "5/50"),
-    "download": (lambda quiet: progress.show_download(quiet=quiet), (1000, 2000), "1.0/2.0 kB"),
+    "reading": (lambda quiet: progress.show_reading("cifar10", quiet=quiet), (1000, 2000), "1.0/2.0 kB"),
 }
 
 
@@ -43,6 +44,23 @@ def test_bars_say_how_far_the_work_is(name: str, said: io.StringIO) -> None:
     with show(False) as update:
         update(*arguments)
     assert expected in said.getvalue()
+
+
+def test_bars_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they say, each row of a bar is one line with its numbers whole, so that nothing is left behind when it moves on."""
+    long = "APGD + FMN + Square through comdefend-12bit-denoise:input-noise=20,votes=8, straight-through gradient, 8/255"
+    for show, arguments, expected in (
+        (lambda: progress.show_cells(480, quiet=False), (123, long, 45, 500), "45/500"),
+        (lambda: progress.show_steps(20000, quiet=False), (12345, "loss 0.001234  31.25 dB  12345.6 images/s"), "12345/20000"),
+        (lambda: progress.show_reading("fashion-mnist", quiet=False), (10**8, 2 * 10**8), "100.0/200.0 MB"),
+    ):
+        file = io.StringIO()
+        monkeypatch.setattr(progress, "err", Console(file=file, force_terminal=True, width=80, color_system=None))
+        with show() as update:
+            update(*arguments)
+        lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", file.getvalue())]
+        assert max(map(len, lines)) <= 80
+        assert any(expected in line for line in lines), lines
 
 
 @pytest.mark.parametrize("name", BARS)
@@ -82,7 +100,7 @@ def test_files_that_a_folder_leaves_out_are_told(tmp_path: Path, said: io.String
         Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{name}.png")
     dataset = preparation.fetch_dataset(str(tmp_path), tmp_path, download=False, quiet=False, crop=48)
     assert dataset.skipped == 1
-    assert f"1 files in {tmp_path} are no images of 48x48 pixels or more" in " ".join(said.getvalue().split())
+    assert f"1 file in {tmp_path} is no image of 48x48 pixels or more" in " ".join(said.getvalue().split())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -90,13 +108,13 @@ def test_a_signal_that_a_library_swallowed_ends_the_work_at_the_next_step(number
     """An exception raised while C calls Python back is dropped: the bar, shown or not, raises it again."""
     before = signal.signal(number, signal.default_int_handler)  # It is ignored where the tests run in the background of a script.
     try:
-        with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
+        with console.end_on_signals(), progress.show_pixels(100, quiet=True) as advance:
             advance(1)
             with suppress(KeyboardInterrupt):
                 signal.raise_signal(number)
             with pytest.raises(KeyboardInterrupt):
                 advance(1)
-        with console.end_on_signals(), progress.show_pixels(100, shown=False) as advance:
+        with console.end_on_signals(), progress.show_pixels(100, quiet=True) as advance:
             advance(1)
     finally:
         signal.signal(number, before)

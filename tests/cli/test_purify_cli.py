@@ -26,6 +26,8 @@ from typer.testing import CliRunner
 
 from comdefend_cli import Purifier
 from comdefend_cli.cli import app, options
+from comdefend_cli.cli.naming import name_outputs
+from comdefend_cli.errors import UsageError
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY
 from comdefend_cli.network.weight_file import save_weights
 
@@ -158,8 +160,63 @@ def test_what_is_not_there_is_wrong_usage(run: Run, image: Path) -> None:
     one_line(run("purify", missing, image), 2, f"did you mean comdefend purify {image} {missing}?")
 
 
+def test_several_images_go_beside_their_own_or_into_a_folder(run: Run, image: Path, astronaut: np.ndarray, small_weights: Path) -> None:
+    """Without OUT "name.purified.png" beside each, with -o the same names in a folder; a bad one is named and the others are done."""
+    folder = image.parent
+    Image.fromarray(astronaut[:20, :30]).save(folder / "b.jpg")
+    (folder / "bad.png").write_bytes(b"not an image")
+    given = ("--weights", small_weights, "--device", "cpu", "--input-noise", "7")
+    done = run("purify", image, folder / "b.jpg", folder / "bad.png", *given, "--json")
+    said = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert said[0].startswith(f"{folder / 'in.purified.png'}  50x40  small.safetensors  noise 7  ") and said[0].endswith(" s")
+    assert said[1].startswith(f"{folder / 'b.purified.png'}  30x20  ") and "bad.png: not an image" in said[2]
+    assert [Path(json.loads(line)["output"]).name for line in done.stdout.splitlines()] == ["in.purified.png", "b.purified.png"]
+    done = run("purify", "*.png", *given, "-o", "new/", "--format", "webp", "--quiet", cwd=folder)
+    assert done.returncode == 1 and done.stderr.decode() == "error: bad.png: not an image, or of an unknown format; use " + (
+        "PNG, JPEG, WebP, TIFF, BMP, GIF or PPM\n"
+    )
+    assert [path.name for path in (folder / "new").iterdir()] == ["in.webp"]  # Outputs of the first run are not purified again.
+    same = Image.open(folder / "in.purified.png"), Image.open(folder / "new" / "in.webp")
+    assert np.array_equal(*map(np.array, same))
+
+
+def test_one_name_is_enough_for_a_folder_too(run: Run, image: Path, small_weights: Path) -> None:
+    """A folder is gone through as by purify-dir, which keeps what is finished; what is for single images is refused."""
+    folder = image.parent / "folder"
+    folder.mkdir()
+    shutil.copy(image, folder / "in.png")
+    given = (folder, "--weights", small_weights, "--device", "cpu")
+    assert run("purify", *given).returncode == 0
+    again = run("purify-dir", *given, "--json")
+    assert json.loads(again.stdout)["kept"] == 1
+    one_line(run("purify", *given, "--compare", image.with_name("c.png")), 2, "--compare and --strips are for single images")
+    one_line(run("purify", image, folder, image, *given[1:]), 2, "is a folder; give it alone")
+
+
+@pytest.mark.parametrize(
+    ("names", "out", "words"),
+    [
+        (["in.png", "b.png"], None, "of two names the second is OUT"),
+        (["in.png", "b.png"], "one.png", "2 images need a folder"),
+        (["in.png", "b.png", "in.jpg"], None, "would both become in.purified.png"),
+        (["-"], None, "standard input is one image"),
+        (["*.webp"], "new", "no such file"),
+    ],
+)
+def test_names_that_may_mean_two_things_are_refused(
+    names: list[str], out: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line says which reading applies, or what to do."""
+    for name in ("in.png", "b.png", "in.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        name_outputs(names, out, None, overwrite=False)
+
+
 def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
-    """Empty, truncated, no image, a bomb, zero-size, a folder, no permission: named, and nothing is written."""
+    """Empty, truncated, no image, a bomb, zero-size: named, and nothing is written."""
     buffer = io.BytesIO()
     Image.fromarray(astronaut).save(buffer, "PNG")
     cases = {
@@ -171,8 +228,7 @@ def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: n
     }
     for name, (data, _) in cases.items():
         (tmp_path / name).write_bytes(data)
-    (tmp_path / "folder.png").mkdir()
-    expected = {name: word for name, (_, word) in cases.items()} | {"folder.png": "purify-dir"}
+    expected = {name: word for name, (_, word) in cases.items()}
     before = sorted(os.listdir(tmp_path))
     for name, word in expected.items():
         one_line(run("purify", tmp_path / name, tmp_path / "out.png"), 1, name, word)
@@ -195,7 +251,6 @@ def test_wrong_usage_is_exit_2(run: Run, image: Path, small_weights: Path) -> No
         ((image, image.parent), "folder"),
     ):
         one_line(run("purify", *arguments), 2, word)
-    assert run("purify", image).returncode == 2
     assert run("purify", image, out, "--tile", "0").returncode == 2
     assert not out.exists()
 
