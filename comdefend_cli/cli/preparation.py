@@ -43,7 +43,7 @@ def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop:
     lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
     _refuse_absent_data(data)
     side = crop or CROP
-    with progress.show_reading(data, quiet=quiet) as show:
+    with progress.show_reading(Path(data).name, quiet=quiet) as show:
         dataset = load_dataset(data, folder, download=download, progress=show, crop=side, shrink=shrink)
     if dataset.skipped:
         said = "1 file in {} is no image" if dataset.skipped == 1 else f"{dataset.skipped} files in {{}} are no images"
@@ -58,7 +58,7 @@ def fetch_labelled(data: str, folder: Path, *, limit: int | None, seed: int, siz
 
     lift_pillow_limit()
     _refuse_absent_data(data)
-    with progress.show_reading(data, quiet=quiet) as show:
+    with progress.show_reading(Path(data).name, quiet=quiet) as show:
         labelled = load_labelled(data, folder, limit=limit, seed=seed, size=size, download=download, progress=show)
     if labelled.skipped:
         notice(f"{labelled.skipped} {'file' if labelled.skipped == 1 else 'files'} in {data} could not be read as images", quiet=quiet)

@@ -81,8 +81,8 @@ def test_labelled_images_are_fetched_like_others(images: Path, said: io.StringIO
     dataset = preparation.fetch_dataset(str(images), images, download=False, quiet=False)
     labelled = preparation.fetch_labelled(str(images), images, limit=None, seed=0, size=None, download=False, quiet=False)
     assert (len(dataset.train) + 1, len(labelled), dataset.skipped, labelled.skipped) == (4, 4, 1, 1)
-    assert f"1 files in {images} are no images of 32x32" in said.getvalue()
-    assert f"1 files in {images} could not be read as images" in said.getvalue()
+    assert f"1 file in {images} is no image of 32x32" in said.getvalue()
+    assert f"1 file in {images} could not be read as images" in said.getvalue()
 
 
 def test_a_download_of_labelled_images_has_a_bar(said: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
