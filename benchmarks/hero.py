@@ -3,9 +3,9 @@
 
     python benchmarks/hero.py --out docs/pictures/hero.png
 
-The photograph is scikit-image's cup of coffee, its middle, at 224x224; the classifier EfficientNet-Lite0 (extra `[imagenet]`). The attack is BIM at
-epsilon 8/255, 10 steps of 2/255, on the classifier alone (grey-box), and the attacked image is rounded to 8 bits, as a saved file is. The
-purifier is the default. One photograph of those on which it works: how often that is, `comdefend evaluate` measures.
+The photograph is scikit-image's cup of coffee, its middle, at 224x224; the classifier EfficientNet-Lite0 (extra `[imagenet]`). The attack
+is BIM at epsilon 8/255, 10 steps of 2/255, on the classifier alone (grey-box), and the attacked image is rounded to 8 bits, as a saved file
+is. The purifier is the default. One photograph of those on which it works: how often that is, `comdefend evaluate` measures.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def fill_in_place(text: str, page: str) -> str:
     """A document at that path below the repository, or below docs, with what stands between marks made anew.
 
     Raises:
-        ValueError: a directive that is none, what it names is not there, or a number at the beginning of a line, which Markdown takes for HTML.
+        ValueError: a directive that is none, what it names is not there, or a number that begins a line, which Markdown takes for HTML.
     """
 
     def make(found: re.Match[str]) -> str:

@@ -25,7 +25,10 @@ def find_number(name: str, row: str) -> float:
 
 
 def compute_rate(machine: dict[str, Any], output: str = "png") -> float:
-    """Megapixels a second from JPEG to PNG or JPEG: on a CPU the codec takes the network's own cores, beside a GPU it works at the same time."""
+    """Megapixels a second from JPEG to PNG or JPEG.
+
+    On a CPU the codec takes the network's own cores, beside a GPU it works at the same time.
+    """
     coded = 1 / (1 / find_number("capacity", DECODE) + 1 / find_number("capacity", ENCODE.format(output))) * machine["cores"]
     return min(machine["rate"], coded) if machine["gpu"] else 1 / (1 / machine["rate"] + 1 / coded)
 
@@ -51,6 +54,7 @@ def make_calculator() -> str:
 <label>Megapixels each <input name="megapixels" type="number" min="0.001" step="any" value="{PHOTOGRAPH:g}"></label>
 <label>Machine <select name="machine">{options}</select></label>
 <label>How many of them <input name="machines" type="number" min="1" value="10"></label>
-<label>Written as <select name="output"><option value="png">PNG (exact)</option><option value="jpeg">JPEG (changes the pixels again)</option></select></label>
+<label>Written as <select name="output"><option value="png">PNG (exact)</option>
+<option value="jpeg">JPEG (changes the pixels again)</option></select></label>
 <output></output>
 </form>"""

@@ -3,8 +3,8 @@
 
     python docs/tools/make.py [--check]
 
-What is long, `mkdocs build` fills in (hook.py). With --check nothing is written, and a file that is not what docs/data and the tutorial say is an
-error; charts are not looked at.
+What is long, `mkdocs build` fills in (hook.py). With --check nothing is written, and a file that is not what docs/data and the tutorial say
+is an error; charts are not looked at.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ class Evaluation:
     def find(self, defence: str, threat: str, epsilon: str = "", classifier: str | None = None) -> Row | None:
         """Accuracy on clean images, or what is left under all attacks of a threat model; None where it was not measured."""
         for row in self.rows:
-            if (row.defence, row.threat, row.epsilon) == (defence, threat, epsilon) and classifier in (None, row.classifier):
-                if threat == "clean" or row.attack in (TOGETHER, LOWEST):
-                    return row
+            here = (row.defence, row.threat, row.epsilon) == (defence, threat, epsilon) and classifier in (None, row.classifier)
+            if here and (threat == "clean" or row.attack in (TOGETHER, LOWEST)):
+                return row
         return None
 
     def list_epsilons(self, threat: str) -> list[str]:

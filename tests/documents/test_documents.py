@@ -75,9 +75,9 @@ def test_results_become_tables(tool: Callable[[str], ModuleType], tmp_path: Path
     attacks = directives.fill_built("    {{ attacks seen grey-box }}\n", "b.md")
     assert all(line.startswith("    ") for line in attacks.splitlines() if line) and "30.0 <small>(10.8–60.3) </small>" in attacks
     for wrong in ("{{ accuracy seen none adaptive 8 }}", "{{ headline absent }}", "{{ nothing }}", "{{ headline }}"):
-        with pytest.raises(ValueError, match="page.md: "):
+        with pytest.raises(ValueError, match=r"page\.md: "):
             directives.fill_built(wrong, "page.md")
-    with pytest.raises(UsageError, match="absent.json"):
+    with pytest.raises(UsageError, match=r"absent\.json"):
         store.main([f"x={tmp_path / 'absent.json'}"], tmp_path)
 
 
