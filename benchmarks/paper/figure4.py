@@ -71,7 +71,7 @@ def draw(lines: dict[str, Line], columns: Sequence[Column], measured: Measured, 
 
 def _panel(axes: Any, column: Column, lines: dict[str, Line], measured: Measured) -> None:
     axes.set_title(column.title, loc="left", fontweight="bold")
-    axes.set_xlabel("ε, 8-bit levels; 0 = clean")
+    axes.set_xlabel("ε in steps of 1/255; 0 = clean")
     axes.set_xticks([0, *column.epsilons], [f"{epsilon:g}" for epsilon in (0, *column.epsilons)])
     axes.set_ylim(0, 100)
     axes.grid(axis="y", color="#dde1e6", linewidth=0.8)

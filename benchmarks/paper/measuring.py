@@ -222,7 +222,7 @@ def markdown(
     parts = [
         f"### {title or f'Table {table.number}'}",
         f"The paper's: “{table.caption}”, {table.images}.",
-        "Accuracy in %, with the 95 % interval of what was measured. ε in 8-bit levels.",
+        "Accuracy in %, with the 95 % interval of what was measured. ε in steps of 1/255.",
         grid(head, rows),
         *([reasons.text()] if reasons.found else []),
         *(f"{remark.rstrip('.')}." for remark in (*remarks, *notes) if remark),

@@ -74,7 +74,7 @@ def _text(text: str) -> str:
 
 def _spell(option: Any) -> str:
     value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
-    return ", ".join(f"`{spelled}{value}`" for spelled in (*option.opts, *option.secondary_opts)).replace("|", "\\|")
+    return ", ".join(f"`{spelled}{value}`" for spelled in (*option.opts, *option.secondary_opts))
 
 
 def _explain(parameter: Any) -> str:

@@ -5,8 +5,9 @@
     accuracy NAME DEFENCE THREAT [EPSILON [CLASSIFIER]]     one of its numbers; THREAT may be clean
     protection                       README's table: the default beside JPEG and a median
     tables NAME                      the tables of docs/data/NAME.json
-    weights, overview NAME ...       of docs/data/weights.json: all, and README's rows
+    weights, overview NAME ...       the weights that ship: all, and README's rows
     card NAME                        of one weight file
+    precision, colors                what bfloat16 changes; what becomes of colours and drawings
     speed, calculator                of docs/data/machines.json: a table, and a form that computes
     commands, variables              the reference of the commands, and of the environment variables
 
@@ -35,6 +36,8 @@ MAKERS: dict[str, Callable[..., str]] = {
     "weights": shipped.make_table_of_all,
     "overview": shipped.make_overview,
     "card": shipped.make_card,
+    "precision": shipped.make_precision,
+    "colors": shipped.make_colors,
     "speed": machines.make_speed,
     "calculator": machines.make_calculator,
     "commands": commands.make_reference,

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+#: A cell of the paper's tables: its number, if it has one, and the measured one with its interval.
+PAPER = re.compile(r"(?:paper (.*)<br>)?measured (.*)")
 #: The columns of an evaluation.
 COLUMNS = ("classifier", "defence", "threat", "epsilon", "attack", "gradient", "accuracy", "low", "high", "n")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 THREATS = ("grey-box", "adaptive", "black-box")
 #: The defences that README shows.
 SHOWN = ("none", "comdefend-fast", "comdefend-12bit-denoise", "jpeg:quality=75", "median:size=3")
@@ -146,8 +150,10 @@ def make_parts(name: str) -> str:
     """The text and tables of a JSON file of docs/data, as Markdown; of an evaluation, its headline."""
     if (DATA / f"{name}.csv").is_file():
         return read_evaluation(name).make_headline()
-    parts = read_json(name)
-    return "\n\n".join(part["text"] if "text" in part else make_table(part["columns"], part["rows"]) for part in parts)
+    made = []
+    for part in read_json(name):
+        made.append(part["text"] if "text" in part else make_table(part["columns"], ([*map(_lighten, row)] for row in part["rows"])))
+    return "\n\n".join(made)
 
 
 @cache
@@ -182,7 +188,7 @@ def find_cell(name: str, row: str) -> str:
 
 
 def say_accuracy(name: str, defence: str, threat: str, epsilon: str = "", classifier: str | None = None) -> str:
-    """A number for a sentence: "82.0 %".
+    """A number for a sentence: "82 %".
 
     Raises:
         ValueError: it was not measured.
@@ -190,7 +196,17 @@ def say_accuracy(name: str, defence: str, threat: str, epsilon: str = "", classi
     found = read_evaluation(name).find(defence, threat, epsilon, classifier)
     if found is None:
         raise ValueError(f"{name}: {defence} was not measured: {threat} {epsilon}")
-    return f"{float(found.accuracy):g} %"
+    return f"{float(found.accuracy):g}{NO_BREAK}%"
+
+
+def _lighten(cell: str) -> str:
+    """A cell of the paper's tables with the measured number first, and long names of defences where they may break."""
+    found = PAPER.fullmatch(cell)
+    if found:
+        value, _, interval = found[2].partition(" ")
+        said = [f"{value} <small>{interval}</small>", *([f"<small>paper {found[1]}</small>"] if found[1] else [])]
+        return "<br>".join(said)
+    return cell.replace(":weights=", ":<wbr>weights=").replace(",epsilon=", ",<wbr>epsilon=")
 
 
 def _say_interval(row: Row) -> str:

@@ -7,6 +7,8 @@ import json
 import re
 from typing import Any
 
+#: A notebook starts in its own folder, and the page's commands in the checkout.
+START = "%cd .."
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 #: What a notebook does not need: making and entering an environment of its own.
 SKIPPED = re.compile(r"^python3 -m venv .*\n", re.MULTILINE)
@@ -22,6 +24,7 @@ def make_notebook(page: str) -> str:
     if DIRECTIVE.search(page):
         raise ValueError("a page that becomes a notebook must have no directives")
     cells: list[dict[str, Any]] = []
+    _add_code(cells, START)
     end = 0
     for found in BLOCK.finditer(page):
         _add_text(cells, page[end : found.start()])

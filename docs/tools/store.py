@@ -2,10 +2,11 @@
 """Put what was measured under docs/data, from where every table and number of the documents comes.
 
     python docs/tools/store.py NAME=FILE [NAME=FILE ...]
-    python docs/tools/make.py                               # then: README's tables and the charts
+    python docs/tools/make.py                               # then: the numbers in place, and the charts
 
 FILE is `results.json` of `comdefend evaluate`, which becomes docs/data/NAME.csv, a line a measurement; or the JSON of a benchmark or the
-Markdown of a table of benchmarks/paper, which become docs/data/NAME.json.
+Markdown of a table of benchmarks/paper, which become docs/data/NAME.json. Of benchmarks/fidelity.py and benchmarks/colors.py, whose output
+may be given as it was printed, the weights that were measured replace those of docs/data, and others stay: call them fidelity and colors.
 """
 
 from __future__ import annotations
@@ -39,33 +40,48 @@ def main(argv: Sequence[str] | None = None, data: Path = DATA) -> None:
     made.add_argument("parts", nargs="+", metavar="NAME=FILE")
     for part in made.parse_args(argv).parts:
         name, _, file = part.partition("=")
-        suffix, text = convert(Path(file))
+        suffix, text = convert(Path(file), data / f"{name}.json")
         for other in {".csv", ".json"} - {suffix}:
             (data / name).with_suffix(other).unlink(missing_ok=True)
         write_atomically((data / name).with_suffix(suffix), text.encode(), overwrite=True)
         print((data / name).with_suffix(suffix))
 
 
-def convert(file: Path) -> tuple[str, str]:
-    """The ending and the content of the file of docs/data that a result becomes.
+def convert(file: Path, old: Path) -> tuple[str, str]:
+    """The ending and the content of the file of docs/data that a result becomes; what is measured of some weights goes into the old one.
 
     Raises:
         UsageError: the file cannot be read, or is no result.
     """
     try:
         text = FOLDERS.sub("", file.read_text())
-        result = json.loads(text) if file.suffix == ".json" else None
+        result = read_result(text) if file.suffix == ".json" else None
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: cannot be read: {explain(error)}") from error
     if result is None:
         return ".json", write_parts(split_markdown(text))
     if not isinstance(result, dict):
         raise UsageError(f"{file}: is neither the results.json of comdefend evaluate nor the JSON of a benchmark")
+    if "results" in result:
+        return ".json", write_by_weights({**(json.loads(old.read_text()) if old.is_file() else {}), **result["results"]})
     if "cells" in result:
         return ".csv", list_measurements(result)
     if speed_report.KINDS & result.keys():
         return ".json", write_parts(split_markdown(speed_report.table(result)))
     return ".json", write_parts(list_tables(result))
+
+
+def read_result(text: str) -> Any:
+    """JSON, or the last line of what a benchmark prints."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(text.strip().splitlines()[-1])
+
+
+def write_by_weights(found: dict[str, Any]) -> str:
+    """What was measured of each weight file, a line each."""
+    return "{" + ",\n ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()) + "}\n"
 
 
 def list_measurements(results: dict[str, Any]) -> str:

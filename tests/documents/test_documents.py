@@ -91,6 +91,10 @@ def test_benchmarks_become_tables(tool: Callable[[str], ModuleType], tmp_path: P
     rows, rest = json.loads((tmp_path / "x.json").read_text())
     assert rows == {"columns": ["peak mb", "way"], "rows": [["1,234.5", "strips"], ["", "whole"]]}
     assert rest["rows"] == [["on, cpu, cores", "2"]]
+    (tmp_path / "fidelity.json").write_text('{"a": {"x": 1}, "b": {"x": 2}}')
+    (tmp_path / "printed.json").write_text('b {"x": 3}\n{"results": {"b": {"x": 3}}, "torch": "2"}\n')
+    store.main([f"fidelity={tmp_path / 'printed.json'}"], tmp_path)
+    assert json.loads((tmp_path / "fidelity.json").read_text()) == {"a": {"x": 1}, "b": {"x": 3}}
     text = [{"text": "### Table 5"}, {"text": "Of w.safetensors."}, {"columns": ["a", "b"], "rows": [["1", "2"]]}]
     assert json.loads((tmp_path / "y.json").read_text()) == text
 
