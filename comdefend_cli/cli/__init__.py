@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from comdefend_cli.cli import console, evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
+from comdefend_cli.cli import certify, console, evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
 from comdefend_cli.runtime.files import make_write_error
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("purify")(purify.purify)
 app.command("purify-dir")(purify_dir.purify_dir)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("certify")(certify.certify)
 app.command("train-classifier")(train_classifier.train_classifier)
 app.command("train-baseline")(train_baseline.train_baseline)
 app.command("export")(export.export)

@@ -15,13 +15,13 @@ import typer
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
+from comdefend_cli.cli.train_parts import load_features, spread
 from comdefend_cli.cli.training import is_given, make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
 from comdefend_cli.training.config import DEFAULT_LR, FINAL_IMAGES, TrainConfig, name_networks
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from comdefend_cli.data.sources import Dataset
     from comdefend_cli.network.weight_file import Weights
@@ -83,7 +83,7 @@ def train(
             "--input-noise",
             min=0.0,
             help="Most standard deviation of input noise, in 8-bit levels; one, or one for each different --data. 0 is the paper's.",
-            show_default="0",
+            show_default=str(TrainConfig.input_noise),
         ),
     ] = None,
     input_noise_min: Annotated[
@@ -92,7 +92,7 @@ def train(
             "--input-noise-min",
             min=0.0,
             help="Least standard deviation of input noise, likewise; each image draws its own.",
-            show_default="0",
+            show_default=str(TrainConfig.input_noise),
         ),
     ] = None,
     input_noise_least: Annotated[
@@ -199,7 +199,7 @@ def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.devic
     from comdefend_cli.training.purifier import PurifierTrainer
 
     data = chosen["data"]
-    seen, named, weights = _load_features(chosen["features"] or [], chosen["feature_weight"] or [], data, parts)
+    seen, named, weights = load_features(chosen["features"] or [], chosen["feature_weight"] or [], data, parts)
     dataset = join_datasets(parts, gray=chosen["gray"])
     if chosen["input_noise_least"] is not None:
         chosen = {**chosen, "input_noise_min": [chosen["input_noise_least"]]}
@@ -212,50 +212,11 @@ def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.devic
         channels=1 if chosen["gray"] else dataset.train.channels,
         features=named,
         feature_weight=weights,
-        input_noise=_spread("--input-noise", chosen["input_noise"] or [TrainConfig.input_noise], data),
-        input_noise_min=_spread("--input-noise-min", chosen["input_noise_min"] or [TrainConfig.input_noise_min], data),
+        input_noise=spread("--input-noise", chosen["input_noise"] or [TrainConfig.input_noise], data),
+        input_noise_min=spread("--input-noise-min", chosen["input_noise_min"] or [TrainConfig.input_noise_min], data),
         init=start.sha256 if start else "",
     )
     return PurifierTrainer(config, dataset, where, start=start.model if start else None, features=seen)
-
-
-def _spread(option: str, values: list[float], data: list[str]) -> float | list[float]:
-    """A setting of all parts of the data, or of each part, whose option was given once for each different data set."""
-    if len(values) == 1:
-        return values[0]
-    different = list(dict.fromkeys(data))
-    if len(values) != len(different):
-        raise UsageError(f"{option} is there {len(values)} times for {len(different)} different --data: give it once, or once for each")
-    by_name = dict(zip(different, values, strict=True))
-    return [by_name[name] for name in data]
-
-
-def _load_features(
-    specs: list[str], weights: list[float], data: list[str], parts: list[Dataset]
-) -> tuple[list[nn.Module | None], str, float | list[float]]:
-    """The classifier of each part of the data, or None; what the settings call them; their weight, or that of each part."""
-    from comdefend_cli.classifiers.loading import load_classifier
-
-    if len(weights) > 1 and len(weights) != len(specs):
-        raise UsageError(f"--feature-weight is there {len(weights)} times for {len(specs)} --features: give it once, or once for each")
-    found: list[nn.Module | None] = [None] * len(parts)
-    each_weight = [0.0] * len(parts)
-    called = {}
-    for place_of_spec, spec in enumerate(specs):
-        name, _, classifier = spec.rpartition("=") if len(set(data)) > 1 else (data[0], "", spec)
-        if name not in data:
-            raise UsageError(f"--features {spec}: say whose it is as DATA=CLASSIFIER, DATA being one of {', '.join(dict.fromkeys(data))}")
-        places = [place for place, each in enumerate(data) if each == name]
-        loaded = load_classifier(classifier, data=parts[places[0]].name)
-        called[parts[places[0]].name] = loaded.sha256 or classifier
-        for place in places:
-            found[place] = loaded.model
-            each_weight[place] = weights[place_of_spec] if len(weights) > 1 else 0.0
-    alone = len(set(data)) == 1
-    named = ",".join(said if alone else f"{name}={said}" for name, said in called.items())
-    if len(weights) > 1:
-        return found, named, each_weight
-    return found if specs else [], named, weights[0] if weights else TrainConfig.feature_weight
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from comdefend_cli.inference.purifier import Purifier
 DefendedGradient = Literal["straight-through", "identity", "soft", "none"]
 DEFENDED_GRADIENTS: tuple[str, ...] = get_args(DefendedGradient)
 
-_Transform = Callable[[Tensor], Tensor]
+#: From (N, C, H, W) to the same.
+Transform = Callable[[Tensor], Tensor]
 
 
 class Defended(nn.Module):
@@ -57,7 +58,7 @@ class Defended(nn.Module):
         self,
         purifier: nn.Module,
         classifier: nn.Module,
-        normalize: _Transform | tuple[Numbers, Numbers] | None = None,
+        normalize: Transform | tuple[Numbers, Numbers] | None = None,
         gradient: DefendedGradient = "straight-through",
         votes: int = 1,
     ) -> None:
@@ -67,7 +68,7 @@ class Defended(nn.Module):
         if votes < 1:
             raise UsageError(f"there must be at least one vote, not {votes}")
         self.purifier = _copy_with_gradient(purifier, gradient)
-        self.normalize = _make_normalizer(normalize)
+        self.normalize = make_normalizer(normalize)
         self.classifier = classifier
         self.gradient = gradient
         self.votes = votes
@@ -159,7 +160,7 @@ def _copy_with_gradient(module: nn.Module, gradient: DefendedGradient) -> nn.Mod
     return twin
 
 
-def _make_normalizer(normalize: _Transform | tuple[Numbers, Numbers] | None) -> _Transform | None:
+def make_normalizer(normalize: Transform | tuple[Numbers, Numbers] | None) -> Transform | None:
     """A callable as it is, (mean, std) as a module."""
     if isinstance(normalize, tuple) and len(normalize) == 2:
         return Normalize(*normalize)

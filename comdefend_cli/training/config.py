@@ -49,10 +49,8 @@ class TrainConfig:
         input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
             each image draws its own up to this. The target stays clean. 0 is the paper's objective.
             It, `input_noise_min` and `feature_weight` are of all the data, or lists with one value for each part of it.
-        input_noise_min: least standard deviation likewise. Above 0 the networks cannot take a clean image for one
-            without noise, and so smooth an attack away that they would otherwise pass on.
-        inference_noise: noise that images get before the trained networks unless told otherwise, in 8-bit levels; the weight
-            file says it, and what is measured is measured with it. It changes nothing in training.
+        input_noise_min: least standard deviation likewise. Above 0 no image is taken for a clean one, and attacks are smoothed away too.
+        inference_noise: levels of noise before the trained networks unless told otherwise, here and where they are used.
         features: SHA-256, or module:function, of the classifier in whose features the reconstruction is to be near the clean image, or
             "" for none; of several data sets NAME=CLASSIFIER for each that has one, with "," between them.
         feature_weight: of the mean relative square distance of these features in the loss.
@@ -60,8 +58,7 @@ class TrainConfig:
         lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
         warmup: steps in which the rate rises linearly.
-        clip: the most that a step's gradient may measure; longer ones are shortened. A small one gives every step the same weight, whatever
-            its data set and its features. 0 for no limit.
+        clip: the most that a step's gradient may measure. A small one gives every step the same weight, whatever its data. 0: no limit.
         precision: "float32", or "bfloat16" for mixed precision.
         init: SHA-256 of the weight file that the run started from, or "" for new weights.
 

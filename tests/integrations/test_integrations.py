@@ -536,7 +536,7 @@ def test_without_art_the_extra_is_named() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "['Defended', 'PurifyTransform']" in result.stdout
+    assert "['Defended', 'PurifyTransform', 'Smoothed']" in result.stdout
     assert "comdefend-cli[evaluate]" in result.stdout
 
 
