@@ -7,7 +7,6 @@ import os
 import tempfile
 import threading
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from comdefend_cli.network.layers import ELU, SLOPE, Conv3x3, LeakyReLU, Residua
 from comdefend_cli.network.model import ComDefend, Network
 from comdefend_cli.network.weight_file import Quantized
 from comdefend_cli.runtime.device import cpu_has_bfloat16
-from comdefend_cli.runtime.extras import require
+from comdefend_cli.runtime.extras import is_installed, require
 
 #: Names of an exported graph's ends, also in ONNX.
 INPUT, OUTPUT = "picture", "purified"
@@ -35,10 +34,20 @@ _OPERATIONS = {"Parameter", "Constant", "Convert", "Subtract", "Multiply", "Add"
 _OPERATIONS |= {"FakeQuantize", "PRelu", "SpaceToDepth", "DepthToSpace", "ShapeOf", "Gather", "FloorMod", "Pad", "Slice"}
 
 
+def find_openvino_problem() -> str | None:
+    """Why OpenVINO cannot be used here; None where it can."""
+    if not openvino_is_installed():
+        return "not installed: pip install 'comdefend-cli[openvino]'"
+    try:
+        get_core()
+    except (UsageError, RuntimeError) as error:
+        return explain(error)
+    return None
+
+
 def openvino_is_installed() -> bool:
-    """Whether OpenVINO is; a folder of that name, which Python would import as well, is not it."""
-    spec = find_spec("openvino")
-    return spec is not None and spec.origin is not None
+    """Whether OpenVINO is."""
+    return is_installed("openvino")
 
 
 class OpenVINONetworks:
@@ -50,7 +59,7 @@ class OpenVINONetworks:
         quantized: the networks in 8-bit integers, or None.
 
     Attributes:
-        precision: never "auto".
+        precision: what is computed in, never "auto"; "float32" also where "bfloat16" was asked for on a CPU that has none.
 
     Raises:
         UsageError: OpenVINO is not installed, or a precision that is not there.
@@ -65,7 +74,8 @@ class OpenVINONetworks:
             raise UsageError(f"the openvino backend computes in {', '.join(_HINTS)}, not {precision}")
         if precision == "int8" and quantized is None:
             raise UsageError("these weights hold no int8 networks: make some with comdefend quantize")
-        self.precision = precision
+        # A CPU without bfloat16 computes in float32 whatever it is told.
+        self.precision = "float32" if precision == "bfloat16" and not cpu_has_bfloat16() else precision
         require("openvino", extra="openvino")
         self._networks = quantized if quantized and precision == "int8" else copy.deepcopy(model)
         self._channels = model.architecture.channels
@@ -233,5 +243,6 @@ def _make_error(problem: str) -> WeightsError:
 def _compile(networks: ComDefend | Quantized, channels: int, precision: str) -> Any:
     """OpenVINO's compiled model, for as many threads as PyTorch would use."""
     model = read_int8(networks, channels) if isinstance(networks, Quantized) else build_graph(networks)
-    hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    hint = _HINTS[precision] if cpu_has_bfloat16() else "f32"
+    hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     return get_core().compile_model(model, "CPU", hints)

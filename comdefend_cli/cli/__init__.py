@@ -4,7 +4,11 @@ import sys
 
 import typer
 
+<<<<<<< HEAD
 from comdefend_cli.cli import certify, console, evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
+=======
+from comdefend_cli.cli import console, doctor, evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
+>>>>>>> be2aab6 (comdefend doctor; emulated bfloat16 is warned of)
 from comdefend_cli.runtime.files import make_write_error
 
 app = typer.Typer(
@@ -24,6 +28,7 @@ app.command("train-classifier")(train_classifier.train_classifier)
 app.command("train-baseline")(train_baseline.train_baseline)
 app.command("export")(export.export)
 app.command("quantize")(export.quantize)
+app.command("doctor")(doctor.doctor)
 app.add_typer(weights.app, name="weights")
 
 

@@ -12,6 +12,8 @@ from comdefend_cli.cli.naming import STANDARD
 from comdefend_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from comdefend_cli.batch.options import Options
+    from comdefend_cli.cli.naming import Pair
     from comdefend_cli.imaging.raster import Raster
 
 
@@ -25,6 +27,11 @@ class Output:
     quality: int | None
     strip: bool
     overwrite: bool
+
+    @classmethod
+    def of(cls, pair: Pair, chosen: Options, compare: Path | None) -> Output:
+        """That of an image; a format that was asked for has gone into a target's name that the person did not choose."""
+        return cls(pair.target, chosen.format if pair.named else None, compare, chosen.quality, chosen.strip, chosen.overwrite)
 
     @property
     def format(self) -> str:

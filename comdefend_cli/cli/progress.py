@@ -27,16 +27,51 @@ _BAR, _SHORT_BAR, _WIDE = 40, 10, 110
 _NUMBERS = 29
 
 
+class Forecast:
+    """Says once how long work will take, where no bar does: after `AFTER` seconds of it, if more than `LEAST` are left.
+
+    Args:
+        total: of what is counted.
+        quiet: say nothing.
+    """
+
+    AFTER, LEAST = 10.0, 60.0
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        self._total, self._done, self._began = total, 0, time.perf_counter()
+        self._waiting = not quiet and not err.is_terminal
+
+    def add(self, part: int) -> None:
+        """Count what is done since the last call."""
+        self._done += part
+        passed = time.perf_counter() - self._began
+        if not self._waiting or passed < self.AFTER or self._done <= 0:
+            return
+        self._waiting = False
+        left = passed * (self._total - self._done) / self._done
+        if left > self.LEAST:
+            notice(f"about {say_duration(left)} to go")
+
+
+def say_duration(seconds: float) -> str:
+    """A time in its largest unit: "8 s", "12 min", "3.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def show_pixels(total: int, *, quiet: bool) -> Iterator[Advance]:
     """A bar of an image's pixels, in percent; shown or not, a signal to end is heard at every step of it at the latest."""
     from rich.progress import TaskProgressColumn
 
+    forecast = Forecast(total, quiet=quiet)
     with _open_bar(TaskProgressColumn(), shown=not quiet) as bar:
         show = _make_advance(bar, "purifying", total)
 
         def advance(pixels: int) -> None:
             check_interrupt()
+            forecast.add(pixels)
             if show:
                 show(pixels)
 
@@ -63,9 +98,10 @@ def show_files(count: int, size: int, pixels: Callable[[], int], *, quiet: bool)
         pixels: tells how many have left the networks, so that the speed moves within a large image.
         quiet: show nothing.
     """
+    forecast = Forecast(size, quiet=quiet)
     with _open_bar(_make_speed_column(pixels), shown=not quiet and size > 0) as bar:
         if bar is None:
-            yield None
+            yield None if quiet or err.is_terminal else lambda part, before: forecast.add(part)
             return
         task = bar.add_task(f"0/{count} files", total=size)
         done = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,20 +105,34 @@ def purify(
         return
     if recursive:
         raise UsageError("--recursive is for a folder; name one alone, or leave it out")
-    pairs = name_outputs(names, out, chosen.ending, overwrite=overwrite)
+    _purify_files(names, out, chosen, make_request, compare=compare, strips=strips, as_json=as_json, quiet=quiet)
+
+
+def _purify_files(
+    names: list[str],
+    out: str | None,
+    chosen: Options,
+    make_request: Callable[[], Request],
+    *,
+    compare: Path | None,
+    strips: bool | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Purify single images; of several, one that fails does not stop the others."""
+    pairs = name_outputs(names, out, chosen.ending, overwrite=chosen.overwrite)
     if compare is not None and len(pairs) > 1:
         raise UsageError("--compare is for one image; leave it out, or purify them one by one")
     if pairs[0].target == STANDARD and as_json:
         raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
-    outputs = [Output(pair.target, format if pair.named else None, compare, quality, strip, overwrite) for pair in pairs]
-    jobs = [Job(pair, output, strips) for pair, output in zip(pairs, outputs, strict=True)]
+    jobs = [Job(pair, Output.of(pair, chosen, compare), strips) for pair in pairs]
     for job in jobs:
         job.prepare(quiet=quiet)
     failed = False
     purifiers = Purifiers(make_request, quiet=quiet)
     for job in jobs:
         try:
-            record = job.run(purifiers, max_megapixels, measured=as_json, quiet=quiet)
+            record = job.run(purifiers, chosen.max_megapixels, measured=as_json, quiet=quiet)
         except ComdefendError as error:
             if len(jobs) == 1 or isinstance(error, UsageError):
                 raise

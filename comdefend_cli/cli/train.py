@@ -18,7 +18,7 @@ from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.train_parts import load_features, spread
 from comdefend_cli.cli.training import is_given, make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
-from comdefend_cli.training.config import DEFAULT_LR, FINAL_IMAGES, TrainConfig, name_networks
+from comdefend_cli.training.config import DEFAULT_LR, TrainConfig, name_networks
 
 if TYPE_CHECKING:
     import torch
@@ -135,8 +135,9 @@ def train(
     checkpoint_every: options.CheckpointEvery = 500,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Steps between measurements of PSNR.")] = 100,
     test_images: Annotated[
-        int, typer.Option("--test-images", min=1, help="Test images that the trained networks are measured on.")
-    ] = FINAL_IMAGES,
+        int | None,
+        typer.Option("--test-images", min=1, help="Test images that the trained networks are measured on.", show_default="5000"),
+    ] = None,
     resume: options.Resume = False,
     no_download: options.NoDownload = False,
     overwrite: options.Overwrite = False,
@@ -265,15 +266,18 @@ def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int
     return math.ceil(epochs * images / batch_size)
 
 
-def _finish(trainer: PurifierTrainer, history: History, paths: dict[str, Path], test_images: int, *, overwrite: bool, quiet: bool) -> None:
+def _finish(
+    trainer: PurifierTrainer, history: History, paths: dict[str, Path], test_images: int | None, *, overwrite: bool, quiet: bool
+) -> None:
     """Measure the trained networks and write all that a run leaves."""
     from comdefend_cli.imaging.conversion import from_pillow
     from comdefend_cli.imaging.writing import write_image
     from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime.files import write_atomically
     from comdefend_cli.training.plots import draw_curves, draw_reconstructions
+    from comdefend_cli.training.purifier import FINAL_IMAGES
 
-    count = min(test_images, len(trainer.test_images))
+    count = min(test_images or FINAL_IMAGES, len(trainer.test_images))
     with progress.show_images(f"measuring on {count} test images", count, quiet=quiet) as advance:
         training = trainer.record(count, advance)
     sha256 = save_weights(paths["weights"], trainer.model, training, overwrite=overwrite)

@@ -48,8 +48,10 @@ def refuse_idle(context: typer.Context, names: Sequence[str], without: str) -> N
 
 def tell_device(options: Mapping[str, Any], where: torch.device, precision: str, *, quiet: bool) -> None:
     """Say where a run computes and how, if that was left to the program."""
-    from comdefend_cli.runtime.device import describe_device
+    from comdefend_cli.runtime.device import describe_device, warn_of_emulation
 
+    console.show_warnings(quiet)
+    warn_of_emulation(precision, where)
     if "auto" in (options["device"], options["precision"]):
         notice(f"training on {describe_device(where)} in {precision}", quiet=quiet)
 

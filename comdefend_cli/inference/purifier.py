@@ -28,7 +28,7 @@ from comdefend_cli.network.luma import take_luma
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
 from comdefend_cli.network.weight_file import Weights
-from comdefend_cli.runtime.device import FUSED_PRECISIONS, dtype_name, resolve_device, resolve_precision
+from comdefend_cli.runtime.device import FUSED_PRECISIONS, dtype_name, resolve_device, resolve_precision, warn_of_emulation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -129,6 +129,8 @@ class Purifier(nn.Module):
         noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
         paper = all(isinstance(item.header.architecture, PaperArchitecture) for item in loaded)
         chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized, paper=paper)
+        if chosen == "torch":
+            warn_of_emulation(precision, target)
         # PyTorch's networks, which stand behind those of 8 bits, are in what the device computes fastest.
         dtype = resolve_precision("auto" if precision in FUSED_PRECISIONS else precision, target)
         models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.

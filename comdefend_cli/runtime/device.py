@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,13 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return flags is not None and bool({"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
+
+
+def warn_of_emulation(precision: str, device: torch.device) -> None:
+    """Give a :class:`RuntimeWarning` where a precision was asked for that the CPU does not multiply in hardware."""
+    if precision == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
+        text = "this CPU emulates bfloat16, which is several times slower than float32: leave the precision out, or take float32"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 @contextmanager

@@ -5,9 +5,46 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import ModuleType
 
 from comdefend_cli.errors import UsageError, explain
+
+#: The extras that users install, and of each the packages with the module that tells whether they are there.
+EXTRAS = {
+    "evaluate": {
+        "adversarial-robustness-toolbox": "art",
+        "foolbox": "foolbox",
+        "jinja2": "jinja2",
+        "matplotlib": "matplotlib",
+        "scikit-image": "skimage",
+        "scipy": "scipy",
+    },
+    "imagenet": {"efficientnet-lite-pytorch": "efficientnet_lite_pytorch"},
+    "int8": {"openvino": "openvino", "nncf": "nncf"},
+    "large": {"pyvips": "pyvips"},
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
+    "openvino": {"openvino": "openvino"},
+    "ray": {"ray": "ray", "fsspec": "fsspec"},
+}
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module is there, without importing it; a folder of its name, which Python would import as well, is not it."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # Hidden, or half imported.
+        return False
+    return spec is not None and spec.origin is not None
+
+
+def find_version(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def require(module: str, *, extra: str) -> ModuleType:

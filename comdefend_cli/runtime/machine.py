@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,13 @@ def use_one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def read_cpu(root: Path = ROOT) -> tuple[str, set[str]]:
+    """The CPU's name, and the names of its instruction sets as Linux lists them; elsewhere what Python knows, and none."""
+    text = _read_text(root / "proc/cpuinfo")
+    name, flags = (re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE) for key in ("model name", "(?:flags|Features)"))
+    return name[1].strip() if name else platform.processor() or platform.machine(), set(flags[1].split()) if flags else set()
 
 
 def _count_allowed() -> int:

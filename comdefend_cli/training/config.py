@@ -16,8 +16,6 @@ OPTIMIZERS = ("muon", "adam")
 LOSSES = ("mse", "rmse")
 #: Families of networks.
 FAMILIES = ("paper", "residual")
-#: Test images that PSNR is measured on for the weight file's header.
-FINAL_IMAGES = 5000
 #: A learning rate each optimizer works with: measured for Muon, the paper's for Adam (3.6).
 DEFAULT_LR = {"muon": 0.02, "adam": 1e-3}
 #: The share of the steps over which the rate of classifiers and of baselines rises.

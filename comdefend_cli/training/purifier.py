@@ -20,7 +20,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.network.metrics import mean_psnr, ssim
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.training.config import DEFAULT_LR, FINAL_IMAGES, TrainConfig
+from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
 from comdefend_cli.training.distributed import average, find_place, take_first
 from comdefend_cli.training.loop import Trainer
 from comdefend_cli.training.objective import START_RMS, FeatureDistance, Objective, hold_logits, initialize, top_rms
@@ -33,6 +33,8 @@ RUNAWAY = 20.0
 #: A collapsed run's reconstructions differ less from each other than this share of what the images do;
 #: healthy ones measure 0.45 before the first step and 0.6 to 1.1 after ten.
 COLLAPSED = 0.05
+#: Test images that PSNR is measured on for the weight file's header.
+FINAL_IMAGES = 5000
 
 
 class PurifierTrainer(Trainer):
