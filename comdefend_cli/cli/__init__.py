@@ -4,11 +4,19 @@ import sys
 
 import typer
 
-<<<<<<< HEAD
-from comdefend_cli.cli import certify, console, evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
-=======
-from comdefend_cli.cli import console, doctor, evaluate, export, purify, purify_dir, train, train_baseline, train_classifier, weights
->>>>>>> be2aab6 (comdefend doctor; emulated bfloat16 is warned of)
+from comdefend_cli.cli import (
+    certify,
+    console,
+    doctor,
+    evaluate,
+    export,
+    purify,
+    purify_dir,
+    train,
+    train_baseline,
+    train_classifier,
+    weights,
+)
 from comdefend_cli.runtime.files import make_write_error
 
 app = typer.Typer(
