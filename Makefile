@@ -7,7 +7,7 @@ DEMO := demo-output
 # PyTorch, oneDNN and MKL take each CPU's own instructions; these let a newer CPU work as one without AVX-512.
 OLDER_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test docs clean
+.PHONY: demo test pictures docs clean
 
 demo: .venv/installed
 	@mkdir -p $(DEMO)
@@ -24,6 +24,13 @@ test: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile
 	@# That tiles equal the whole image bit by bit must hold with an older CPU's instructions too.
 	OMP_NUM_THREADS=1 $(OLDER_CPU) $(BIN)/python -m pytest -m exactness --numprocesses auto tests/network tests/backends tests/inference tests/batch
+
+# The pictures of README and docs, anew; the charts are those of docs/tools/make.py.
+pictures: .venv/tested
+	$(BIN)/python benchmarks/hero.py --out docs/pictures/hero.png
+	$(BIN)/python benchmarks/gallery.py --out docs/pictures/gallery.png
+	@mkdir -p $(DEMO)
+	$(BIN)/comdefend purify examples/astronaut.png $(DEMO)/astronaut.png --compare docs/pictures/example.png --overwrite --quiet
 
 docs: .venv/documented
 	$(BIN)/python docs/tools/make.py --check
