@@ -17,6 +17,7 @@ from comdefend_cli.cli import (
     train_classifier,
     weights,
 )
+from comdefend_cli.cli.helping import Command
 from comdefend_cli.runtime.files import make_write_error
 
 app = typer.Typer(
@@ -25,18 +26,19 @@ app = typer.Typer(
     epilog="Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("purify")(purify.purify)
-app.command("purify-dir")(purify_dir.purify_dir)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("certify")(certify.certify)
-app.command("train-classifier")(train_classifier.train_classifier)
-app.command("train-baseline")(train_baseline.train_baseline)
-app.command("export")(export.export)
-app.command("quantize")(export.quantize)
-app.command("doctor")(doctor.doctor)
+app.command("purify", cls=Command)(purify.purify)
+app.command("purify-dir", cls=Command)(purify_dir.purify_dir)
+app.command("train", cls=Command)(train.train)
+app.command("evaluate", cls=Command)(evaluate.evaluate)
+app.command("certify", cls=Command)(certify.certify)
+app.command("train-classifier", cls=Command)(train_classifier.train_classifier)
+app.command("train-baseline", cls=Command)(train_baseline.train_baseline)
+app.command("export", cls=Command)(export.export)
+app.command("quantize", cls=Command)(export.quantize)
+app.command("doctor", cls=Command)(doctor.doctor)
 app.add_typer(weights.app, name="weights")
 
 
@@ -58,7 +60,7 @@ def _take_options(
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        sys.exit(console.run_app(app))
     except KeyboardInterrupt:  # Between commands; within one it is handled there.
         sys.exit(130)
     except OSError as error:  # Of help and version, which a full disk has no room for.

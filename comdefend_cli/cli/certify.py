@@ -86,9 +86,9 @@ def certify(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    r"""Prove how far a classifier behind the purifier keeps its answer: randomized smoothing, an L2 radius for each image.
+    """Prove how far a classifier behind the purifier keeps its answer: randomized smoothing, an L2 radius for each image.
 
-    Needs the extra: pip install 'comdefend-cli\[evaluate]'.
+    Needs the extra: pip install 'comdefend-cli[evaluate]'.
 
     Run again with the same options, it goes on where it was interrupted.
     """

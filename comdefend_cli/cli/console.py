@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
+import typer.main
 from rich.console import Console
 
-from comdefend_cli.errors import ComdefendError, explain
+from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.files import make_write_error
 
 if TYPE_CHECKING:
@@ -32,6 +33,32 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Whether a signal has asked the command to end.
 _interrupted = threading.Event()
+
+
+def run_app(app: typer.Typer) -> int:
+    """Run the command that the command line names; what is wrong with the line itself is an error on one line too.
+
+    Returns:
+        The exit code.
+    """
+    wrong_usage: Any = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
+    try:
+        code = typer.main.get_command(app).main(standalone_mode=False)
+    except wrong_usage as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            err.print(f"error: {escape_unprintable(_describe_usage(error))}", style="red")
+        return UsageError.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _describe_usage(error: Any) -> str:
+    """What is wrong with a command line, and where its help is."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "comdefend"
+    return f"{text[:1].lower()}{text[1:]}; see {where} --help"
 
 
 def fail(error: ComdefendError) -> NoReturn:

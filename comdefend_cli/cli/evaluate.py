@@ -117,9 +117,9 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    r"""Measure how much a purifier protects a classifier: grey-box, adaptive and black-box, side by side.
+    """Measure how much a purifier protects a classifier: grey-box, adaptive and black-box, side by side.
 
-    Needs the extra: pip install 'comdefend-cli\[evaluate]'.
+    Needs the extra: pip install 'comdefend-cli[evaluate]'.
 
     Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted.
     """

@@ -10,20 +10,13 @@ from typing import cast
 
 from comdefend_cli.errors import WeightsError, explain
 from comdefend_cli.network.weight_file import Header, Weights, parse_header, parse_weights
-from comdefend_cli.runtime.files import refuse_absent
+from comdefend_cli.runtime.files import find_weights_folder, refuse_absent
 from comdefend_cli.runtime.tensor_files import read_file
 
 #: What `purify` takes when nothing is said, for colour and for grey images.
 DEFAULT_COLOR = "comdefend-fast"
 DEFAULT_GRAY = "comdefend-fast-gray"
 REINSTALL = "install comdefend-cli again"
-
-
-def find_folder() -> Path:
-    """Where the weights that ship lie: in the package when installed, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "bundled_weights"
-    return inside if inside.is_dir() else package.parent / "weights"
 
 
 @cache
@@ -33,7 +26,7 @@ def read_registry() -> dict[str, dict[str, str]]:
     Raises:
         WeightsError: the registry is missing or damaged.
     """
-    path = find_folder() / "registry.json"
+    path = find_weights_folder() / "registry.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         if any(not isinstance(entry[key], str) for entry in entries.values() for key in ("file", "sha256", "about")):
@@ -51,7 +44,7 @@ def locate_weights(name_or_path: str) -> tuple[str, Path, str | None]:
     """
     entry = read_registry().get(name_or_path)
     if entry is not None:
-        return name_or_path, find_folder() / entry["file"], entry["sha256"]
+        return name_or_path, find_weights_folder() / entry["file"], entry["sha256"]
     path = Path(name_or_path)
     refuse_absent(path, f"no such weights; give a file or one of: {', '.join(sorted(read_registry()))}")
     return path.name, path, None

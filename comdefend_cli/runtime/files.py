@@ -57,6 +57,13 @@ def make_write_error(what: str, error: OSError, fault: str = "cannot write") -> 
     return ComdefendError(f"{what}: {fault}: {explain(error)}; {_REMEDIES.get(error.errno or 0, 'write elsewhere')}")
 
 
+def find_weights_folder() -> Path:
+    """The folder of the weights that ship: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "bundled_weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
 def refuse_absent(path: Path, problem: str) -> None:
     """Raise :class:`UsageError`, with the problem, where there is no file of that name, nor can be."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -12,11 +13,15 @@ from typing import Any
 
 import pytest
 import typer.main
+from conftest import Run
+from PIL import Image
+from typer.testing import CliRunner
 
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.cli import app
 from comdefend_cli.cli.epsilons import parse_epsilons
+from comdefend_cli.cli.helping import EXAMPLES
 from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.training.config import BaselineConfig, ClassifierConfig, TrainConfig
@@ -44,6 +49,58 @@ def test_help_is_sentences(name: str) -> None:
         assert re.match(r"(?s)(?!Of )[A-Z].*\.$", text.strip()), f"{name}: {parameter}: {text!r} is no sentence"
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help_is_readable_on_80_columns(name: str) -> None:
+    """Three examples whose options there are, options by what they are about, no types, and no line that a terminal would break."""
+    done = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "80"}, terminal_width=80)
+    assert done.exit_code == 0 and max(map(len, done.stdout.splitlines())) <= 80
+    assert "INTEGER" not in done.stdout and "TEXT RANGE" not in done.stdout
+    visible = [each for each in COMMANDS[name].params if not getattr(each, "hidden", False) and each.param_type_name == "option"]
+    assert all(option in done.stdout for parameter in visible for option in parameter.opts)
+    assert len(EXAMPLES[name]) == 3
+    for example in EXAMPLES[name]:
+        assert example.startswith(f"comdefend {name}") and f"  {example}\n" in done.stdout
+        known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        assert {word for word in example.split()[2:] if word.startswith("-") and word != "-"} <= known | {"-o"}
+
+
+def test_variables_stand_for_options(run: Run, tmp_path: Path) -> None:
+    """What is common may be set once; what is on the command line goes before."""
+    (tmp_path / "a.png").write_bytes(b"x")
+    for option, variable in (("weights", "COMDEFEND_WEIGHTS"), ("device", "COMDEFEND_DEVICE"), ("precision", "COMDEFEND_PRECISION")):
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+        done = run("purify", tmp_path / "a.png", **{variable: "nonsense"})
+        assert done.returncode == 2 and b"nonsense" in done.stderr, option
+    assert run("purify", tmp_path / "a.png", "--device", "cpu", "-q", COMDEFEND_DEVICE="nonsense").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["purify"], "error: missing argument 'IN... [OUT]'; see "),
+        (["purify", "a.png", "--tile", "x"], "error: invalid value for '--tile'"),
+        (["purify", "a.png", "--nonsense"], "error: no such option: --nonsense"),
+        (["nonsense"], "error: no such command 'nonsense'"),
+    ],
+)
+def test_a_wrong_command_line_is_an_error_like_others(run: Run, words: list[str], message: str) -> None:
+    """One line that says where help is, exit code 2."""
+    done = run(*words)
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout, said.count("\n")) == (2, b"", 1)
+    assert said.startswith(message) and said.endswith("--help\n")
+
+
+def test_completion_knows_weights_and_devices() -> None:
+    """The shell's questions behind --weights and --device are answered with names, without torch."""
+    for typed, expected in (("--weights comdefend-12", {"comdefend-12bit", "comdefend-12bit-denoise"}), ("--backend open", {"openvino"})):
+        words = f"comdefend purify a.png {typed}"
+        question = {"_COMDEFEND_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "4"}
+        command = [str(Path(sys.executable).with_name("comdefend"))]
+        done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **question})
+        assert set(done.stdout.decode().split()) == expected, done.stderr
+
+
 def test_help_imports_nothing_large() -> None:
     """No command's help waits for torch, NumPy or Pillow, wherever its defaults come from."""
     code = """
@@ -51,6 +108,7 @@ import sys
 from typer.testing import CliRunner
 from comdefend_cli.cli import app
 from comdefend_cli.cli.epsilons import parse_epsilons
+from comdefend_cli.cli.helping import EXAMPLES
 for name in sys.argv[1:]:
     assert CliRunner().invoke(app, [*name.split(), "--help"]).exit_code == 0
 print(*sorted({"torch", "numpy", "PIL"} & set(sys.modules)))

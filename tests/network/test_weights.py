@@ -26,9 +26,10 @@ from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.network import registry, weight_file
 from comdefend_cli.network.architecture import Architecture, PaperArchitecture, ResidualArchitecture
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.network.registry import DEFAULT_COLOR, find_folder, load_weights, read_registry, read_weights_header
+from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights, read_registry, read_weights_header
 from comdefend_cli.network.weight_file import FORMAT, Header, save_weights
 from comdefend_cli.runtime import tensor_files
+from comdefend_cli.runtime.files import find_weights_folder
 from comdefend_cli.runtime.tensor_files import read_metadata
 
 NARROW = PaperArchitecture(3, 12, (4,) * 8)
@@ -255,8 +256,8 @@ def test_unknown_names_are_wrong_usage(name: str) -> None:
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the folder of shipped weights that stands in for it."""
     folder = tmp_path / "weights"
-    shutil.copytree(find_folder(), folder)
-    monkeypatch.setattr(registry, "find_folder", lambda: folder)
+    shutil.copytree(find_weights_folder(), folder)
+    monkeypatch.setattr(registry, "find_weights_folder", lambda: folder)
     read_registry.cache_clear()
     yield folder
     read_registry.cache_clear()
@@ -297,7 +298,7 @@ def test_a_damaged_registry_is_refused(text: str, copied: Path) -> None:
 
 def test_every_shipped_file_is_in_the_registry() -> None:
     """The folder holds the files of the registry and no other, and the defaults are among the names there will be."""
-    files = {path.name for path in find_folder().iterdir() if path.suffix == ".safetensors"}
+    files = {path.name for path in find_weights_folder().iterdir() if path.suffix == ".safetensors"}
     assert files == {entry["file"] for entry in read_registry().values()}
     assert DEFAULT_COLOR in read_registry()
 
