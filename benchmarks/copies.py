@@ -26,7 +26,7 @@ from torch import Tensor
 
 from comdefend_cli.imaging.conversion import from_pillow
 from comdefend_cli.imaging.writing import encode_image
-from comdefend_cli.inference.purifier import BATCH_PIXELS, DEFAULT_TILE
+from comdefend_cli.inference.planning import BATCH_PIXELS, DEFAULT_TILE
 from comdefend_cli.inference.stitching import fill_cores, join_windows
 from comdefend_cli.inference.tiling import batch_windows, cut_tiles
 from comdefend_cli.runtime.machine import count_cores

@@ -33,7 +33,7 @@ from comdefend_cli.batch.networks import Networks
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
-from comdefend_cli.inference.purifier import BATCH_PIXELS
+from comdefend_cli.inference.planning import BATCH_PIXELS
 from comdefend_cli.runtime.machine import count_cores
 
 #: Longest sides of the photographs in turn: from what a web page shows to a small camera's.

@@ -55,9 +55,9 @@ def resolve_backend(name: str, device: torch.device, precision: str, *, noisy: b
     if name == "auto" and not noisy and (faster := _find_faster(device, precision, quantized=quantized, paper=paper)):
         return faster
     if precision == "float8":
-        raise UsageError("float8 needs the triton backend: --backend triton, --device cuda and no noise")
+        raise UsageError("float8 needs the triton backend, device cuda and no noise")
     if precision == "int8":
-        raise UsageError("int8 needs the openvino backend: pip install 'comdefend-cli[openvino]', and --device cpu without noise")
+        raise UsageError("int8 needs the openvino backend: pip install 'comdefend-cli[openvino]', and device cpu without noise")
     return "torch"
 
 
@@ -77,22 +77,22 @@ def _find_faster(device: torch.device, precision: str, *, quantized: bool, paper
 def _refuse_openvino(device: torch.device, *, noisy: bool) -> None:
     require("openvino", extra="openvino")
     if device.type != "cpu":
-        raise UsageError(f"the openvino backend is for the CPU, not {device.type}: use --device cpu or --backend torch")
+        raise UsageError(f"the openvino backend is for the CPU, not {device.type}: use device cpu or backend torch")
     if noisy:
-        raise UsageError("the openvino backend adds no noise: use --backend torch")
+        raise UsageError("the openvino backend adds no noise: use backend torch")
 
 
 def _refuse_triton(device: torch.device, precision: str, *, noisy: bool) -> None:
     if device.type != "cuda":
-        raise UsageError(f"the triton backend is for NVIDIA GPUs, not {device.type}: use --device cuda or --backend torch")
+        raise UsageError(f"the triton backend is for NVIDIA GPUs, not {device.type}: use device cuda or backend torch")
     if precision not in _TRITON:
-        raise UsageError("the triton backend computes in bfloat16, float16 and float8: use --precision auto or --backend torch")
+        raise UsageError("the triton backend computes in bfloat16, float16 and float8: use precision auto or backend torch")
     if noisy:
-        raise UsageError("the triton backend adds no noise: use --backend torch")
+        raise UsageError("the triton backend adds no noise: use backend torch")
     if torch.cuda.is_available() and not _has_tensor_cores(device, precision):
-        raise UsageError(f"this GPU's tensor cores do not compute in {precision}: use --precision auto or --backend torch")
+        raise UsageError(f"this GPU's tensor cores do not compute in {precision}: use precision auto or backend torch")
     if problem := find_triton_problem(device):
-        raise UsageError(f"{problem}: use --backend torch")
+        raise UsageError(f"{problem}: use backend torch")
 
 
 def _has_tensor_cores(device: torch.device, precision: str) -> bool:

@@ -33,7 +33,7 @@ from comdefend_cli.imaging.formats import find_format, find_readable_formats, re
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.imaging.writing import encode_image
-from comdefend_cli.inference.purifier import BATCH_PIXELS
+from comdefend_cli.inference.planning import BATCH_PIXELS
 from comdefend_cli.runtime.machine import count_cores, use_one_thread
 
 #: Bytes from which a file that does not even begin like an image is not read whole to say so.

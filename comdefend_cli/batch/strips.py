@@ -18,7 +18,8 @@ from comdefend_cli.batch.large_image import LargeImage
 from comdefend_cli.batch.rows_file import WRITERS, encode_rows, open_rows_file
 from comdefend_cli.errors import UsageError
 from comdefend_cli.imaging.formats import find_format
-from comdefend_cli.inference.purifier import DEFAULT_TILE, Purifier
+from comdefend_cli.inference.planning import DEFAULT_TILE
+from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.inference.tiling import PATCH
 from comdefend_cli.runtime.files import open_atomically, refuse_existing
 

@@ -1,15 +1,30 @@
-"""NumPy arrays as tensors (N, C, H, W) and back."""
+"""What is given to be purified: NumPy arrays as tensors (N, C, H, W) and back, and what is no image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 #: Numbers of channels that an image may have.
 _CHANNELS = (1, 3)
+ACCEPTED = "expected a Pillow image, a uint8 array (H, W, C) or a tensor (N, C, H, W)"
+
+
+def refuse_other_kinds(given: object) -> None:
+    """Raise :class:`TypeError` for what is no Pillow image: what is accepted, and what to do with a path or a list."""
+    if isinstance(given, Image.Image):
+        return
+    kind = type(given).__name__
+    if isinstance(given, (str, Path)):
+        kind = f"a {kind}: open the file, as purifier(Image.open({str(given)!r}))"
+    elif isinstance(given, (list, tuple)):
+        kind = f"a {kind}: purify its images one by one, or stack them into one batch"
+    raise TypeError(f"{ACCEPTED}, not {kind}")
 
 
 def purify_array(array: np.ndarray, purify: Callable[[Tensor], Tensor]) -> np.ndarray:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from comdefend_cli.backends import bands
 from comdefend_cli.backends.select import Engine
+from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.noise import draw_batch, mix_seed
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.inference.tiling import Batch
+from comdefend_cli.network.luma import take_luma
 from comdefend_cli.network.model import ComDefend
 
 #: Streams of noise that one seed has; never 0, which `mix_seed` does not tell from no number.
@@ -109,6 +111,25 @@ class Pass:
 
     def _draw(self, batch: Batch, channels: int, seed: int) -> Tensor:
         return draw_batch(batch, channels, seed, self.top, self.route.parameter.device, own=self.settings.noise_per_image)
+
+
+def choose_route(x: Tensor, routes: dict[int, Route]) -> Route:
+    """The route of a batch, of those by the channels that their networks take; grey goes through colour where there is none for grey.
+
+    Raises:
+        TypeError, ValueError: no batch of images.
+        UsageError: a colour image and networks for grey ones only.
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
+        remedy = "; use x[None] for a single image" if x.ndim == 3 and x.shape[0] in (1, 3) else ""
+        raise ValueError(f"expected a tensor (N, C, H, W) with 1 or 3 channels and no empty side, not {tuple(x.shape)}{remedy}")
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
+    if x.shape[1] in routes:
+        return routes[x.shape[1]]
+    if 3 not in routes:
+        raise UsageError("these weights are for grey images: give weights for colour, or turn the image grey")
+    return replace(routes[3], adapt=repeat_gray, restore=take_luma)
 
 
 def _is_large(windows: Tensor, route: Route) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import ceil
@@ -13,68 +12,83 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.backends import bands
-from comdefend_cli.backends.select import Engine, describe, make_engine, resolve_backend
+from comdefend_cli.backends.select import Engine, describe
 from comdefend_cli.errors import UsageError
-from comdefend_cli.inference.arrays import purify_array
-from comdefend_cli.inference.passes import Pass, Route, repeat_gray
+from comdefend_cli.inference.arrays import purify_array, refuse_other_kinds
+from comdefend_cli.inference.loading import Networks, load_by_name, make_networks
+from comdefend_cli.inference.passes import Pass, Route, choose_route
+from comdefend_cli.inference.planning import make_plan
 from comdefend_cli.inference.ranges import check_range
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.inference.stitching import Network, Plan, Progress, run_in_tiles
 from comdefend_cli.inference.tiling import Batch
 from comdefend_cli.inference.tiny import find_enlargement, purify_enlarged
-from comdefend_cli.network.architecture import PaperArchitecture
-from comdefend_cli.network.luma import take_luma
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
 from comdefend_cli.network.weight_file import Weights
-from comdefend_cli.runtime.device import FUSED_PRECISIONS, dtype_name, resolve_device, resolve_precision, warn_of_emulation
+from comdefend_cli.runtime.device import dtype_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
     ImageT = TypeVar("ImageT", Tensor, np.ndarray, Image.Image)
 
-#: Tile sides and window pixels a batch, by device. A larger tile takes more memory, a smaller one computes more of its halo twice:
-#: at 512 a side 15 % more pixels than the image has, at 128 64 %. On the CPU a tile goes through in bands, see `bands`, and its
-#: memory is little more than its pixels; not so where gradients are wanted. Batches of so many pixels are OpenVINO's on a CPU;
-#: PyTorch's are no larger than bands.
-DEFAULT_TILE = {"cpu": 2048, "cuda": 1024, "mps": 512}
-GRADIENT_TILE = 512
-BATCH_PIXELS = {"cpu": 64 * 32 * 32, "cuda": 2**22, "mps": 2**20}
-
 
 class Purifier(nn.Module):
     """Purifies images with ComDefend; `nn.Sequential(purifier, classifier)` defends a classifier.
 
+    `Purifier(weights="comdefend-12bit-denoise", noise=20, device="cpu")` loads weights, and `Purifier()` the default ones.
+
     Args:
-        color: networks for three channels, or None.
-        gray: networks for one channel, or None. At least one of the two.
+        color: networks of your own for three channels; a name or path is taken for `weights`.
+        gray: networks of your own for one channel.
         settings: tiling, noise and gradient.
+        weights, noise, device, precision, backend: what to load without networks of your own, as of :meth:`from_pretrained`.
 
     Raises:
-        UsageError: no networks at all; several samples where there is no noise.
+        UsageError: several samples where there is no noise, and as of :meth:`from_pretrained`.
 
     Without networks for grey, a grey image goes through the colour ones, repeated, and its
     luma comes back; without networks for colour, a colour image is an error.
     The networks' device and dtype are where and in what is computed; `.to(...)` moves them.
     """
 
-    def __init__(self, color: ComDefend | None, gray: ComDefend | None = None, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        color: ComDefend | str | Path | None = None,
+        gray: ComDefend | None = None,
+        settings: Settings | None = None,
+        *,
+        weights: str | Path | None = None,
+        noise: float | None = None,
+        device: str | torch.device = "auto",
+        precision: str | torch.dtype = "auto",
+        backend: str = "torch",
+    ) -> None:
         super().__init__()
-        if color is None and gray is None:
-            raise UsageError("a purifier needs networks for colour or for grey images")
-        self.color = color
-        self.gray = gray
+        if isinstance(color, (str, Path)):
+            color, weights = None, color
         self.settings = settings or Settings()
+        if noise is not None:
+            self.settings = replace(self.settings, input_noise=noise)
+        if color is None and gray is None:
+            made = make_networks(load_by_name(weights), device, precision, backend, noisy=self.settings.noise_std > 0)
+        elif weights is not None:
+            raise UsageError("give networks or weights, not both")
+        else:
+            made = Networks({channels: model for channels, model in ((3, color), (1, gray)) if model is not None})
+        self.color, self.gray = made.models.get(3), made.models.get(1)
         if self.settings.samples > 1 and not self.settings.noise_std and not any(map(self.input_noise, (1, 3))):
             raise UsageError("several samples need noise, and these weights have none of their own: give some on the image or its code")
         #: What computes in place of the networks of so many channels, see `comdefend_cli.backends`; empty for PyTorch. They go
         #: where the module is moved to a GPU or is given other weights; Triton's with any move.
         self.engines: dict[int, Engine] = {}
+        self._names = made.names
         self.register_load_state_dict_post_hook(_forget_engines)  # type: ignore[no-untyped-call]
         self._held: Plan | None = None  # Tiles and batches that memory held, once it ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.engines.update(made.engines)
+        if made.names:
+            self.eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Purifier:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -87,8 +101,9 @@ class Purifier(nn.Module):
         cls,
         weights: str | Path | None = None,
         *,
+        noise: float | None = None,
         device: str | torch.device = "auto",
-        precision: str = "auto",
+        precision: str | torch.dtype = "auto",
         backend: str = "torch",
         settings: Settings | None = None,
     ) -> Purifier:
@@ -97,9 +112,10 @@ class Purifier(nn.Module):
         Args:
             weights: a name that `comdefend weights list` prints, or a weight file; None takes
                 the default for colour together with the default for grey.
+            noise: standard deviation of the noise on the image, in 8-bit levels, before `settings`; None takes what those say.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            precision: "auto", "float32", "bfloat16" or "float16"; with OpenVINO also "int8", where the weights hold such networks, with
-                Triton "float8".
+            precision: "auto", "float32", "bfloat16" or "float16", or a torch dtype; with OpenVINO also "int8", where the weights hold
+                such networks, with Triton "float8".
             backend: "torch", "openvino" (extra [openvino]; CPU only), "triton" (NVIDIA GPUs, Linux only), or "auto" for the fastest one
                 that is installed. :meth:`code`, gradients and noise on the code are PyTorch's alone.
             settings: tiling, noise and gradient.
@@ -108,9 +124,7 @@ class Purifier(nn.Module):
             UsageError: unknown weights, or a device, precision or backend that is not there.
             WeightsError: the weights cannot be read or were changed.
         """
-        names = (str(weights),) if weights else (DEFAULT_COLOR, DEFAULT_GRAY)
-        loaded = [load_weights(name) for name in names]
-        return cls.from_weights(loaded, device=device, precision=precision, backend=backend, settings=settings)
+        return cls(weights=weights, noise=noise, device=device, precision=precision, backend=backend, settings=settings)
 
     @classmethod
     def from_weights(
@@ -118,29 +132,27 @@ class Purifier(nn.Module):
         loaded: list[Weights],
         *,
         device: str | torch.device = "auto",
-        precision: str = "auto",
+        precision: str | torch.dtype = "auto",
         backend: str = "torch",
         settings: Settings | None = None,
     ) -> Purifier:
         """As :meth:`from_pretrained`, from weights that were loaded already."""
-        if device == "auto" and backend == "openvino":
-            device = "cpu"
-        target = resolve_device(str(device))
-        noisy, quantized = settings is not None and settings.noise_std > 0, any(item.quantized for item in loaded)
-        paper = all(isinstance(item.header.architecture, PaperArchitecture) for item in loaded)
-        chosen = resolve_backend(backend, target, precision, noisy=noisy, quantized=quantized, paper=paper)
-        if chosen == "torch":
-            warn_of_emulation(precision, target)
-        # PyTorch's networks, which stand behind those of 8 bits, are in what the device computes fastest.
-        dtype = resolve_precision("auto" if precision in FUSED_PRECISIONS else precision, target)
-        models = {item.header.architecture.channels: copy.deepcopy(item.model) for item in loaded}  # `loaded` stays as it is.
-        purifier = cls(models.get(3), models.get(1), settings)
-        purifier.to(target, dtype).eval()
-        for item in loaded:
-            channels = item.header.architecture.channels
-            if engine := make_engine(chosen, item, models[channels], precision):
-                purifier.engines[channels] = engine
+        made = make_networks(loaded, device, precision, backend, noisy=settings is not None and settings.noise_std > 0)
+        purifier = cls(made.models.get(3), made.models.get(1), settings).eval()
+        purifier.engines.update(made.engines)
+        purifier._names = made.names
         return purifier
+
+    def __repr__(self) -> str:
+        """Weights and noise of what it has networks for, where and in what it computes, and settings that are not the default."""
+        names = {channels: self._names.get(channels, f"networks of {model.architecture.bits} bits") for channels, model in self._models()}
+        parts = [
+            f"{'color' if channels == 3 else 'gray'}: {name}, noise {self.input_noise(channels):g}" for channels, name in names.items()
+        ]
+        parts.append(f"on {next(self.parameters()).device} in {self.how}")
+        if self.settings != Settings():
+            parts.append(repr(self.settings))
+        return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)"
 
     @property
     def backend(self) -> str:
@@ -178,6 +190,7 @@ class Purifier(nn.Module):
             return self.purify(image)
         if isinstance(image, np.ndarray):
             return purify_array(image, self.purify)
+        refuse_other_kinds(image)
         from comdefend_cli.imaging.conversion import from_pillow
 
         raster = from_pillow(image)
@@ -209,7 +222,7 @@ class Purifier(nn.Module):
             return result
         wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
         if route.engine and (wanted or self.settings.noise_std > 0):
-            raise UsageError(f"the {route.engine.name} backend has neither gradients nor noise on the code: use backend='torch'")
+            raise UsageError(f"the {route.engine.name} backend has neither gradients nor noise on the code: use backend torch")
         windows_through = Pass(route, self.settings, top).purify
 
         def network(windows: Tensor, batch: Batch) -> Iterator[Tensor]:
@@ -243,13 +256,13 @@ class Purifier(nn.Module):
         """Pixels each way that a result depends on, beyond its own: strips of an image must overlap by so many. Patches have none."""
         if self.settings.tiling == "paper":
             return 0
-        most = max(model.halo for model in (self.color, self.gray) if model is not None)
+        most = max(model.halo for _, model in self._models())
         return ceil(most / self.step) * self.step
 
     @property
     def step(self) -> int:
         """Strips of an image must begin at rows that are multiples of this, since networks may see squares of pixels."""
-        return max(model.architecture.scale for model in (self.color, self.gray) if model is not None)
+        return max(model.architecture.scale for _, model in self._models())
 
     def input_noise(self, channels: int) -> float:
         """Standard deviation of the noise before the networks of so many channels, in 8-bit levels: as asked for, or the weights' own."""
@@ -259,33 +272,19 @@ class Purifier(nn.Module):
 
     def _choose_route(self, x: Tensor) -> Route:
         """The networks for a batch, and what turns it into their channels and back."""
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
-            raise ValueError(f"expected a tensor (N, C, H, W) with 1 or 3 channels and no empty side, not {tuple(x.shape)}")
-        if x.dtype != torch.uint8 and not x.is_floating_point():
-            raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
-        if x.shape[1] == 1 and self.gray is not None:
-            return Route(self.gray, self.engines.get(1), self.input_noise(1))
-        if self.color is None:
-            raise UsageError("these weights are for grey images: give weights for colour, or turn the image grey")
-        route = Route(self.color, self.engines.get(3), self.input_noise(3))
-        return route if x.shape[1] == 3 else replace(route, adapt=repeat_gray, restore=take_luma)
+        routes = {channels: Route(model, self.engines.get(channels), self.input_noise(channels)) for channels, model in self._models()}
+        return choose_route(x, routes)
+
+    def _models(self) -> list[tuple[int, ComDefend]]:
+        return [(channels, model) for channels, model in ((3, self.color), (1, self.gray)) if model is not None]
 
     def _run(self, x: Tensor, room: Callable[[Tensor], Tensor], route: Route, network: Network, progress: Progress | None = None) -> Tensor:
         """`network` over x in tiles; what is learned of the memory holds for the next image, and leaves the settings as they are."""
-        plan = self._plan(x, route)
+        plan = make_plan(route, self.settings, x.shape[2] * x.shape[3]).fit(self._held)
         out, held = run_in_tiles(x, room, network, plan, progress)
         if held != plan:
             self._held = held
         return out
-
-    def _plan(self, x: Tensor, route: Route) -> Plan:
-        """Tiles and batches that suit the device, or were asked for, or were found to fit."""
-        device = route.parameter.device
-        usual = GRADIENT_TILE if torch.is_grad_enabled() else DEFAULT_TILE[device.type]
-        tile = self.settings.tile or (route.engine.choose_tile(x.shape[2] * x.shape[3]) if route.engine else usual)
-        pixels = BATCH_PIXELS[device.type] if route.engine or device.type != "cpu" else bands.count_band_pixels(route.model)
-        chosen = None if self.settings.tiling == "paper" else tile
-        return Plan(device, chosen, pixels, route.model.halo, route.model.architecture.scale).fit(self._held)
 
 
 def _forget_engines(purifier: Purifier, keys: object) -> None:

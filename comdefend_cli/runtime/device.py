@@ -35,10 +35,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise UsageError(f"device {name!r} is not there ({count} CUDA devices found): use --device auto or cpu")
+            raise UsageError(f"device {name!r} is not there ({count} CUDA devices found): use device auto or cpu")
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device 'mps' is not there: use --device auto or cpu")
+        raise UsageError("device 'mps' is not there: use device auto or cpu")
     return torch.device(device.type)
 
 
@@ -55,7 +55,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return _choose_fastest(device)
     if name == "float16" and device.type == "cpu":
-        raise UsageError("float16 is for GPUs: use --precision bfloat16, float32 or auto on the CPU")
+        raise UsageError("float16 is for GPUs: use precision bfloat16, float32 or auto on the CPU")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 

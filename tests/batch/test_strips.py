@@ -25,7 +25,7 @@ from comdefend_cli.errors import ComdefendError, ImageError, UsageError
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.imaging.writing import write_image
-from comdefend_cli.inference.purifier import DEFAULT_TILE
+from comdefend_cli.inference.planning import DEFAULT_TILE
 from comdefend_cli.network.architecture import PaperArchitecture
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.weight_file import save_weights

@@ -22,8 +22,7 @@ from torch.nn.functional import avg_pool2d
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.backends import bands
 from comdefend_cli.errors import UsageError
-from comdefend_cli.inference import purifier as purifier_module
-from comdefend_cli.inference import stitching
+from comdefend_cli.inference import planning, stitching
 from comdefend_cli.inference.noise import draw_window, mix_seed
 from comdefend_cli.inference.stitching import stack_windows
 from comdefend_cli.inference.tiling import batch_windows, cut_tiles
@@ -271,6 +270,36 @@ def test_arrays_with_channels_first_are_refused_with_the_remedy() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             purifier(np.zeros(shape, np.uint8))
+
+
+def test_weights_and_noise_may_be_named_at_once() -> None:
+    """Loading needs no class method; noise goes before the settings', precision may be a dtype; `repr` says it in few lines."""
+    purifier = Purifier(weights="comdefend-12bit", noise=7, device="cpu", precision=torch.float32, settings=Settings(tile=64))
+    assert not purifier.training and purifier.settings == Settings(tile=64, input_noise=7)
+    lines = repr(purifier).splitlines()
+    assert lines[1:3] == ["  color: comdefend-12bit, noise 7", "  on cpu in float32"] and len(lines) == 5
+    loaded = Purifier.from_pretrained("comdefend-12bit", noise=7, device="cpu", precision="float32")
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(purifier(x), loaded(x)) and torch.equal(Purifier("comdefend-12bit", noise=7, precision="float32")(x), loaded(x))
+    assert "color: comdefend-fast, noise 20\n  gray: comdefend-fast-gray, noise 20" in repr(Purifier(device="cpu"))
+    assert "color: networks of 12 bits, noise 0" in repr(Purifier(small_model()))
+    with pytest.raises(UsageError, match="not both"):
+        Purifier(small_model(), weights="comdefend-12bit")
+
+
+@pytest.mark.parametrize(
+    ("thing", "words"),
+    [
+        ("a.png", "open the file, as purifier(Image.open('a.png'))"),
+        (Path("a.png"), "open the file"),
+        ([np.zeros((8, 8, 3), np.uint8)], "a list: purify its images one by one"),
+        (3, "a Pillow image, a uint8 array (H, W, C) or a tensor (N, C, H, W), not int"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_the_remedy(thing: object, words: str) -> None:
+    """The message says what is accepted, and what to do with what was given."""
+    with pytest.raises(TypeError, match=re.escape(words)):
+        Purifier(small_model())(thing)  # type: ignore[type-var]
 
 
 def test_read_only_arrays_are_taken_without_a_warning() -> None:
@@ -577,7 +606,7 @@ def test_many_batches_from_the_host_through_cuda(monkeypatch: pytest.MonkeyPatch
     """Copies that overlap with the network bring what copies one by one bring."""
     x = tensor(astronaut[:256, :256])
     purifier = Purifier.from_pretrained(device="cuda", precision="bfloat16", settings=Settings(tile=32))
-    monkeypatch.setitem(purifier_module.BATCH_PIXELS, "cuda", 2**15)
+    monkeypatch.setitem(planning.BATCH_PIXELS, "cuda", 2**15)
     overlapped = [purifier(x) for _ in range(3)]
     monkeypatch.setitem(stitching.IN_FLIGHT, "cuda", 0)
     assert all(torch.equal(result, purifier(x.cuda()).cpu()) for result in overlapped)
