@@ -98,12 +98,13 @@ class Command(TyperCommand):
                 for example in examples:
                     formatter.write(f"{'':{formatter.current_indent}}{example}\n")
         named = [each for each in self.params if each.param_type_name == "option" and not getattr(each, "hidden", False)]
-        for panel, names in _sort_into_panels(str(ctx.info_name), [str(item.name) for item in named]).items():
-            _write_section(formatter, panel, [_describe(item, ctx) for item in named if item.name in names])
+        for panel, names in sort_into_panels(str(ctx.info_name), [str(item.name) for item in named]).items():
+            _write_section(formatter, panel, [describe_option(item, ctx) for item in named if item.name in names])
         _write_section(formatter, "Help", [("-h, --help", "Show this and exit.")])
 
 
-def _sort_into_panels(command: str, names: Sequence[str]) -> dict[str, set[str]]:
+def sort_into_panels(command: str, names: Sequence[str]) -> dict[str, set[str]]:
+    """The panels of a command's help, in order, with the names of the options in each; some may have none."""
     panels = TRAINING if command.startswith("train") else PANELS
     taken = {name for panel in panels.values() for name in panel}
     own = {"Output": (), OWN: tuple(name for name in names if name not in taken)}
@@ -117,7 +118,7 @@ def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> N
             formatter.write_dl(rows, col_max=28)
 
 
-def _describe(option: Any, ctx: Any) -> tuple[str, str]:
+def describe_option(option: Any, ctx: Any) -> tuple[str, str]:
     """An option's names with what it takes, and its help with default and variable."""
     names = ", ".join(sorted(option.opts, key=len))
     if option.secondary_opts:

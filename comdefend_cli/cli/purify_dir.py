@@ -56,7 +56,9 @@ def purify_dir(
     ] = None,
     engine: Annotated[
         str,
-        typer.Option("--engine", metavar="local|ray", help="Work on this machine (local) or on a Ray cluster, see docs/cluster.md (ray)."),
+        typer.Option(
+            "--engine", metavar="local|ray", help="Work on this machine (local) or on a Ray cluster, see docs/guides/cluster.md (ray)."
+        ),
     ] = "local",
     workers: Annotated[
         int | None,

@@ -46,41 +46,31 @@ def _variables(parameter: Any) -> list[str]:
 
 
 def _describe(name: str, command: Any) -> str:
+    from comdefend_cli.cli.helping import EXAMPLES, describe_option, sort_into_panels
+
+    context = typer.Context(command, info_name=name)
     arguments = [each for each in command.params if each.param_type_name == "argument"]
-    panels: dict[str, list[list[str]]] = {}
-    for option in command.params:
-        if option.param_type_name == "option" and not option.hidden:
-            panels.setdefault(option.rich_help_panel or "", []).append([_spell(option), _explain(option)])
-    called = " ".join([name, "[OPTIONS]", *(f"{each.metavar or each.name.upper()}" for each in arguments)])
-    parts = [f"```text\n{called}\n```", _text(command.help or "")]
-    if any(each.help for each in arguments):
+    options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
+    short = name.removeprefix("comdefend ")
+    parts = [f"```text\n{' '.join([name, *command.collect_usage_pieces(context)])}\n```", _unwrap(command.help or "")]
+    if short in EXAMPLES:
+        parts.append("```sh\n" + "\n".join(EXAMPLES[short]) + "\n```")
+    if arguments:
         parts.append(
-            make_table(["Argument", "Meaning"], [[f"`{each.metavar or each.name.upper()}`", _explain(each)] for each in arguments])
+            make_table(["Argument", "Meaning"], [[f"`{each.metavar or each.name}`", _escape(each.help or "")] for each in arguments])
         )
-    for panel, rows in panels.items():
-        parts.append("\n\n".join(filter(None, [f"**{panel}**" if panel else "", make_table(["Option", "Meaning"], rows)])))
+    for panel, names in sort_into_panels(short, [str(each.name) for each in options]).items():
+        rows = [describe_option(each, context) for each in options if each.name in names]
+        if rows:
+            table = make_table([panel, "Meaning"], [[f"`{spelled}`", _escape(meaning)] for spelled, meaning in rows])
+            parts.append(table)
     return "\n\n".join(filter(None, parts))
 
 
-def _text(text: str) -> str:
-    """Help as Markdown: what begins with `comdefend` or is indented is an example."""
-    parts = []
-    for block in text.replace("\b", "").split("\n\n"):
-        lines = [line.strip() for line in block.strip().splitlines()]
-        commands = [line for line in lines if line.startswith("comdefend ")]
-        parts.append("```sh\n" + "\n".join(lines) + "\n```" if lines and len(commands) == len(lines) else "\n".join(lines))
-    return "\n\n".join(parts)
+def _unwrap(text: str) -> str:
+    """Help as Markdown: paragraphs, whose lines are broken as the source is."""
+    return "\n\n".join(" ".join(block.split()) for block in text.replace("\b", "").split("\n\n"))
 
 
-def _spell(option: Any) -> str:
-    value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
-    return ", ".join(f"`{spelled}{value}`" for spelled in (*option.opts, *option.secondary_opts))
-
-
-def _explain(parameter: Any) -> str:
-    text = " ".join((parameter.help or "").split()).replace("|", "\\|").replace("<", "&lt;")
-    default = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
-    shown = parameter.show_default is not False and default not in (None, False, "", ()) and not callable(default)
-    said = f" Default: {default}." if shown and "Default:" not in text else ""
-    variables = ", ".join(f"`{variable}`" for variable in _variables(parameter))
-    return f"{text}{said}{f' Environment: {variables}.' if variables else ''}"
+def _escape(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")

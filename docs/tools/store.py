@@ -111,7 +111,7 @@ def list_tables(result: dict[str, Any]) -> list[dict[str, Any]]:
         heads = list(rows[0])
         parts.append({"columns": list(map(_words, heads)), "rows": [[_shown(row[head]) for head in heads] for row in rows]})
     rest = [list(pair) for pair in _flat({key: value for key, value in result.items() if not _is_table(value)})]
-    return [*parts, {"columns": ["", ""], "rows": rest}] if rest else parts
+    return [*parts, {"columns": ["what", "value"], "rows": rest}] if rest else parts
 
 
 def split_markdown(text: str) -> list[dict[str, Any]]:

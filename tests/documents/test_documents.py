@@ -69,7 +69,7 @@ def test_results_become_tables(tool: Callable[[str], ModuleType], tmp_path: Path
     store.main([f"seen={tmp_path / 'results.json'}"], tmp_path)
     assert "c,none,grey-box,8,all,A2,10.0,1.8,40.4,10" in (tmp_path / "seen.csv").read_text().splitlines()
     page = directives.fill_in_place("It is <!-- accuracy seen none clean -->?<!-- / -->.\n<!-- headline seen -->\n<!-- / -->\n", "a/b.md")
-    assert "It is <!-- accuracy seen none clean -->90 %<!-- / -->." in page and "(../data/seen.csv)" in page
+    assert "It is <!-- accuracy seen none clean -->90\N{NO-BREAK SPACE}%<!-- / -->." in page and "(../data/seen.csv)" in page
     assert "| `hgd:weights=w.safetensors` | 80.0<br><small>49.0–94.3</small> | - | 10.0<br><small>1.8–40.4, A4</small> |" in page
     assert directives.fill_in_place(page, "a/b.md") == page
     attacks = directives.fill_built("    {{ attacks seen grey-box }}\n", "b.md")
