@@ -16,6 +16,7 @@ import typer
 
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import err, notice
+from comdefend_cli.cli.earlier_results import accept_earlier
 from comdefend_cli.cli.epsilons import parse_epsilons
 from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.errors import UsageError
@@ -121,7 +122,8 @@ def evaluate(
 
     Needs the extra: pip install 'comdefend-cli[evaluate]'.
 
-    Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted.
+    Finished cells are kept in DIR/cache, so that the same command goes on where it was interrupted. Results of other settings are
+    replaced with --overwrite alone.
     """
     from comdefend_cli.runtime.device import describe_device, resolve_device
     from comdefend_cli.runtime.extras import require
@@ -132,14 +134,17 @@ def evaluate(
     limit_threads()
     began = time.perf_counter()
     protocol = _make_protocol(context.params, quiet)
-    _prepare_outputs(out, save_adversarial, protocol, overwrite)
+    _prepare_outputs(out, save_adversarial, protocol)
     where = resolve_device(device)
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
     images = fetch_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download, quiet=quiet)
-    evaluation = _measure(protocol, images, _make_systems(classifier, defences, data, where, precision), out, where, quiet)
+    evaluation = _plan(protocol, images, _make_systems(classifier, defences, data, where, precision), out, where)
+    if accept_earlier(out / "results.json", {**evaluation.to_json(), "precision": precision}, overwrite=overwrite):
+        notice(f"{out} holds results of the same settings: what is measured there is kept", quiet=quiet)
+    _measure(evaluation, quiet)
     results = {**evaluation.to_json(), **_describe_run(where, precision, began)}
-    _write(evaluation, results, out, overwrite)
+    _write(evaluation, results, out)
     if save_adversarial is not None:
         _save_adversarial(evaluation, save_adversarial, quiet)
     _show(results, as_json=as_json, quiet=quiet)
@@ -175,14 +180,14 @@ def _split_attacks(text: str | None, quiet: bool) -> tuple[str, ...]:
     return names
 
 
-def _prepare_outputs(out: Path, save_adversarial: Path | None, protocol: Protocol, overwrite: bool) -> None:
+def _prepare_outputs(out: Path, save_adversarial: Path | None, protocol: Protocol) -> None:
     """Make the folder; refuse before the work what could not be written after it."""
     from comdefend_cli.errors import ComdefendError, explain
     from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
 
     if save_adversarial is not None and not (GRAY_BOX in protocol.threats and protocol.choose(GRAY_ATTACKS)):
         raise UsageError("--save-adversarial writes the images of grey-box attacks, and none is asked for: add one, or leave it out")
-    refuse_existing(out / "results.json", overwrite=overwrite)
+    refuse_existing(out / "results.json", overwrite=True)  # A folder of that name.
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -210,11 +215,14 @@ def _make_systems(specs: list[str], defences: str, data: str, where: torch.devic
     return [System(item, defence) for item in classifiers for defence in made]
 
 
-def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Path, where: torch.device, quiet: bool) -> Evaluation:
+def _plan(protocol: Protocol, data: Labelled, systems: list[System], out: Path, where: torch.device) -> Evaluation:
     from comdefend_cli.evaluate.cache import Cache
     from comdefend_cli.evaluate.evaluation import Evaluation
 
-    evaluation = Evaluation(protocol, data, systems, Cache(out / "cache"), where)
+    return Evaluation(protocol, data, systems, Cache(out / "cache"), where)
+
+
+def _measure(evaluation: Evaluation, quiet: bool) -> None:
     with progress.show_cells(evaluation.count(), quiet=quiet) as show:
         if show:
             evaluation.progress = lambda label, done, count: show(len(evaluation.cells), label, done, count)
@@ -226,7 +234,6 @@ def _measure(protocol: Protocol, data: Labelled, systems: list[System], out: Pat
                     f"{cell.threat}: {cell.classifier} behind {cell.defence}, {cell.title}{at}{how}: "
                     f"{100 * cell.correct / cell.n:.1f} % of {cell.n}, {cell.seconds:.0f} s"
                 )
-    return evaluation
 
 
 def _describe_run(where: torch.device, precision: str, began: float) -> dict[str, Any]:
@@ -244,7 +251,7 @@ def _describe_run(where: torch.device, precision: str, began: float) -> dict[str
     }
 
 
-def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite: bool) -> None:
+def _write(evaluation: Evaluation, results: dict[str, Any], out: Path) -> None:
     """results.json last: where it is, all else is."""
     from comdefend_cli.evaluate.reporting.drawing import write_charts
     from comdefend_cli.evaluate.reporting.gallery_images import make_gallery
@@ -252,12 +259,12 @@ def _write(evaluation: Evaluation, results: dict[str, Any], out: Path, overwrite
     from comdefend_cli.evaluate.reporting.text import make_markdown
     from comdefend_cli.runtime.files import write_atomically
 
-    # Without results.json these are what an interrupted run of the same command left.
+    # What is there was asked after before the work: it is of the same settings, or may be replaced.
     write_charts(results, out / "charts", overwrite=True)
     page = render(results, make_gallery(evaluation))
     write_atomically(out / "report.html", page.encode(), overwrite=True)
     write_atomically(out / "tables.md", make_markdown(results).encode(), overwrite=True)
-    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode(), overwrite=overwrite)
+    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode(), overwrite=True)
 
 
 def _save_adversarial(evaluation: Evaluation, folder: Path, quiet: bool) -> None:

@@ -143,7 +143,8 @@ def compute_headlines(cells: Iterable[Cell]) -> list[dict[str, Any]]:
 
     Returns:
         Entries of results.json: `n` images, `correct` of them held, `accuracy`, `low` and `high`; `attack`, `title` and `gradient`
-        of the measurement that alone found the fewest of these images right; `attacks` that count; `n_most`, the most images of one.
+        of the measurement that alone found the fewest of these images right; `attacks` that count; `n_most`, the most images of one;
+        `outcomes` as of a cell.
     """
     by_system: dict[tuple[str, str, str, float | None], list[Cell]] = {}
     for cell in cells:
@@ -159,5 +160,6 @@ def _headline(own: list[Cell], clean: list[Cell]) -> dict[str, Any]:
         **{name: getattr(worst, name) or None for name in ("attack", "gradient")},
         "attacks": list(dict.fromkeys(cell.attack for cell in own if cell.attack)),
         "n_most": max(cell.n for cell in own),
+        "outcomes": "".join("01"[right] for right in outcomes),
         **count_right(outcomes),
     }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import formats
 import numpy as np
@@ -157,14 +158,41 @@ def test_the_whole_comparison(work: Path, small_weights: Path) -> None:
     images = sorted((work / "cleaned").rglob("*.png"))
     assert len(images) == 12 * 3 * 2 and Image.open(images[0]).size == (32, 32)
 
-    refused = tiny(*arguments, cwd=work)
-    assert refused.returncode == 2 and "results.json: already exists; use --overwrite" in refused.stderr
+    refused = tiny(*(word if word != 12 else 13 for word in arguments), cwd=work)
+    assert refused.returncode == 2 and "results.json: is of another data; use --overwrite" in refused.stderr
     began = time.perf_counter()
-    again = tiny(*arguments, "--overwrite", "--json", "--quiet", cwd=work)
+    again = tiny(*arguments, "--json", "--quiet", cwd=work)
     assert again.returncode == 0, again.stderr
     same = json.loads(again.stdout)
     assert [cell["outcomes"] for cell in same["cells"]] == [cell["outcomes"] for cell in cells]
     assert [cell["seconds"] for cell in same["cells"]] == [cell["seconds"] for cell in cells], time.perf_counter() - began
+
+
+def test_the_same_command_goes_on_and_another_one_does_not(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of the same settings are measured no second time; of others, the line says which; a classifier's own errors come first."""
+    monkeypatch.chdir(work)
+
+    def evaluate(*changes: str) -> Any:
+        given = ["evaluate", "--data", "cifar10", "--classifier", "mine:make", "--defences", "none", "--threat-models", "grey-box"]
+        return CliRunner().invoke(app, [*given, "--attacks", "fgsm", "--limit", "4", "--out", "again", "--device", "cpu", *changes])
+
+    assert evaluate().exit_code == 0
+    first = json.loads((work / "again" / "results.json").read_text())
+    again = evaluate()
+    assert again.exit_code == 0 and "holds results of the same settings" in again.stderr
+    same = json.loads((work / "again" / "results.json").read_text())
+    assert [cell["seconds"] for cell in same["cells"]] == [cell["seconds"] for cell in first["cells"]]
+    for changes, words in (
+        (("--epsilons", "4/255"), "is of another protocol (epsilons)"),
+        (("--defences", "none bits"), "is of another choice of classifiers or defences"),
+        (("--classifier", "nothing"), "nothing: no such classifier"),
+    ):
+        refused = evaluate(*changes)
+        assert refused.exit_code == 2 and words in refused.stderr
+    assert json.loads((work / "again" / "results.json").read_text()) == same
+    (work / "again" / "results.json").write_text("[]")
+    assert "is not of comdefend evaluate; use --overwrite" in evaluate().stderr
+    assert evaluate("--epsilons", "4/255", "--overwrite").exit_code == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

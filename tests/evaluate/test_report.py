@@ -34,7 +34,7 @@ from comdefend_cli.evaluate.reporting.styles import COLORS, PAPER
 from comdefend_cli.evaluate.reporting.tables import System, Tables
 from comdefend_cli.evaluate.reporting.text import make_markdown, make_rich_tables
 from comdefend_cli.evaluate.reporting.verdicts import say_verdict
-from comdefend_cli.evaluate.stats import compute_percentages
+from comdefend_cli.evaluate.stats import compare_paired, compute_percentages
 
 VOID = {"br", "hr", "img", "link", "meta", "wbr"}
 THREATS = ("grey-box", "adaptive", "black-box")
@@ -288,18 +288,15 @@ def test_every_measurement_is_listed(results: dict[str, Any], page: Page) -> Non
 
 
 def test_what_was_not_measured_says_so() -> None:
-    """A threat model that is missing shows words in every place of it, no number, and takes no chart."""
+    """A threat model that is missing takes no column, table or chart; the verdicts say that it was not measured."""
     results = without(usual(), "adaptive", "black-box")
     page = Page(render(results, []))
-    for defence, texts in page.rows("headline").items():
-        alike = "as grey-box" if defence == "none" else "not measured"
-        assert [texts[2], texts[3], texts[5], texts[6]] == [alike, "not measured"] * 2
+    assert all(len(texts) == 3 for texts in page.rows("headline").values())  # Clean, and grey-box at two epsilons.
     assert "table-adaptive" not in page.tables
-    assert "Adaptive. Not measured." in page.text
     assert "adaptive attacks not measured" in page.text
     assert "could not be made" in page.text
     assert not [name for name in draw_svgs(results) if "adaptive" in name or "black-box" in name]
-    assert "not measured" in make_markdown(results)
+    assert not {"Adaptive", "Black-box", "not measured"} & set(re.findall(r"Adaptive|Black-box|not measured", make_markdown(results)))
 
 
 def test_a_single_hole_says_so() -> None:
@@ -318,10 +315,10 @@ def test_clean_alone_makes_a_page() -> None:
     """Without any attack there is a page, a Markdown and a terminal table with clean accuracies, and no chart."""
     results = without(usual(), *THREATS)
     page = Page(render(results, []))
-    assert page.rows("headline")["none"] == [said(place(results, defence="none")[0]), *["not measured"] * 3]
+    assert page.rows("headline")["none"] == [said(place(results, defence="none")[0])]
     assert draw_svgs(results) == {}
-    assert said(place(results, defence="none")[0]) in make_markdown(results)
-    assert "not measured" in printed(results)
+    assert f"| none | {said(place(results, defence='none')[0])} |\n" in make_markdown(results)
+    assert "not measured" not in printed(results) and "ε" not in printed(results)
 
 
 def test_different_n_stand_with_the_numbers() -> None:
@@ -451,11 +448,12 @@ def judged(defended: float, bare: float, clean: float = 80.0, threat: str = "gre
 
 
 def test_verdicts_follow_from_the_numbers() -> None:
-    """Most, some and not measurably, by half the clean accuracy and by the undefended interval; the price in points."""
+    """Most, some and not measurably, by half the clean accuracy and by the same images without a defence; the price in points."""
     assert judged(60.0, 5.0).startswith("Stops most grey-box attacks at ε = 8/255 (60.0 %); ")
     assert judged(48.4, 5.0).startswith("Stops most ")  # The interval begins at 44.0, half of 88.
     assert judged(48.2, 5.0).startswith("Stops some ")
-    assert judged(8.2, 5.0).startswith("Does not measurably stop grey-box attacks at ε = 8/255 (8.2 %); ")
+    assert judged(8.2, 5.0).startswith("Stops some ")  # 16 images more, and none less: the intervals overlap, the images tell.
+    assert judged(5.8, 5.0).startswith("Does not measurably stop grey-box attacks at ε = 8/255 (5.8 %); ")
     assert judged(70.0, 69.0).startswith("Does not measurably stop ")
     assert "adaptive attacks not measured; black-box attacks not measured; clean accuracy 80.0 %, 8.0 points below no defence." in judged(
         60, 5
@@ -475,12 +473,27 @@ def test_verdicts_tell_epsilons_apart() -> None:
         "Stops most grey-box attacks at ε = 2/255 (80.0 %), some at ε = 8/255 (20.0 %), not measurably any at ε = 16/255 (1.0 %); "
     )
     bare = say_verdict(tables, System("small", "none")).replace("\N{NO-BREAK SPACE}", " ")
-    assert (
-        bare == "Stops most grey-box attacks at ε = 2/255 (50.0 %), not any at ε = 8/255 and 16/255 (0.0 and 0.0 %); "
-        "black-box attacks not measured; " + ("clean accuracy 88.0 %.")
+    assert bare == "No defence: grey-box attacks leave 50.0, 0.0 and 0.0 % at each ε; black-box attacks not measured; " + (
+        "clean accuracy 88.0 %."
     )
     alone = Tables(made([each for each in cells if each["defence"] == "x"]))
     assert "with no undefended classifier to compare with" in say_verdict(alone, System("small", "x"))
+
+
+def test_a_difference_on_other_images_counts_for_less() -> None:
+    """As many more right, once with none lost and once with many lost as well: the paired test tells them apart."""
+    assert compare_paired([True] * 30 + [False] * 10, [True] * 20 + [False] * 20) == pytest.approx(2 / 2**10)
+    assert compare_paired([True] * 30 + [False] * 20, [False] * 30 + [True] * 20) == pytest.approx(0.203, abs=1e-3)
+    assert compare_paired([True, False], [True, False, True]) == 1.0
+
+
+def test_few_images_are_warned_of() -> None:
+    """Page and Markdown name what was measured on fewer than 100 images; with more, nothing is said."""
+    results = usual()
+    for text in (make_markdown(results), Page(render(results, [])).text):
+        assert "Fewer than 100 images (adaptive: 50, black-box: 20)" in text
+    enough = without(results, "adaptive", "black-box")
+    assert "Fewer than" not in make_markdown(enough) + Page(render(enough, [])).text
 
 
 def gallery_item(size: int = 32, channels: int = 3, **more: Any) -> GalleryItem:

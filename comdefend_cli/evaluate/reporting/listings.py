@@ -13,16 +13,23 @@ from comdefend_cli.evaluate.reporting.tables import THREATS, Measured, Tables, c
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the headline table, with the numbers of images in it."""
+    """A column of the headline table, with the numbers of images in it, and whether it is the first of its epsilon."""
 
     threat: str
     epsilon: float
     sizes: list[int]
+    first: bool
 
 
-def list_columns(tables: Tables, epsilons: Iterable[float]) -> list[Column]:
-    """For each epsilon the threat models, side by side."""
-    return [Column(threat, epsilon, tables.count_headline(threat, epsilon)) for epsilon in epsilons for threat in THREATS]
+def list_columns(tables: Tables) -> list[Column]:
+    """For each epsilon the threat models that were measured at it, side by side."""
+    found: list[Column] = []
+    for epsilon in tables.epsilons:
+        for threat in THREATS:
+            if tables.is_measured(threat, epsilon):
+                first = not found or found[-1].epsilon != epsilon
+                found.append(Column(threat, epsilon, tables.count_headline(threat, epsilon), first))
+    return found
 
 
 def say_column_sizes(columns: Iterable[Sequence[int]]) -> str:

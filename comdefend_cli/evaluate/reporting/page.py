@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.evaluate.cells import say_epsilon
@@ -17,7 +18,7 @@ from comdefend_cli.evaluate.reporting.charts import make_charts
 from comdefend_cli.evaluate.reporting.drawing import draw_inline
 from comdefend_cli.evaluate.reporting.gallery import AMPLIFY, GalleryItem
 from comdefend_cli.evaluate.reporting.styles import PAPER, name_color, outline_marker, say_dashes
-from comdefend_cli.evaluate.reporting.tables import UNDEFENDED, System, Tables, make_printable, say_sizes
+from comdefend_cli.evaluate.reporting.tables import FEW, UNDEFENDED, System, Tables, make_printable, say_sizes
 from comdefend_cli.evaluate.reporting.text import EXPLAINED
 from comdefend_cli.evaluate.reporting.verdicts import MEANING, say_verdict
 from comdefend_cli.runtime.extras import require
@@ -48,6 +49,8 @@ def render(results: Mapping[str, Any], gallery: Sequence[GalleryItem] = ()) -> s
         .render(
             tables=tables,
             results=results,
+            few=tables.list_few(),
+            least=FEW,
             alarms=results.get("alarms", []),
             defended=len(defences - {UNDEFENDED}),
             undefended=UNDEFENDED in defences,
@@ -74,15 +77,21 @@ def _environment() -> Environment:
         "breakable": _break_name,
         "count_noun": listings.count_noun,
         "name_color": name_color,
-        "name_epsilon": lambda epsilon: f"ε = {say_epsilon(epsilon)}" if epsilon else "Under attack",
+        "name_epsilon": lambda epsilon: f"ε = {say_epsilon(epsilon)}",
         "outline_marker": outline_marker,
         "say_dashes": say_dashes,
+        "with_first": lambda column: (column, column.first),
     }
     made.globals |= {
         "amplify": AMPLIFY,
         "draw": lambda chart, panel: markupsafe.Markup(draw_inline(chart, panel)),
         "explained": EXPLAINED,
         "list_columns": listings.list_columns,
+        "group_columns": lambda columns: [
+            (f"ε = {say_epsilon(epsilon)}", len([*group])) for epsilon, group in groupby(columns, lambda column: column.epsilon)
+        ],
+        "spread_groups": lambda attacks, epsilons: [(attack, len(epsilons)) for attack in attacks],
+        "spread_columns": lambda attacks, epsilons: [(epsilon, epsilon == epsilons[0]) for _ in attacks for epsilon in epsilons],
         "list_attacks": listings.list_attacks,
         "list_cells": listings.list_cells,
         "list_systems": listings.list_systems,

@@ -20,6 +20,8 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 NOT_MEASURED = "not measured"
 #: With no defence to know, an adaptive attacker knows what a grey-box one does.
 AS_GRAY_BOX = "as grey-box"
+#: Images below which an interval is so wide, over 15 points around one half, that a reader is warned.
+FEW = 100
 #: More systems than this are drawn a chart a classifier, not all in one.
 MOST_IN_A_CHART = 14
 
@@ -72,6 +74,11 @@ class Measured:
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1f} ({self.low:.1f}-{self.high:.1f})"
+
+    @property
+    def outcomes(self) -> tuple[bool, ...]:
+        """Whether each image was classified right, in the order of the images."""
+        return tuple(character == "1" for character in self.record["outcomes"])
 
     @property
     def attack(self) -> str:
@@ -149,6 +156,15 @@ class Tables:
         """The threat models that were measured for any system."""
         known = {each.threat for each in [*self.cells, *self.headlines]}
         return [threat for threat in THREATS if threat in known]
+
+    def is_measured(self, threat: str, epsilon: float) -> bool:
+        """Whether any system was measured under a threat model at an epsilon."""
+        return any((each.threat, each.epsilon) == (threat, epsilon) for each in self.headlines)
+
+    def list_few(self) -> list[str]:
+        """What was measured on fewer than `FEW` images, with their number: "adaptive: 50"."""
+        counts = {"clean": self.count_clean(), **{threat: self.count_under(threat) for threat in self.list_threats()}}
+        return [f"{name}: {sizes[0]}" for name, sizes in counts.items() if sizes and sizes[0] < FEW]
 
     def list_systems(self, classifier: str) -> list[System]:
         """Its systems, in order."""

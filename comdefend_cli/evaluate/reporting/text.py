@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.evaluate.reporting.tables import (
+    FEW,
     NOT_MEASURED,
     THREATS,
     Measured,
@@ -42,8 +43,7 @@ def make_markdown(results: Mapping[str, Any]) -> str:
     """
     tables = Tables(results)
     parts = [_headline(tables)]
-    for threat in THREATS:
-        parts.append(_threat(tables, threat) if threat in tables.list_threats() else f"### {_capitalize(threat)}\n\nNot measured.\n")
+    parts += [_threat(tables, threat) for threat in tables.list_threats()]
     return "\n".join(parts)
 
 
@@ -67,21 +67,23 @@ def _names(tables: Tables, system: System) -> list[str]:
 
 def _headline(tables: Tables) -> str:
     counts = {"clean": tables.count_clean()}
-    counts |= {threat: count_sizes(each for each in tables.headlines if each.threat == threat) for threat in THREATS}
+    counts |= {threat: count_sizes(each for each in tables.headlines if each.threat == threat) for threat in tables.list_threats()}
     heads = {name: f"{_capitalize(name)}, n = {numbers[0]}" if len(numbers) == 1 else _capitalize(name) for name, numbers in counts.items()}
-    head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", heads.pop("clean"), "ε", *heads.values()]
+    clean_head = heads.pop("clean")
+    head = [*(["Classifier"] if len(tables.classifiers) > 1 else []), "Defence", clean_head, *(["ε"] if heads else []), *heads.values()]
     rows = []
     for system in tables.systems:
         clean = tables.find_clean(system)
         first = [*_names(tables, system), _value(clean, counts["clean"]) if clean else NOT_MEASURED]
         for epsilon in tables.epsilons or [0.0]:
-            found = {threat: tables.find_headline(system, threat, epsilon) for threat in THREATS}
+            found = {threat: tables.find_headline(system, threat, epsilon) for threat in tables.list_threats()}
             cells = [
                 f"{_value(each, counts[threat])} {_escape(each.attack)}" if each else tables.say_missing(system, threat, epsilon)
                 for threat, each in found.items()
             ]
-            rows.append([*first, say_epsilon(epsilon), *cells])
-    explained = f"{EXPLAINED} ε for pixels in [0, 1]. {tables.say_uneven()}".rstrip()
+            rows.append([*first, *([say_epsilon(epsilon)] if heads else []), *cells])
+    few = f"Fewer than {FEW} images ({', '.join(tables.list_few())}): small differences may be chance. " if tables.list_few() else ""
+    explained = f"{few}{EXPLAINED} ε for pixels in [0, 1]. {tables.say_uneven()}".rstrip()
     return f"### Headline\n\n{explained}\n\n{_markdown(head, rows)}"
 
 
@@ -125,8 +127,9 @@ def _rich_headline(tables: Tables, epsilon: float) -> Table:
     from rich.text import Text
 
     clean = [tables.find_clean(system) for system in tables.systems]
-    counts = {threat: tables.count_headline(threat, epsilon) for threat in THREATS}
-    table = Table(title=f"Accuracy in % (95 % interval), under all attacks at ε = {say_epsilon(epsilon)}", title_justify="left")
+    counts = {threat: tables.count_headline(threat, epsilon) for threat in THREATS if tables.is_measured(threat, epsilon)}
+    under = f", under all attacks at ε = {say_epsilon(epsilon)}" if counts else ""
+    table = Table(title=f"Accuracy in % (95 % interval){under}", title_justify="left")
     if len(tables.classifiers) > 1:
         table.add_column("classifier", overflow="fold")
     table.add_column("defence", overflow="fold")
@@ -135,7 +138,7 @@ def _rich_headline(tables: Tables, epsilon: float) -> Table:
     for system, measured in zip(tables.systems, clean, strict=True):
         names = [system.classifier, system.defence] if len(tables.classifiers) > 1 else [system.defence]
         cells = [_value(measured, tables.count_clean()) if measured else NOT_MEASURED]
-        for threat in THREATS:
+        for threat in counts:
             found = tables.find_headline(system, threat, epsilon)
             cells.append(_value(found, counts[threat]) if found else tables.say_missing(system, threat, epsilon))
         table.add_row(*map(Text, [*names, *cells]))
