@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +14,14 @@ import typer
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
-from comdefend_cli.cli.train_parts import load_features, spread
-from comdefend_cli.cli.training import is_given, make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
+from comdefend_cli.cli.train_run import choose_networks, make_trainer
+from comdefend_cli.cli.training import refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
-from comdefend_cli.training.config import DEFAULT_LR, TrainConfig, name_networks
+from comdefend_cli.evaluate.cells import say_epsilon
+from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from comdefend_cli.data.sources import Dataset
-    from comdefend_cli.network.weight_file import Weights
     from comdefend_cli.training.history import History
     from comdefend_cli.training.purifier import PurifierTrainer
 
@@ -112,6 +109,21 @@ def train(
             "--feature-weight", min=0.0, help="Weight of their distance in the loss; one, or one for each --features.", show_default="0.01"
         ),
     ] = None,
+    adversarial: Annotated[
+        str | None,
+        typer.Option("--adversarial", metavar="fgsm|pgd", help="Learn also from attacks through the networks and --classifier."),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option("--classifier", metavar="FILE|NAME|MODULE:FUNCTION", help="The classifier that is attacked so; it stays as it is."),
+    ] = None,
+    adversarial_epsilon: Annotated[str, typer.Option("--adversarial-epsilon", help="L-infinity distance of these attacks.")] = say_epsilon(
+        TrainConfig.adversarial_epsilon
+    ),
+    adversarial_steps: Annotated[int, typer.Option("--adversarial-steps", min=1, help="Steps of pgd.")] = TrainConfig.adversarial_steps,
+    label_weight: Annotated[
+        float, typer.Option("--label-weight", min=0.0, help="Weight of that classifier's cross-entropy in the loss.")
+    ] = TrainConfig.label_weight,
     optimizer: Annotated[
         str, typer.Option("--optimizer", metavar="muon|adam", help="What takes the steps; adam is the paper's.")
     ] = TrainConfig.optimizer,
@@ -157,17 +169,21 @@ def train(
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
     if not features:
         refuse_idle(context, ["feature_weight"], "--features")
+    if not adversarial:
+        refuse_idle(context, ["classifier", "adversarial_epsilon", "adversarial_steps", "label_weight"], "--adversarial")
+    if adversarial != "pgd":
+        refuse_idle(context, ["adversarial_steps"], "--adversarial pgd")
     limit_threads()
     paths, checkpoint = _outputs(out), out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
         quiet = quiet or rank > 0
         with together():  # Only the first process looks: the others could take its fresh checkpoint for an old one.
-            chosen, start = _choose_networks(context)
+            chosen, start = choose_networks(context)
             if rank == 0:
                 overwrite = refuse_outputs([*paths.values()], PurifierTrainer.command, overwrite=overwrite, resume=resume, room=ROOM)
         parts = _fetch_parts(context.params, rank, quiet=quiet)
         with together():
-            trainer = _trainer(chosen, parts, where, start)
+            trainer = make_trainer(chosen, parts, where, start)
         tell_device(context.params, where, trainer.config.precision, quiet=quiet)
         history = train_to_end(
             trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, measure_every=validate_every, quiet=quiet
@@ -175,49 +191,6 @@ def train(
         if rank == 0:
             _finish(trainer, history, paths, test_images, overwrite=overwrite, quiet=quiet)
             checkpoint.unlink(missing_ok=True)
-
-
-def _choose_networks(context: typer.Context) -> tuple[dict[str, Any], Weights | None]:
-    """The options, and the weights to start from, whose family and sizes of networks stand for those that are not given."""
-    from comdefend_cli.network.registry import load_weights
-
-    chosen = dict(context.params)
-    start = load_weights(chosen["init"]) if chosen["init"] else None
-    for name, value in name_networks(start.header.architecture).items() if start else ():
-        if is_given(context, name):
-            if chosen[name] == value or name == "bits":
-                continue  # Layers that depend on the bits are drawn anew.
-            raise UsageError(f"--{name} {chosen[name]}: the weights to start from have {value}; leave it out, or start from others")
-        chosen[name] = value
-    if chosen["arch"] == "paper":
-        refuse_idle(context, ["downscale", "width", "blocks"], "--arch residual")
-    return chosen, start
-
-
-def _trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.device, start: Weights | None) -> PurifierTrainer:
-    """The run that the options ask for."""
-    from comdefend_cli.data.mixture import join_datasets
-    from comdefend_cli.training.purifier import PurifierTrainer
-
-    data = chosen["data"]
-    seen, named, weights = load_features(chosen["features"] or [], chosen["feature_weight"] or [], data, parts)
-    dataset = join_datasets(parts, gray=chosen["gray"])
-    if chosen["input_noise_least"] is not None:
-        chosen = {**chosen, "input_noise_min": [chosen["input_noise_least"]]}
-    config = make_config(
-        TrainConfig,
-        chosen,
-        where,
-        data=dataset.name,
-        steps=_steps(chosen["steps"], chosen["epochs"], len(dataset.train), chosen["batch_size"]),
-        channels=1 if chosen["gray"] else dataset.train.channels,
-        features=named,
-        feature_weight=weights,
-        input_noise=spread("--input-noise", chosen["input_noise"] or [TrainConfig.input_noise], data),
-        input_noise_min=spread("--input-noise-min", chosen["input_noise_min"] or [TrainConfig.input_noise_min], data),
-        init=start.sha256 if start else "",
-    )
-    return PurifierTrainer(config, dataset, where, start=start.model if start else None, features=seen)
 
 
 @contextmanager
@@ -256,14 +229,6 @@ def _fetch_parts(chosen: Mapping[str, Any], rank: int, *, quiet: bool) -> list[D
             if mine:
                 loaded = {name: fetch_dataset(name, chosen["data_dir"], **how) for name in dict.fromkeys(chosen["data"])}
     return [loaded[name] for name in chosen["data"]]
-
-
-def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
-    if epochs is None:
-        return TrainConfig.steps if steps is None else steps
-    if not 0 < epochs < math.inf:
-        raise UsageError(f"--epochs must be above 0, not {epochs}")
-    return math.ceil(epochs * images / batch_size)
 
 
 def _finish(

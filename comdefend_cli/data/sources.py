@@ -60,9 +60,14 @@ class ImageArray:
 
     def batch(self, size: int, generator: torch.Generator) -> Tensor:
         """`size` images drawn with replacement, mirrored at random left to right."""
-        chosen = self.pixels[torch.randint(len(self), (size,), generator=generator)]
+        return self.draw(size, generator)[0]
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A :meth:`batch`, and the places of its images, int64 (size,)."""
+        places = torch.randint(len(self), (size,), generator=generator)
+        chosen = self.pixels[places]
         mirror = torch.rand(size, 1, 1, 1, generator=generator) < 0.5
-        return torch.where(mirror, chosen.flip(3), chosen)
+        return torch.where(mirror, chosen.flip(3), chosen), places
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.errors import UsageError
+from comdefend_cli.training.checks import check, check_common, list_values
 
 if TYPE_CHECKING:
     from comdefend_cli.network.architecture import Architecture
 
 OPTIMIZERS = ("muon", "adam")
 LOSSES = ("mse", "rmse")
+#: Attacks that ComDefend can learn from.
+ATTACKS = ("fgsm", "pgd")
 #: Families of networks.
 FAMILIES = ("paper", "residual")
 #: A learning rate each optimizer works with: measured for Muon, the paper's for Adam (3.6).
@@ -52,6 +54,11 @@ class TrainConfig:
         features: SHA-256, or module:function, of the classifier in whose features the reconstruction is to be near the clean image, or
             "" for none; of several data sets NAME=CLASSIFIER for each that has one, with "," between them.
         feature_weight: of the mean relative square distance of these features in the loss.
+        adversarial: "fgsm" or "pgd": half of each batch is attacked so, through the networks and a classifier; "" for none.
+        adversarial_epsilon: L-infinity distance of those attacks, in 8-bit levels.
+        adversarial_steps: of PGD.
+        classifier: SHA-256, or module:function, of the classifier behind the networks, or "".
+        label_weight: of its cross-entropy in the loss.
         optimizer: "muon", or "adam" as in the paper.
         lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
@@ -87,6 +94,11 @@ class TrainConfig:
     inference_noise: float = 0.0
     features: str = ""
     feature_weight: float | list[float] = 0.01
+    adversarial: str = ""
+    adversarial_epsilon: float = 8.0
+    adversarial_steps: int = 4
+    classifier: str = ""
+    label_weight: float = 1.0
     optimizer: str = "muon"
     lr: float | None = None
     lr_end: float = 0.02
@@ -104,19 +116,26 @@ class TrainConfig:
             self.architecture  # noqa: B018
         except ValueError as error:
             raise UsageError(str(error)) from error
-        _check_common(self)
-        _check(self, "steps shrink", lambda value: value >= 1, "at least 1")
-        _check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
-        _check(self, "jitter small", lambda value: 0 <= value <= 1, "from 0 to 1")
-        from_zero = "penalty noise_std warmup clip"
-        _check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
-        _check(
-            self, "input_noise input_noise_min feature_weight", lambda value: all(0 <= one < math.inf for one in _list(value)), "0 or more"
+        check_common(self)
+        check(self, "steps shrink", lambda value: value >= 1, "at least 1")
+        check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
+        check(self, "jitter small", lambda value: 0 <= value <= 1, "from 0 to 1")
+        from_zero = "penalty noise_std warmup clip label_weight"
+        check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
+        check(
+            self,
+            "input_noise input_noise_min feature_weight",
+            lambda value: all(0 <= one < math.inf for one in list_values(value)),
+            "0 or more",
         )
-        _check(self, "inference_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
+        check(self, "inference_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
         ranges = [(self.of_part("input_noise_min", place), self.of_part("input_noise", place)) for place in range(self.listed_parts or 1)]
-        _check(self, "input_noise_min", lambda _: all(least <= most for least, most in ranges), f"at most input-noise, {self.input_noise}")
-        _check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        check(self, "input_noise_min", lambda _: all(least <= most for least, most in ranges), f"at most input-noise, {self.input_noise}")
+        check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        check(self, "adversarial", lambda value: value in ("", *ATTACKS), " or ".join(ATTACKS))
+        check(self, "adversarial_epsilon adversarial_steps", lambda value: 0 < value < math.inf, "above 0")
+        if self.adversarial and any(list_values(self.input_noise)):
+            raise UsageError("adversarial training has no input noise: the attack is to see what the networks see; leave input-noise out")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"unknown optimizer {self.optimizer!r}: use {' or '.join(OPTIMIZERS)}")
 
@@ -223,13 +242,13 @@ class ClassifierConfig:
             raise UsageError(f"unknown architecture {self.arch!r}: use one of {', '.join(ARCHITECTURES)}")
         if self.adversarial not in ("", "fgsm", "bim"):
             raise UsageError(f"unknown attack {self.adversarial!r} to train on: use fgsm or bim")
-        _check_common(self)
-        _check(self, "batch_size", lambda value: value >= 2, "at least 2, since the norms need more than one image")
-        _check(self, "epochs adversarial_epsilon adversarial_steps", lambda value: 0 < value < math.inf, "above 0")
-        _check(self, "weight_decay", lambda value: 0 <= value * self.lr < 1, "from 0 to below 1 / lr")
-        _check(self, "input_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
-        _check(self, "cutout", lambda value: 0 <= value <= 1024, "from 0 to 1024 pixels")
-        _check(self, "label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
+        check_common(self)
+        check(self, "batch_size", lambda value: value >= 2, "at least 2, since the norms need more than one image")
+        check(self, "epochs adversarial_epsilon adversarial_steps", lambda value: 0 < value < math.inf, "above 0")
+        check(self, "weight_decay", lambda value: 0 <= value * self.lr < 1, "from 0 to below 1 / lr")
+        check(self, "input_noise", lambda value: 0 <= value <= 255, "from 0 to 255 levels")
+        check(self, "cutout", lambda value: 0 <= value <= 1024, "from 0 to 1024 pixels")
+        check(self, "label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
 
     def steps(self, images: int) -> int:
         """Optimizer steps over so many training images."""
@@ -264,8 +283,8 @@ class BaselineConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        _check_common(self)
-        _check(self, "steps", lambda value: value >= 1, "at least 1")
+        check_common(self)
+        check(self, "steps", lambda value: value >= 1, "at least 1")
 
     def lr_factor(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a share of the peak."""
@@ -276,23 +295,3 @@ def _up_and_down(step: int, steps: int, rise: float) -> float:
     """Linearly up to 1 over that share of the steps, then linearly down to nearly nothing at the last one."""
     way = (step + 1) / steps
     return min(way / rise, (1 - way) / (1 - rise) + 1 / steps, 1.0)
-
-
-def _check_common(config: TrainConfig | ClassifierConfig | BaselineConfig) -> None:
-    """What every training has."""
-    _check(config, "batch_size", lambda value: value >= 1, "at least 1")
-    _check(config, "seed", lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1")
-    _check(config, "lr", lambda value: value is None or 0 < value < math.inf, "above 0")
-    if config.precision not in ("float32", "bfloat16"):
-        raise UsageError(f"training knows float32 and bfloat16, not {config.precision!r}")
-
-
-def _list(value: float | list[float]) -> list[float]:
-    return value if isinstance(value, list) else [value]
-
-
-def _check(config: object, names: str, holds: Callable[[Any], bool], must: str) -> None:
-    """Refuse a value of which something does not hold, by the name of its option."""
-    for name in names.split():
-        if not holds(getattr(config, name)):
-            raise UsageError(f"{name.replace('_', '-')} must be {must}, not {getattr(config, name)}")

@@ -157,6 +157,14 @@ class Objective(nn.Module):
             noise: for the logits, (N, bits, H, W), float32.
             place: in `features` of the classifier that sees these images.
         """
+        loss, mean_square, rebuilt = self.rebuild(x, target, noise)
+        distance = self.features[place] if len(self.features) else None
+        if isinstance(distance, FeatureDistance) and min(x.shape[2:]) >= LEAST_SIDE:
+            loss = loss + self.feature_weights[place] * distance(rebuilt, target)
+        return loss, mean_square
+
+    def rebuild(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`forward` without features, and what RecCNN rebuilt, float32 (N, C, H, W)."""
         logits = self.model.com(x)
         code = noisy_code(logits, noise, self.noise_std)
         rebuilt = self.model.rec(code)
@@ -164,10 +172,7 @@ class Objective(nn.Module):
         # The root's slope is bounded by that at one level's error.
         error = error.mean((1, 2, 3)).add(FLOOR).sqrt() if self.rooted else error
         loss = error.mean() + self.penalty * code.square().mean()
-        distance = self.features[place] if len(self.features) else None
-        if isinstance(distance, FeatureDistance) and min(x.shape[2:]) >= LEAST_SIDE:
-            loss = loss + self.feature_weights[place] * distance(rebuilt, target)
-        return loss, logits.detach().float().square().mean()
+        return loss, logits.detach().float().square().mean(), rebuilt
 
 
 def top_rms(noise_std: float) -> float:

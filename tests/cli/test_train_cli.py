@@ -26,7 +26,8 @@ from typer.testing import CliRunner, Result
 from comdefend_cli import __version__
 from comdefend_cli.classifiers.loading import ClassifierHeader, build, save_classifier
 from comdefend_cli.cli import app
-from comdefend_cli.cli.train import _outputs, _steps
+from comdefend_cli.cli.train import _outputs
+from comdefend_cli.cli.train_run import _steps
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network import architecture
 from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
@@ -298,7 +299,7 @@ def test_a_folder_of_images(in_process: Any, tmp_path: Path) -> None:
     (folder / "broken.png").write_bytes(b"no image")
     result = in_process("--data", folder)
     assert result.exit_code == 0, result.output
-    assert "1 files" in result.output
+    assert "1 file in" in result.output
     assert load_weights(str(tmp_path / "w.safetensors")).header.training["data"] == "folder:photos"
 
 
@@ -442,7 +443,7 @@ def test_the_least_input_noise_has_an_old_spelling(in_process: Any, tmp_path: Pa
         (["--bits", "11"], 2, "bits must be one of"),
         (["--optimizer", "sgd"], 2, "unknown optimizer"),
         (["--precision", "float16"], 2, "float16"),
-        (["--data", "imagenet"], 1, "no such data set"),
+        (["--data", "imagenet"], 2, "no such data set"),
         (["--init", "absent"], 2, "no such weights"),
         (["--arch", "other"], 2, "use paper or residual"),
         (["--arch", "residual", "--downscale", "3"], 2, "downscale must be one of"),
@@ -514,3 +515,23 @@ def test_steps_from_epochs() -> None:
     for epochs in (0.0, float("nan"), float("inf")):
         with pytest.raises(UsageError):
             _steps(None, epochs, 100, 8)
+
+
+def test_training_against_attacks(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classifier is in the header; what cannot be is one line."""
+    (tmp_path / "judge.py").write_text("from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    attacks = ("--adversarial", "pgd", "--adversarial-steps", 2, "--adversarial-epsilon", "4/255", "--classifier", "judge:make")
+    done = in_process("--data", "cifar10", *RESIDUAL, *attacks)
+    assert done.exit_code == 0, done.output
+    training = load_weights(str(tmp_path / "w.safetensors")).header.training
+    said = {"adversarial": "pgd", "adversarial_steps": 2, "adversarial_epsilon": 4.0, "classifier": "judge:make"}
+    assert said.items() <= training.items()
+    for wrong, part in (
+        (attacks[:6], "--classifier"),
+        (attacks[6:], "does nothing without --adversarial"),
+        ((*attacks, "--features", "judge:make"), "--features"),
+        ((*attacks, "--input-noise", 20), "input-noise"),
+    ):
+        refused = in_process("--quiet", "--data", "cifar10", *RESIDUAL, *wrong, "--overwrite")
+        assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and part in refused.output, refused.output

@@ -1,0 +1,138 @@
+"""From the options of `comdefend train` to its run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from comdefend_cli.cli.epsilons import parse_epsilon
+from comdefend_cli.cli.training import is_given, make_config, refuse_idle
+from comdefend_cli.errors import UsageError
+from comdefend_cli.training.config import TrainConfig, name_networks
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from comdefend_cli.classifiers.loading import Classifier
+    from comdefend_cli.data.sources import Dataset
+    from comdefend_cli.network.weight_file import Weights
+    from comdefend_cli.training.purifier import PurifierTrainer
+
+
+def choose_networks(context: typer.Context) -> tuple[dict[str, Any], Weights | None]:
+    """The options, and the weights to start from, whose family and sizes of networks stand for those that are not given."""
+    from comdefend_cli.network.registry import load_weights
+
+    chosen = dict(context.params)
+    start = load_weights(chosen["init"]) if chosen["init"] else None
+    for name, value in name_networks(start.header.architecture).items() if start else ():
+        if is_given(context, name):
+            if chosen[name] == value or name == "bits":
+                continue  # Layers that depend on the bits are drawn anew.
+            raise UsageError(f"--{name} {chosen[name]}: the weights to start from have {value}; leave it out, or start from others")
+        chosen[name] = value
+    if chosen["arch"] == "paper":
+        refuse_idle(context, ["downscale", "width", "blocks"], "--arch residual")
+    return chosen, start
+
+
+def make_trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.device, start: Weights | None) -> PurifierTrainer:
+    """The run that the options ask for."""
+    from comdefend_cli.data.mixture import join_datasets
+    from comdefend_cli.training.adversarial import AdversarialTrainer
+    from comdefend_cli.training.purifier import PurifierTrainer
+
+    judge = _load_judge(chosen)
+    data = chosen["data"]
+    seen, named, weights = _load_features(chosen["features"] or [], chosen["feature_weight"] or [], data, parts)
+    dataset = join_datasets(parts, gray=chosen["gray"])
+    if chosen["input_noise_least"] is not None:
+        chosen = {**chosen, "input_noise_min": [chosen["input_noise_least"]]}
+    config = make_config(
+        TrainConfig,
+        chosen,
+        where,
+        data=dataset.name,
+        steps=_steps(chosen["steps"], chosen["epochs"], len(dataset.train), chosen["batch_size"]),
+        channels=1 if chosen["gray"] else dataset.train.channels,
+        features=named,
+        feature_weight=weights,
+        input_noise=_spread("--input-noise", chosen["input_noise"] or [TrainConfig.input_noise], data),
+        input_noise_min=_spread("--input-noise-min", chosen["input_noise_min"] or [TrainConfig.input_noise_min], data),
+        init=start.sha256 if start else "",
+        adversarial=chosen["adversarial"] or "",
+        adversarial_epsilon=parse_epsilon("--adversarial-epsilon", chosen["adversarial_epsilon"]),
+        classifier="" if judge is None else judge.sha256 or chosen["classifier"],
+    )
+    model = start.model if start else None
+    if judge is None:
+        return PurifierTrainer(config, dataset, where, start=model, features=seen)
+    return AdversarialTrainer(config, dataset, where, judge.model, start=model)
+
+
+def _load_judge(chosen: Mapping[str, Any]) -> Classifier | None:
+    """The classifier that attacks are made on, or None where there are none.
+
+    Raises:
+        UsageError: attacks without a classifier, or with features, which are of clean images.
+    """
+    from comdefend_cli.classifiers.loading import load_classifier
+
+    if not chosen["adversarial"]:
+        return None
+    if not chosen["classifier"]:
+        raise UsageError("--adversarial needs --classifier: the attacks are made through it")
+    if chosen["features"]:
+        raise UsageError("--features and --adversarial are two ways to train; give one of them")
+    return load_classifier(chosen["classifier"], data=chosen["data"][0])
+
+
+def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
+    if epochs is None:
+        return TrainConfig.steps if steps is None else steps
+    if not 0 < epochs < math.inf:
+        raise UsageError(f"--epochs must be above 0, not {epochs}")
+    return math.ceil(epochs * images / batch_size)
+
+
+def _spread(option: str, values: list[float], data: list[str]) -> float | list[float]:
+    """A setting of all parts of the data, or of each part, whose option was given once for each different data set."""
+    if len(values) == 1:
+        return values[0]
+    different = list(dict.fromkeys(data))
+    if len(values) != len(different):
+        raise UsageError(f"{option} is there {len(values)} times for {len(different)} different --data: give it once, or once for each")
+    by_name = dict(zip(different, values, strict=True))
+    return [by_name[name] for name in data]
+
+
+def _load_features(
+    specs: list[str], weights: list[float], data: list[str], parts: list[Dataset]
+) -> tuple[list[nn.Module | None], str, float | list[float]]:
+    """The classifier of each part of the data, or None; what the settings call them; their weight, or that of each part."""
+    from comdefend_cli.classifiers.loading import load_classifier
+
+    if len(weights) > 1 and len(weights) != len(specs):
+        raise UsageError(f"--feature-weight is there {len(weights)} times for {len(specs)} --features: give it once, or once for each")
+    found: list[nn.Module | None] = [None] * len(parts)
+    each_weight = [0.0] * len(parts)
+    called = {}
+    for place_of_spec, spec in enumerate(specs):
+        name, _, classifier = spec.rpartition("=") if len(set(data)) > 1 else (data[0], "", spec)
+        if name not in data:
+            raise UsageError(f"--features {spec}: say whose it is as DATA=CLASSIFIER, DATA being one of {', '.join(dict.fromkeys(data))}")
+        places = [place for place, each in enumerate(data) if each == name]
+        loaded = load_classifier(classifier, data=parts[places[0]].name)
+        called[parts[places[0]].name] = loaded.sha256 or classifier
+        for place in places:
+            found[place] = loaded.model
+            each_weight[place] = weights[place_of_spec] if len(weights) > 1 else 0.0
+    alone = len(set(data)) == 1
+    named = ",".join(said if alone else f"{name}={said}" for name, said in called.items())
+    if len(weights) > 1:
+        return found, named, each_weight
+    return found if specs else [], named, weights[0] if weights else TrainConfig.feature_weight

@@ -1,0 +1,102 @@
+"""ComDefend trained against attacks, in front of a classifier that stays as it is.
+
+Outside of the paper, whose networks learn from clean images alone. Attacks are made through both networks and the classifier, so that the
+attacker whom they learn from is one who knows of them (adversarial training; Madry et al., ICLR 2018).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from comdefend_cli.classifiers.signed_gradient import input_gradient
+from comdefend_cli.data.sources import Dataset, ImageArray
+from comdefend_cli.errors import UsageError
+from comdefend_cli.network.model import ComDefend
+from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.distributed import average
+from comdefend_cli.training.purifier import PurifierTrainer
+
+#: Step of FGSM from a random start, as a share of epsilon (Wong et al., ICLR 2020), and of all steps of PGD together.
+FGSM_STEP, PGD_REACH = 1.25, 2.5
+
+
+class AdversarialTrainer(PurifierTrainer):
+    """Trains ComDefend so that a classifier behind it is right on clean and attacked images.
+
+    The loss is that of :class:`.Objective`, plus the classifier's cross-entropy of what is rebuilt; half of each batch is attacked.
+
+    Args:
+        config: the run's settings, with `adversarial`.
+        dataset: images with labels, of one data set.
+        device: where to train.
+        classifier: from (N, C, H, W) in [0, 1] to logits; its weights stay as they are.
+        start: as of :class:`.PurifierTrainer`.
+
+    Raises:
+        UsageError: images without labels, a batch of one, or a classifier that does not fit them.
+    """
+
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, device: torch.device, classifier: nn.Module, *, start: ComDefend | None = None
+    ) -> None:
+        train = dataset.train
+        if not isinstance(train, ImageArray) or not len(train.labels):
+            raise UsageError(f"{config.data}: adversarial training needs one data set with labels, such as cifar10")
+        super().__init__(config, dataset, device, start=start)
+        if config.batch_size // self.processes < 2:
+            raise UsageError(f"a batch of {config.batch_size} is too small: half of each process's share is attacked")
+        self._labelled = train
+        self._classifier = classifier.to(device).eval().requires_grad_(False)
+        self._exposed = _Exposed(self.model, self._classifier)
+        shape, classes = tuple(self._exposed(self.test_images[:2].to(device).float().div(255)).shape), int(train.labels.max()) + 1
+        if len(shape) != 2 or shape[1] < classes:
+            raise UsageError(f"{config.classifier}: must return logits of {classes} classes or more, not {shape}")
+
+    def losses(self) -> dict[str, Tensor]:
+        """The loss on this process's share of the batch, half of it attacked, and the root mean square of the logits of all of it."""
+        clean, labels, start, noise = (part.to(self.device) for part in self._draw_labelled(self.step_done))
+        half = len(clean) // 2
+        attacked = self._attack(clean[:half], labels[:half], start[:half])
+        x = torch.cat([attacked, clean[half:]]).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            loss, mean_square, rebuilt = self._objective.rebuild(x, clean, noise)
+            loss = loss + self.config.label_weight * cross_entropy(self._classifier(rebuilt).float(), labels)
+        average([mean_square])
+        return {"loss": loss, "logit_rms": mean_square.sqrt()}
+
+    def _attack(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
+        """FGSM or PGD from a random start, through the rounding as if it were not there (straight-through)."""
+        epsilon, steps = self.config.adversarial_epsilon / 255, self.config.adversarial_steps if self.config.adversarial == "pgd" else 1
+        size = epsilon * (FGSM_STEP if self.config.adversarial == "fgsm" else PGD_REACH / steps)
+        moved = (x + epsilon * start).clamp(0, 1)
+        for _ in range(steps):
+            moved = moved + size * input_gradient(self._exposed, moved, y, self.autocast).sign()
+            moved = torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
+        return moved
+
+    def _draw_labelled(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of a batch the share of this process: clean images, labels, random starts from -1 to 1, noise for the logits."""
+        config, generator = self.config, self.generator(step + 2)
+        pixels, places = self._labelled.draw(config.batch_size, generator)
+        start = torch.rand(pixels.shape, generator=generator) * 2 - 1
+        noise = torch.randn((len(pixels), config.bits, *pixels.shape[2:]), generator=generator).mul_(config.noise_std)
+        size = len(pixels) // self.processes
+        share = slice(size * self.rank, size * (self.rank + 1))
+        parts: list[Any] = [pixels.float().div_(255), self._labelled.labels[places], start, noise]
+        return tuple(part[share].contiguous() for part in parts)
+
+
+class _Exposed(nn.Module):
+    """Purifier and classifier as an attacker differentiates them. Both are held, not owned: they keep their own modes."""
+
+    def __init__(self, model: ComDefend, classifier: nn.Module) -> None:
+        super().__init__()
+        self.parts = (model, classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        model, classifier = self.parts
+        return classifier(model(x, gradient="straight-through"))  # type: ignore[no-any-return]

@@ -1,0 +1,108 @@
+"""ComDefend trained against attacks through itself and a frozen classifier."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from comdefend_cli.classifiers.loading import ClassifierHeader, build
+from comdefend_cli.data.sources import Crops, Dataset, ImageArray
+from comdefend_cli.errors import UsageError
+from comdefend_cli.training.adversarial import AdversarialTrainer
+from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.history import History
+from comdefend_cli.training.purifier import PurifierTrainer
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    arch="residual", width=8, blocks=1, batch_size=8, steps=6, warmup=1, adversarial="pgd", adversarial_steps=3, seed=3, lr=0.01
+)
+
+
+class Sides(nn.Module):
+    """Two classes by which half of the image is brighter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(6.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        difference = x[..., :8].mean((1, 2, 3)) - x[..., 8:].mean((1, 2, 3))
+        return torch.stack([difference, -difference], 1) * self.scale
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """Images of 16x16 with noise, brighter on one side by a little; mirrored, a side's label would not hold, so both halves are alike."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(60, 200, (40, 3, 16, 16), generator=generator).to(torch.uint8)
+    labels = torch.arange(40) % 2
+    return Dataset("made", ImageArray(pixels, labels), ImageArray(pixels[:8], labels[:8]))
+
+
+def test_attacks_stay_near_and_do_harm(dataset: Dataset) -> None:
+    """Within epsilon and [0, 1], and worse for the classifier behind the networks than the random start that they begin with."""
+    for attack in ("fgsm", "pgd"):
+        run = AdversarialTrainer(replace(CONFIG, adversarial=attack), dataset, CPU, Sides())
+        clean, labels, start, _ = run._draw_labelled(0)
+        attacked = run._attack(clean, labels, start)
+        assert float((attacked - clean).abs().max()) <= 8 / 255 + 1e-6 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
+        random = (clean + start * 8 / 255).clamp(0, 1)
+        with torch.no_grad():
+            harmed, harmless = (float(cross_entropy(run._exposed(x), labels)) for x in (attacked, random))
+        assert harmed > harmless
+
+
+def test_the_classifier_stays_and_the_networks_learn(dataset: Dataset) -> None:
+    """Its weights and its mode are as they were; the networks change, and half of the batch is attacked."""
+    torch.manual_seed(0)
+    classifier = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    run = AdversarialTrainer(CONFIG, dataset, CPU, classifier)
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    reports = list(run.run(measure_every=3))
+    assert len(reports) == 6 and reports[-1].measured is not None
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items()) and not classifier.training
+    assert any(not torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
+
+
+def test_loss_has_the_labels_of_all_images(dataset: Dataset) -> None:
+    """The loss grows with the weight of the cross-entropy, by that much of it, and without it is the objective's on attacked images."""
+    zero, one, two = (AdversarialTrainer(replace(CONFIG, label_weight=weight), dataset, CPU, Sides()) for weight in (0.0, 1.0, 2.0))
+    losses = [float(run.losses()["loss"].detach()) for run in (zero, one, two)]
+    assert losses[0] < losses[1] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
+
+
+def test_a_run_that_goes_on_is_the_undisturbed_one(dataset: Dataset) -> None:
+    """All that is random in a step is of its number."""
+    whole = AdversarialTrainer(CONFIG, dataset, CPU, Sides())
+    list(whole.run(measure_every=6))
+    first = AdversarialTrainer(CONFIG, dataset, CPU, Sides())
+    for _ in range(3):
+        first.step()
+    rest = AdversarialTrainer(CONFIG, dataset, CPU, Sides())
+    rest.load_state(first.state(), 3)
+    history = History("psnr")
+    for report in rest.run(measure_every=6):
+        history.append(report)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
+
+
+def test_what_is_refused(dataset: Dataset) -> None:
+    """Data without labels, input noise, a batch of one, a classifier of other images, unknown attacks."""
+    crops = Dataset("folder:x", Crops([torch.zeros(3, 40, 40, dtype=torch.uint8)] * 2, 16), dataset.test)
+    with pytest.raises(UsageError, match="with labels"):
+        AdversarialTrainer(CONFIG, crops, CPU, Sides())
+    with pytest.raises(UsageError, match="input-noise"):
+        replace(CONFIG, input_noise=20.0)
+    with pytest.raises(UsageError, match="fgsm or pgd"):
+        replace(CONFIG, adversarial="cw")
+    with pytest.raises(UsageError, match="too small"):
+        AdversarialTrainer(replace(CONFIG, batch_size=1), dataset, CPU, Sides())
+    with pytest.raises(UsageError, match="logits of 2 classes"):
+        AdversarialTrainer(CONFIG, dataset, CPU, nn.Flatten(2))
+    assert type(PurifierTrainer(replace(CONFIG, adversarial=""), dataset, CPU)) is PurifierTrainer
