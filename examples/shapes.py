@@ -71,7 +71,7 @@ def train_classifier(steps: int = 400, batch: int = 64, seed: int = 0) -> nn.Mod
     classifier = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, len(SHAPES)))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
-    for step in range(steps):
+    for _ in range(steps):
         chosen = torch.randint(len(x), (batch,))
         loss = nn.functional.cross_entropy(classifier(x[chosen]), y[chosen])
         optimizer.zero_grad()

@@ -144,7 +144,8 @@ def evaluate(
         notice(f"{out} holds results of the same settings: what is measured there is kept", quiet=quiet)
     _measure(evaluation, quiet)
     results = {**evaluation.to_json(), **_describe_run(where, precision, began)}
-    _write(evaluation, results, out)
+    with progress.show_waiting("drawing charts and writing the report", quiet=quiet):
+        _write(evaluation, results, out)
     if save_adversarial is not None:
         _save_adversarial(evaluation, save_adversarial, quiet)
     _show(results, as_json=as_json, quiet=quiet)

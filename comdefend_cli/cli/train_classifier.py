@@ -152,6 +152,7 @@ def _finish(trainer: ClassifierTrainer, out: Path, *, overwrite: bool, quiet: bo
     """Measure the classifier and write its file."""
     from comdefend_cli.classifiers.loading import save_classifier
 
-    record = trainer.record()
+    with progress.show_waiting("measuring on the test images", quiet=quiet):
+        record = trainer.record()
     save_classifier(out, trainer.model, replace(trainer.header, training=record), overwrite=overwrite)
     notice(f"wrote {out}: {record['accuracy']:.2f} {trainer.unit}, of {record['test_images']}", quiet=quiet)
