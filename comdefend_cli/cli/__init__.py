@@ -7,6 +7,7 @@ import typer
 from comdefend_cli.cli import (
     certify,
     console,
+    detect,
     doctor,
     evaluate,
     export,
@@ -34,6 +35,8 @@ app.command("purify-dir", cls=Command)(purify_dir.purify_dir)
 app.command("train", cls=Command)(train.train)
 app.command("evaluate", cls=Command)(evaluate.evaluate)
 app.command("certify", cls=Command)(certify.certify)
+app.command("calibrate-detector", cls=Command)(detect.calibrate_detector)
+app.command("detect", cls=Command)(detect.detect)
 app.command("train-classifier", cls=Command)(train_classifier.train_classifier)
 app.command("train-baseline", cls=Command)(train_baseline.train_baseline)
 app.command("export", cls=Command)(export.export)

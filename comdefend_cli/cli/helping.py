@@ -56,6 +56,16 @@ EXAMPLES = {
         "comdefend certify --data photos --classifier mine:load --sigma 0.5",
         "comdefend certify --data cifar10 --classifier small --weights none",
     ),
+    "calibrate-detector": (
+        "comdefend calibrate-detector --data clean --classifier mine:load",
+        "comdefend calibrate-detector --data cifar10 --classifier small",
+        "comdefend calibrate-detector --data clean --classifier mine:load --false-alarms 0.01",
+    ),
+    "detect": (
+        "comdefend detect photo.png",
+        "comdefend detect incoming --recursive --report scores.jsonl",
+        "comdefend detect photo.png --detector detector.json --json",
+    ),
     "train-classifier": (
         "comdefend train-classifier --data cifar10",
         "comdefend train-classifier --data cifar10 --purify comdefend-12bit",

@@ -9,6 +9,7 @@
     card NAME                        of one weight file
     precision, colors                what bfloat16 changes; what becomes of colours and drawings
     speed, calculator                of docs/data/machines.json: a table, and a form that computes
+    detection NAME                   of docs/data/NAME.json: what the detector found
     commands, variables              the reference of the commands, and of the environment variables
 
 What is short stands in the page, so that it can be read there: `<!-- accuracy fast-cifar10 comdefend-fast clean -->82 %<!-- / -->`, which
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import commands
+import detection
 import machines
 import measured
 import shipped
@@ -42,6 +44,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "calculator": machines.make_calculator,
     "commands": commands.make_reference,
     "variables": commands.make_variables,
+    "detection": detection.make_detection,
 }
 BUILT = re.compile(r"(^ +)?\{\{ (\w+(?: [^\s{}]+)*) \}\}", re.MULTILINE)
 IN_PLACE = re.compile(r"(^)?<!-- (\w+(?: [^\s<>]+)*) -->.*?<!-- / -->", re.MULTILINE | re.DOTALL)
