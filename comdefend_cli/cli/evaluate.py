@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -19,9 +16,11 @@ from comdefend_cli.cli.console import err, notice
 from comdefend_cli.cli.earlier_results import accept_earlier
 from comdefend_cli.cli.epsilons import parse_epsilons
 from comdefend_cli.cli.preparation import fetch_labelled
-from comdefend_cli.errors import UsageError
+from comdefend_cli.cli.run_record import describe_run
+from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
 from comdefend_cli.evaluate.cells import GRAY_BOX, THREATS, say_epsilon
+from comdefend_cli.evaluate.gate import find_misses, parse_floors, refuse_unmeasured
 from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, GRAY_ATTACKS, Protocol
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from comdefend_cli.evaluate.evaluation import Evaluation
     from comdefend_cli.evaluate.systems import System
 
+#: Exit code where a defence is below --fail-under.
+MISSED = 4
 DEFENCES = (
     "none comdefend-12bit comdefend-12bit-denoise comdefend-fast:input-noise=0 comdefend-fast bits:depth=3 median:size=3 jpeg:quality=75"
 )
@@ -106,6 +107,10 @@ def evaluate(
         Path | None,
         typer.Option("--save-adversarial", metavar="DIR", help="Write the grey-box images as PNG, a folder an attack, with labels.csv."),
     ] = None,
+    fail_under: Annotated[
+        str | None,
+        typer.Option("--fail-under", help="Exit with 4 where a defence has less, in %: clean=80,grey-box:8=40,adaptive:2=20 and the like."),
+    ] = None,
     size: Annotated[
         int | None, typer.Option("--size", min=8, help="Scale a folder's images to this and crop the centre.", show_default="as they are")
     ] = None,
@@ -134,6 +139,8 @@ def evaluate(
     limit_threads()
     began = time.perf_counter()
     protocol = _make_protocol(context.params, quiet)
+    floors = parse_floors(fail_under) if fail_under is not None else []
+    refuse_unmeasured(floors, protocol.threats, protocol.epsilons)
     _prepare_outputs(out, save_adversarial, protocol)
     where = resolve_device(device)
     if device == "auto":
@@ -143,13 +150,18 @@ def evaluate(
     if accept_earlier(out / "results.json", {**evaluation.to_json(), "precision": precision}, overwrite=overwrite):
         notice(f"{out} holds results of the same settings: what is measured there is kept", quiet=quiet)
     _measure(evaluation, quiet)
-    results = {**evaluation.to_json(), **_describe_run(where, precision, began)}
+    results = {**evaluation.to_json(), **describe_run(where, precision, began)}
     with progress.show_waiting("drawing charts and writing the report", quiet=quiet):
         _write(evaluation, results, out)
     if save_adversarial is not None:
         _save_adversarial(evaluation, save_adversarial, quiet)
     _show(results, as_json=as_json, quiet=quiet)
     notice(f"wrote {out / 'report.html'}, {out / 'results.json'} and the charts beside them", quiet=quiet)
+    misses = find_misses(floors, results)
+    for miss in misses:
+        console.print_error(ComdefendError(miss))
+    if misses:
+        raise typer.Exit(MISSED)
 
 
 def _make_protocol(chosen: Mapping[str, Any], quiet: bool) -> Protocol:
@@ -235,21 +247,6 @@ def _measure(evaluation: Evaluation, quiet: bool) -> None:
                     f"{cell.threat}: {cell.classifier} behind {cell.defence}, {cell.title}{at}{how}: "
                     f"{100 * cell.correct / cell.n:.1f} % of {cell.n}, {cell.seconds:.0f} s"
                 )
-
-
-def _describe_run(where: torch.device, precision: str, began: float) -> dict[str, Any]:
-    """What results.json says of the machine and the command."""
-    from comdefend_cli.runtime.device import describe_device
-    from comdefend_cli.runtime.machine import count_cores
-
-    return {
-        "device": describe_device(where),
-        "hardware": f"{platform.processor() or platform.machine()}, {count_cores()} cores",
-        "platform": platform.platform(),
-        "precision": precision,
-        "command": shlex.join(["comdefend", *sys.argv[1:]]),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
 
 
 def _write(evaluation: Evaluation, results: dict[str, Any], out: Path) -> None:

@@ -11,7 +11,19 @@ from typer.core import TyperCommand
 #: Options by what they are about; what no panel names is the command's own.
 PANELS = {
     "Output": (
-        *("out", "recursive", "format", "quality", "strip", "compare", "report", "save_adversarial", "checkpoint_every", "resume"),
+        *(
+            "out",
+            "recursive",
+            "format",
+            "quality",
+            "strip",
+            "compare",
+            "report",
+            "save_adversarial",
+            "fail_under",
+            "checkpoint_every",
+            "resume",
+        ),
         *("overwrite", "as_json", "quiet"),
     ),
     "Protection": ("weights", "input_noise", "samples", "tiling", "noise_std"),
@@ -59,7 +71,7 @@ EXAMPLES = {
     "calibrate-detector": (
         "comdefend calibrate-detector --data clean --classifier mine:load",
         "comdefend calibrate-detector --data cifar10 --classifier small",
-        "comdefend calibrate-detector --data clean --classifier mine:load --false-alarms 0.01",
+        "comdefend calibrate-detector --data clean --classifier mine:load --size 224",
     ),
     "detect": (
         "comdefend detect photo.png",

@@ -195,6 +195,22 @@ def test_the_same_command_goes_on_and_another_one_does_not(work: Path, monkeypat
     assert evaluate("--epsilons", "4/255", "--overwrite").exit_code == 0
 
 
+def test_it_can_end_a_build(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below a floor: exit code 4 and a line that says by how much, with the results written; a floor of what is not measured is refused."""
+    monkeypatch.chdir(work)
+
+    def evaluate(floors: str) -> Any:
+        given = ["evaluate", "--data", "cifar10", "--classifier", "mine:make", "--defences", "none bits", "--threat-models", "grey-box"]
+        more = ["--attacks", "fgsm", "--epsilons", "8", "--limit", "4", "--out", "gate", "--device", "cpu", "--fail-under", floors]
+        return CliRunner().invoke(app, [*given, *more])
+
+    missed = evaluate("grey-box:8/255=100")
+    assert missed.exit_code == 4 and "behind bits:depth=3: grey-box at 8/255 is " in missed.stderr and "below 100 %" in missed.stderr
+    assert "error: mine:make behind none" not in missed.stderr and (work / "gate" / "results.json").is_file()
+    assert evaluate("clean=0,grey-box:8=0").exit_code == 0
+    assert evaluate("adaptive:8=1").exit_code == 2 and evaluate("grey-box=1").exit_code == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line(work: Path) -> None:
     """Where standard output takes nothing, results as JSON and as tables, help and version end with exit code 1 and a line."""

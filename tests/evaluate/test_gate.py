@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from comdefend_cli.evaluate.gate import Floor, find_misses, parse_floors, refuse_unmeasured
 
 from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.gate import Floor, find_misses, parse_floors, refuse_unmeasured
 
 
 def headline(defence: str, threat: str, epsilon: float | None, accuracy: float) -> dict[str, object]:
