@@ -127,7 +127,7 @@ def test_images_past_pillows_own_limit_are_learnt_from(invoke: Invoke, monkeypat
     Path("images/broken.png").write_bytes(b"no image")
     result = invoke("pixelcnn")
     assert result.exit_code == 0, result.stderr
-    assert "1 files in images are no images" in result.stderr
+    assert "1 file in images is no image" in result.stderr
 
 
 @pytest.mark.parametrize(
