@@ -20,6 +20,7 @@ from comdefend_cli.cli.run_record import describe_run
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
 from comdefend_cli.evaluate.cells import GRAY_BOX, THREATS, say_epsilon
+from comdefend_cli.evaluate.certified import read_certificates
 from comdefend_cli.evaluate.gate import find_misses, parse_floors, refuse_unmeasured
 from comdefend_cli.evaluate.protocol import DEFAULT_ATTACKS, GRAY_ATTACKS, Protocol
 
@@ -107,9 +108,13 @@ def evaluate(
         Path | None,
         typer.Option("--save-adversarial", metavar="DIR", help="Write the grey-box images as PNG, a folder an attack, with labels.csv."),
     ] = None,
+    certificates: Annotated[
+        list[Path] | None,
+        typer.Option("--certificates", metavar="DIR", help="What `comdefend certify` wrote for one of these systems; may repeat."),
+    ] = None,
     fail_under: Annotated[
         str | None,
-        typer.Option("--fail-under", help="Exit with 4 where a defence has less, in %: clean=80,grey-box:8=40,adaptive:2=20 and the like."),
+        typer.Option("--fail-under", help="Exit with 4 where a defence has less, in %: clean=80,grey-box:8=40,certified:0.25=50."),
     ] = None,
     size: Annotated[
         int | None, typer.Option("--size", min=8, help="Scale a folder's images to this and crop the centre.", show_default="as they are")
@@ -140,7 +145,7 @@ def evaluate(
     began = time.perf_counter()
     protocol = _make_protocol(context.params, quiet)
     floors = parse_floors(fail_under) if fail_under is not None else []
-    refuse_unmeasured(floors, protocol.threats, protocol.epsilons)
+    refuse_unmeasured(floors, protocol.threats, protocol.epsilons, certified=bool(certificates))
     _prepare_outputs(out, save_adversarial, protocol)
     where = resolve_device(device)
     if device == "auto":
@@ -149,8 +154,9 @@ def evaluate(
     evaluation = _plan(protocol, images, _make_systems(classifier, defences, data, where, precision), out, where)
     if accept_earlier(out / "results.json", {**evaluation.to_json(), "precision": precision}, overwrite=overwrite):
         notice(f"{out} holds results of the same settings: what is measured there is kept", quiet=quiet)
+    certified = [read_certificates(folder, evaluation.to_json()) for folder in certificates or []]
     _measure(evaluation, quiet)
-    results = {**evaluation.to_json(), **describe_run(where, precision, began)}
+    results = {**evaluation.to_json(), "certificates": certified, **describe_run(where, precision, began)}
     with progress.show_waiting("drawing charts and writing the report", quiet=quiet):
         _write(evaluation, results, out)
     if save_adversarial is not None:

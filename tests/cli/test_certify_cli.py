@@ -101,3 +101,36 @@ def test_what_is_refused(work: Path) -> None:
     refused = certify(work, "--out", "kept", "--weights", "none", "--limit", 3)
     assert refused.returncode == 2 and "damaged" in refused.stderr
     assert certify(work, "--out", "kept", "--weights", "none", "--limit", 3, "--overwrite", "--quiet").returncode == 0
+
+
+def test_certificates_stand_in_the_report(work: Path) -> None:
+    """`evaluate --certificates` shows them beside what attacks left, holds a build to them, and refuses those of other systems."""
+    pytest.importorskip("foolbox")
+    assert certify(work, "--out", "shown", "--noise-seed", 3, "--quiet").returncode == 0
+    base = [
+        "evaluate",
+        "--data",
+        "images",
+        "--classifier",
+        "mine:make",
+        "--attacks",
+        "fgsm",
+        "--threat-models",
+        "grey-box",
+        "--epsilons",
+        "8",
+    ]
+
+    def evaluate(defences: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "comdefend_cli", *base, "--defences", defences, "--certificates", "shown", *more]
+        return subprocess.run(command, cwd=work, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+
+    done = evaluate("none comdefend-fast", "--fail-under", "certified:0.217=95")
+    assert done.returncode == 4 and "certified at L2 radius 0.217 is 88.9 %" in done.stderr, done.stderr
+    tables, page = (work / "evaluation" / "tables.md").read_text(), (work / "evaluation" / "report.html").read_text()
+    assert "### Certified" in tables and "88.9" in tables.partition("### Certified")[2] and 'id="table-certified"' in page
+    refused = evaluate("none", "--out", "other")
+    assert refused.returncode == 2 and "other weights (comdefend-fast)" in refused.stderr.splitlines()[-1]
+    (work / "shown" / "summary.json").write_text("[]")
+    damaged = evaluate("none comdefend-fast", "--out", "other")
+    assert damaged.returncode == 2 and "not a summary" in damaged.stderr

@@ -41,3 +41,17 @@ def test_misses_are_named() -> None:
     for floors in ("grey-box:4=1", "adaptive:8=1"):
         with pytest.raises(UsageError, match="is not measured"):
             refuse_unmeasured(parse_floors(floors), ("grey-box",), (2.0, 8.0))
+
+
+def test_certificates_have_floors_too() -> None:
+    """By the L2 radius; a radius that was not looked at is a miss; without certificates there is nothing to ask."""
+    rows = [{"name": "0.25", "radius": 0.25, "accuracy": 51.0}, {"name": "0.435 (L-infinity 2/255)", "radius": 0.4347, "accuracy": 30.0}]
+    results = {**RESULTS, "certificates": [{"classifier": "c", "defence": "good", "images": 100, "certified": rows}]}
+    assert find_misses(parse_floors("certified:0.25=51,certified:0.435=30"), results) == []
+    missed = find_misses(parse_floors("certified:0.25=52,certified:1=1"), results)
+    assert (
+        missed[0] == "c smoothed behind good: certified at L2 radius 0.25 is 51.0 %, below 52 % (n = 100)" and "not measured" in missed[1]
+    )
+    refuse_unmeasured(parse_floors("certified:0.25=1"), (), (), certified=True)
+    with pytest.raises(UsageError, match="nothing is certified"):
+        refuse_unmeasured(parse_floors("certified:0.25=1"), (), ())

@@ -13,13 +13,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.evaluate.cells import say_epsilon
+from comdefend_cli.evaluate.certified import list_radii
 from comdefend_cli.evaluate.reporting import listings
 from comdefend_cli.evaluate.reporting.charts import make_charts
 from comdefend_cli.evaluate.reporting.drawing import draw_inline
 from comdefend_cli.evaluate.reporting.gallery import AMPLIFY, GalleryItem
 from comdefend_cli.evaluate.reporting.styles import PAPER, name_color, outline_marker, say_dashes
 from comdefend_cli.evaluate.reporting.tables import FEW, UNDEFENDED, System, Tables, make_printable, say_sizes
-from comdefend_cli.evaluate.reporting.text import EXPLAINED
+from comdefend_cli.evaluate.reporting.text import CERTIFIED, EXPLAINED
 from comdefend_cli.evaluate.reporting.verdicts import MEANING, say_verdict
 from comdefend_cli.runtime.extras import require
 
@@ -55,6 +56,7 @@ def render(results: Mapping[str, Any], gallery: Sequence[GalleryItem] = ()) -> s
             defended=len(defences - {UNDEFENDED}),
             undefended=UNDEFENDED in defences,
             charts=sorted(make_charts(tables), key=lambda chart: chart.kind == "curves"),
+            certificates=results.get("certificates", []),
             facts=listings.list_facts(results),
             gallery=gallery,
         )
@@ -85,8 +87,10 @@ def _environment() -> Environment:
     made.globals |= {
         "amplify": AMPLIFY,
         "draw": lambda chart, panel: markupsafe.Markup(draw_inline(chart, panel)),
+        "certified_note": CERTIFIED,
         "explained": EXPLAINED,
         "list_columns": listings.list_columns,
+        "list_radii": list_radii,
         "group_columns": lambda columns: [
             (f"ε = {say_epsilon(epsilon)}", len([*group])) for epsilon, group in groupby(columns, lambda column: column.epsilon)
         ],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.evaluate.cells import say_epsilon
+from comdefend_cli.evaluate.certified import list_radii
 from comdefend_cli.evaluate.reporting.tables import (
     FEW,
     NOT_MEASURED,
@@ -15,6 +16,7 @@ from comdefend_cli.evaluate.reporting.tables import (
     System,
     Tables,
     count_sizes,
+    make_printable,
     say_sizes,
 )
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 EXPLAINED = (
     "Accuracy in % (95 % interval): images classified right that every attack of the threat model failed on; beside it the attack that "
     "alone did the most harm."
+)
+CERTIFIED = (
+    "Accuracy in % (95 % interval) of the classifier smoothed by noise: images classified right for which no image within the L2 radius "
+    "(pixels in [0, 1]) has another class, whatever the attacker does."
 )
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&$])")
 
@@ -44,6 +50,8 @@ def make_markdown(results: Mapping[str, Any]) -> str:
     tables = Tables(results)
     parts = [_headline(tables)]
     parts += [_threat(tables, threat) for threat in tables.list_threats()]
+    if certificates := results.get("certificates"):
+        parts.append(_certified(certificates))
     return "\n".join(parts)
 
 
@@ -98,6 +106,18 @@ def _threat(tables: Tables, threat: str) -> str:
             if any(found):
                 rows.append([*_names(tables, system), say_epsilon(epsilon), *(_several(cells, counts) for cells in found)])
     return f"### {_capitalize(threat)}\n\nAccuracy in % (95 % interval). {say_sizes(counts)}\n\n{_markdown(head, rows)}"
+
+
+def _certified(certificates: Sequence[Mapping[str, Any]]) -> str:
+    radii = list_radii(certificates)
+    rows = []
+    for entry in certificates:
+        found = {row["name"]: f"{row['accuracy']:.1f} ({row['low']:.1f}-{row['high']:.1f})" for row in entry["certified"]}
+        names = [_escape(make_printable(entry[name])) for name in ("classifier", "defence")]
+        about = [f"{entry['sigma']:g}", f"{entry['n']:,g}", f"{entry['images']:g}"]
+        rows.append([*names, *about, *(found.get(name, "") for name in radii)])
+    head = ["Classifier", "Smoothed behind", "Sigma", "Draws", "Images", *(_escape(make_printable(name)) for name in radii)]
+    return f"### Certified\n\n{CERTIFIED}\n\n{_markdown(head, rows)}"
 
 
 def _several(cells: Sequence[Measured], counts: Sequence[int]) -> str:
