@@ -24,7 +24,8 @@ from comdefend_cli.runtime.files import make_write_error
 app = typer.Typer(
     name="comdefend",
     help="Purify images: squeeze each pixel to a 12-bit code and rebuild it, so that adversarial noise mostly does not survive.",
-    epilog="Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted.",
+    epilog="Exit codes: 0 all done, 1 something failed, 2 wrong usage, 3 an image was flagged (detect), 4 too little protection (evaluate "
+    "--fail-under), 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

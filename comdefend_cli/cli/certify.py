@@ -13,7 +13,7 @@ import typer
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_labelled
-from comdefend_cli.errors import ComdefendError, UsageError, explain
+from comdefend_cli.errors import ComdefendError, explain
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,9 @@ def _prepare(chosen: Mapping[str, Any], images: Labelled, where: torch.device) -
     settings = {
         "comdefend": __version__,
         "data": images.name,
-        "data sha256": images.sha256,
+        "sample": f"the first of all, in the order of seed {chosen['seed']}"
+        + (f", {chosen['size']}x{chosen['size']}" if chosen["size"] else ""),
+        "first image sha256": images.first(1).sha256,
         "classifier": found.name,
         "classifier sha256": found.sha256,
         "weights": NO_PURIFIER if loaded is None else loaded.name,
@@ -163,8 +165,6 @@ def _certify(run: _Run, out: Path, *, overwrite: bool, quiet: bool) -> list[Row]
     except OSError as error:
         raise ComdefendError(f"{out}: cannot make this folder: {explain(error)}") from error
     file = RowFile(out / "certificates.tsv", run.settings, overwrite=overwrite)
-    if any(idx >= len(run.images) for idx in file.rows):
-        raise UsageError(f"{out / 'certificates.tsv'}: has more images than were asked for; use --overwrite, or another --out")
     if file.rows:
         notice(f"{len(file.rows)} images were certified before", quiet=quiet)
     with progress.show_images("certifying the images", len(run.images), quiet=quiet) as advance:

@@ -229,4 +229,4 @@ def _say(record: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         console.print_error(ComdefendError(record["error"]))
     elif not quiet:
         name = console.escape_unprintable(record["input"])
-        console.print_line(f"{'attacked' if record['flagged'] else 'clean   '}  {record['score']:.4f}  {name}")
+        console.print_line(f"{'attacked' if record['flagged'] else 'passed  '}  {record['score']:.4f}  {name}")

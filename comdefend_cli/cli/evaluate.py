@@ -66,7 +66,7 @@ def evaluate(
         typer.Option(
             "--defences",
             help="Names with options, separated by spaces or semicolons: none, weights that ship or a weight file, bits, median, jpeg, tv, "
-            "resize-pad, pixeldefend, hgd; for example 'none comdefend-12bit:noise=20,votes=8 jpeg:quality=75'.",
+            "resize-pad, pixeldefend, hgd; for example 'none comdefend-fast:input-noise=30 jpeg:quality=75'.",
         ),
     ] = DEFENCES,
     attacks: Annotated[

@@ -70,7 +70,12 @@ def purify(
     recursive: options.Recursive = Options.recursive,
     format: Annotated[
         str | None,
-        typer.Option("--format", metavar="png|jpg|...", help="Format, where OUT's name does not say it.", show_default="png"),
+        typer.Option(
+            "--format",
+            metavar="png|jpg|...",
+            help="Format, where OUT's name does not say it.",
+            show_default="in a folder each file's own, else png",
+        ),
     ] = None,
     quality: options.Quality = None,
     strip: options.Strip = False,

@@ -100,11 +100,12 @@ class Summary:
         for path, why in self.failures:
             err.print(f"error: {console.escape_unprintable(path)}: {why}", style="red")
         if not quiet:
+            rate = f"{record['megapixels']:.2f} megapixels in {record['seconds']:.1f} s ({record['megapixels_per_second']:.2f} a second); "
+            speed = rate if self.pixels else ""
             err.print(
                 f"{'interrupted: ' if self.interrupted else ''}{record['done']} purified, {record['kept']} kept from before, "
                 f"{record['failed']} failed, {f'{self.left} left, ' if self.interrupted else ''}"
-                f"{self.skipped} skipped (no images); {record['megapixels']:.2f} megapixels in {record['seconds']:.1f} s "
-                f"({record['megapixels_per_second']:.2f} a second); output in {console.escape_unprintable(str(self.out))}"
+                f"{self.skipped} skipped (no images); {speed}output in {console.escape_unprintable(str(self.out))}"
             )
             if self.interrupted:
                 err.print("the same command goes on from here", style="yellow")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Labelled:
         labels: int64 (N,).
         classes: their names, in the order of the labels; () where they are not known.
         skipped: files of a folder that could not be read.
+        by_folder: whether labels are sub-folders, numbered from 0 in the order of their names.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Labelled:
     labels: Tensor
     classes: tuple[str, ...] = ()
     skipped: int = 0
+    by_folder: bool = False
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -61,7 +63,7 @@ class Labelled:
 
     def first(self, n: int) -> Labelled:
         """The first n of them, or all where there are fewer."""
-        return Labelled(self.name, self.pixels[:n], self.labels[:n], self.classes, self.skipped)
+        return replace(self, pixels=self.pixels[:n], labels=self.labels[:n])
 
 
 def load_labelled(
@@ -101,9 +103,10 @@ def load_labelled(
         chosen = _draw_sample(len(test), limit, seed)
         return Labelled(name, test.pixels[chosen], test.labels[chosen], CLASSES[name])
     folder = find_folder(name, f"{', '.join(DATASETS)}, or a folder of images with labels")
-    entries, classes = _list_by_table(folder / LABELS) if (folder / LABELS).exists() else _list_by_folder(folder)
+    by_folder = not (folder / LABELS).exists()
+    entries, classes = _list_by_folder(folder) if by_folder else _list_by_table(folder / LABELS)
     entries = [entries[i] for i in _draw_sample(len(entries), limit, seed).tolist()]
-    return _decode(folder, entries, classes, size)
+    return replace(_decode(folder, entries, classes, size), by_folder=by_folder)
 
 
 def _draw_sample(count: int, limit: int | None, seed: int) -> Tensor:

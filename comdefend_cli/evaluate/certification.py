@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from comdefend_cli.runtime.files import make_write_error, write_atomically
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 #: L2 radii of the table, pixels in [0, 1]; those of L-infinity balls of so many levels are added where they can be certified.
-RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+RADII = (0.25, 0.5, 0.75, 1.0)
 LEVELS = (1, 2)
 
 
@@ -47,7 +48,8 @@ class Row:
 
     def to_line(self) -> str:
         """As a line of the file, without its end; time as h:mm:ss and a fraction."""
-        fields = (self.idx, self.label, self.predict, f"{self.radius:.6f}", int(self.correct), timedelta(seconds=self.seconds))
+        radius = math.floor(self.radius * 1e6) / 1e6  # Never more than what is certified.
+        fields = (self.idx, self.label, self.predict, f"{radius:.6f}", int(self.correct), timedelta(seconds=self.seconds))
         return "\t".join(map(str, fields))
 
     @classmethod
@@ -98,7 +100,8 @@ class RowFile:
         except (OSError, ValueError) as error:
             raise ComdefendError(f"{self._path}: cannot be read: {explain(error)}; write elsewhere with --out") from error
         if not text.startswith(head):
-            raise UsageError(f"{self._path}: has certificates of other settings; use --overwrite to replace them, or another --out")
+            changed = ", ".join(_list_changes(text, head)) or "columns"
+            raise UsageError(f"{self._path}: has certificates of other settings ({changed}); use --overwrite, or another --out")
         whole, _, _ = text[len(head) :].rpartition("\n")
         try:
             rows = [Row.from_line(line) for line in whole.splitlines()]
@@ -120,11 +123,24 @@ class RowFile:
         self.rows[row.idx] = row
 
 
+def _list_changes(text: str, head: str) -> list[str]:
+    """Names of the settings above the rows that two files do not share."""
+    before, now = (
+        dict(line[2:].partition(": ")[::2] for line in each.splitlines() if line.startswith("# ") and ": " in line) for each in (text, head)
+    )
+    return [name for name in dict.fromkeys((*now, *before)) if before.get(name) != now.get(name)]
+
+
 def certify_images(smoothed: Smoothed, data: Labelled, file: RowFile) -> Iterator[Row]:
     """Certify the images that the file does not have yet, and put them there, yielding each.
 
     The noise of an image is that of `smoothed.seed` and its place alone, or, without a seed, nobody's to know.
+
+    Raises:
+        UsageError: the file has a row of another label, so of other images.
     """
+    if any(idx >= len(data) or row.label != int(data.labels[idx]) for idx, row in file.rows.items()):
+        raise UsageError("the certificates that are there are of more images, or of others; use --overwrite, or another --out")
     for idx in range(len(data)):
         if idx in file.rows:
             continue
@@ -137,7 +153,7 @@ def certify_images(smoothed: Smoothed, data: Labelled, file: RowFile) -> Iterato
 
 
 def list_radii(shape: Sequence[int], sigma: float, n: int, alpha: float) -> dict[str, float]:
-    """The radii of a table by what they are called: `RADII`, and those of L-infinity balls that can be certified at all.
+    """The radii of a table by what they are called: 0, and of `RADII` and L-infinity balls those that so many draws can certify at all.
 
     Args:
         shape: of an image, (C, H, W).
@@ -146,8 +162,8 @@ def list_radii(shape: Sequence[int], sigma: float, n: int, alpha: float) -> dict
     values = torch.Size(shape).numel()
     balls = {f"{values**0.5 * level / 255:.3f} (L-infinity {level}/255)": values**0.5 * level / 255 for level in LEVELS}
     most = find_radius(sigma, bound_share(n, n, alpha))
-    named = {f"{radius:g}": radius for radius in RADII} | {name: radius for name, radius in balls.items() if radius < most}
-    return dict(sorted(named.items(), key=lambda item: item[1]))
+    named = {f"{radius:g}": radius for radius in RADII} | balls
+    return {"0": 0.0, **dict(sorted((item for item in named.items() if item[1] < most), key=lambda item: item[1]))}
 
 
 def sum_up(rows: Sequence[Row], radii: Mapping[str, float]) -> list[dict[str, Any]]:

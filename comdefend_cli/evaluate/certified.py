@@ -12,7 +12,7 @@ from comdefend_cli.errors import ComdefendError, UsageError, explain
 
 SUMMARY = "summary.json"
 _NUMBERS = ("sigma", "alpha", "n", "n0", "images")
-_TEXTS = ("data", "data sha256", "classifier sha256", "weights", "weights sha256")
+_TEXTS = ("data", "classifier sha256", "weights", "weights sha256")
 
 
 def read_certificates(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Calibration:
             if not valid or not isinstance(found.size, int | None):
                 raise ValueError("a value out of range")
         except OSError as error:
-            raise ComdefendError(f"{path}: cannot read: {explain(error)}; make one with comdefend calibrate-detector") from error
+            kind = UsageError if isinstance(error, FileNotFoundError) else ComdefendError
+            raise kind(f"{path}: cannot read: {explain(error)}; make one with comdefend calibrate-detector") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(
                 f"{path}: no detector of this version ({explain(error)}); make one with comdefend calibrate-detector"
@@ -184,9 +185,8 @@ def load_detector(calibration: Calibration, classifier: str | None, device: torc
     """
     found = load_classifier(classifier or calibration.classifier, device)
     if hash_classifier(found) != calibration.classifier_sha256:
-        raise UsageError(
-            f"{found.name}: not the classifier that the detector was calibrated for; calibrate anew, or name it with --classifier"
-        )
+        remedy = "name that one" if classifier else "name that one with --classifier"
+        raise UsageError(f"{found.name}: not the classifier that was calibrated for; calibrate anew, or {remedy}")
     squeezers = make_squeezers(calibration.squeezers, device, precision)
     if hash_squeezers(squeezers) != calibration.squeezers_sha256:
         raise UsageError(f"{', '.join(calibration.squeezers)}: other weights, settings or precision than were calibrated; calibrate anew")

@@ -75,11 +75,14 @@ def fit_classifier(classifier: Classifier, data: Labelled, device: torch.device)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != len(shown) or shape[1] < classes:
         raise UsageError(f"{classifier.name}: must return logits ({len(shown)}, {classes} or more classes) for these images, not {shape}")
+    if data.by_folder and len(data.classes) != shape[1]:
+        counts = f"{len(data.classes)} sub-folders, numbered from 0 by name, and {classifier.name} answers with {shape[1]} classes"
+        raise UsageError(f"{data.name}: has {counts}: say which is which in a labels.csv (file, class index, class name)")
     if classifier.sha256:
         return classifier
     digest = hashlib.sha256(repr(classifier.model).encode())
-    # To three places, as the last digits depend on threads and devices.
-    for name, tensor in (*classifier.model.state_dict().items(), ("", logits.float().mul(1000).round())):
+    # Of the first image alone, so that a larger sample has the same; to three places, as the last digits depend on threads and devices.
+    for name, tensor in (*classifier.model.state_dict().items(), ("", logits[:1].float().mul(1000).round())):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return replace(classifier, sha256=digest.hexdigest())

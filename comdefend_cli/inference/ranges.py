@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,7 +44,9 @@ def _do_nothing() -> None:
 
 
 def _refuse(low: float, high: float) -> None:
-    if not (low < -OVERSHOOT or high > 1 + OVERSHOOT):  # Nor is NaN, which is left to whoever made it.
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError("expected pixels in [0, 1], found NaN: look at what made the images")
+    if not (low < -OVERSHOOT or high > 1 + OVERSHOOT):
         return
     found = f"expected pixels in [0, 1], found {low:.3g} to {high:.3g}"
     if low >= 0 and high <= 255:

@@ -79,18 +79,20 @@ class Defended(nn.Module):
         """Classify.
 
         Args:
-            x: floating point (N, C, H, W) in [0, 1].
+            x: floating point (N, C, H, W) in [0, 1], or uint8.
 
         Returns:
             Logits (N, classes); with `votes` > 1 the log of the mean softmax.
 
         Raises:
-            TypeError: x is not floating point.
+            TypeError: x is neither.
             UsageError: the purifier has no gradient of its own though one is wanted, or the gradient is the identity and
                 the purifier changes the shape; or `normalize` has numbers for other channels.
         """
+        if x.dtype == torch.uint8:
+            x = x.float() / 255
         if not x.is_floating_point():
-            raise TypeError(f"expected a floating-point tensor (N, C, H, W) in [0, 1], not {x.dtype}")
+            raise TypeError(f"expected a floating-point tensor (N, C, H, W) in [0, 1], or uint8, not {x.dtype}")
         if self.votes == 1:
             return self._classify(x)
         votes = torch.stack([self._classify(x).log_softmax(1) for _ in range(self.votes)])

@@ -62,7 +62,7 @@ def test_rows_summary_and_curve(work: Path) -> None:
     assert summary == json.loads((work / "one" / "summary.json").read_text())
     assert (summary["images"], summary["clean"]["accuracy"]) == (9, pytest.approx(88.9))
     held = {row["name"]: row["held"] for row in summary["certified"]}
-    assert held["0"] == 8 and held["0.217 (L-infinity 1/255)"] == 8 and held["1"] == 0
+    assert held == {"0": 8, "0.217 (L-infinity 1/255)": 8}, "larger radii cannot be certified with so few draws"
     assert Image.open(work / "one" / "curve.png").size[0] > 300
 
 
@@ -86,8 +86,9 @@ def test_what_is_refused(work: Path) -> None:
     path = work / "kept" / "certificates.tsv"
     before = path.read_text()
     for options, part in (
-        (("--out", "kept", "--weights", "none", "--limit", 3, "--sigma", 0.25), "other settings"),
-        (("--out", "kept", "--weights", "none", "--limit", 2), "other settings"),
+        (("--out", "kept", "--weights", "none", "--limit", 3, "--sigma", 0.25), "other settings (sigma)"),
+        (("--out", "kept", "--weights", "none", "--limit", 3, "--seed", 1), "other settings (sample"),
+        (("--out", "kept", "--weights", "none", "--limit", 2), "of more images"),
         (("--out", "new", "--classifier", "no-such"), "no such classifier"),
         (("--out", "new", "--weights", "no-such"), "no such weights"),
         (("--out", "new", "--alpha", 0.7), "alpha"),
@@ -101,6 +102,8 @@ def test_what_is_refused(work: Path) -> None:
     refused = certify(work, "--out", "kept", "--weights", "none", "--limit", 3)
     assert refused.returncode == 2 and "damaged" in refused.stderr
     assert certify(work, "--out", "kept", "--weights", "none", "--limit", 3, "--overwrite", "--quiet").returncode == 0
+    more = certify(work, "--out", "kept", "--weights", "none", "--limit", 5)
+    assert more.returncode == 0 and "3 images were certified before" in more.stderr
 
 
 def test_certificates_stand_in_the_report(work: Path) -> None:

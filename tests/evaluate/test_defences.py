@@ -71,10 +71,10 @@ def cpu(spec: str) -> Defence:
         ("resize-pad:votes=1,output=same", "resize-pad"),
         ("resize-pad:votes=30,output=larger", "resize-pad:output=larger,votes=30"),
         ("comdefend-12bit", "comdefend-12bit"),
-        ("comdefend-12bit:noise=0,votes=1,tiling=exact", "comdefend-12bit"),
-        ("comdefend-12bit:votes=8,noise=20.0", "comdefend-12bit:noise=20,votes=8"),
+        ("comdefend-12bit:noise-std=0,votes=1,tiling=exact", "comdefend-12bit"),
+        ("comdefend-12bit:votes=8,noise-std=20.0", "comdefend-12bit:noise-std=20,votes=8"),
         ("comdefend-12bit:tiling=paper", "comdefend-12bit:tiling=paper"),
-        ("comdefend-4bit-gray:noise=0.5", "comdefend-4bit-gray:noise=0.5"),
+        ("comdefend-4bit-gray:noise-std=0.5", "comdefend-4bit-gray:noise-std=0.5"),
         ("comdefend-12bit:input-noise=0", "comdefend-12bit:input-noise=0"),
         ("comdefend-12bit:samples=4,input-noise=24.0,votes=1", "comdefend-12bit:input-noise=24,samples=4"),
     ],
@@ -100,7 +100,7 @@ def test_a_name_is_the_spec_in_one_form(spec: str, canonical: str) -> None:
         ("comdefend-12bit:20", "options are key=value"),
         ("bits:depht=3", "bits has no option 'depht': use depth"),
         ("none:depth=3", "none has no option 'depth': it has none"),
-        ("comdefend-12bit:std=3", "no option 'std': use noise, input-noise, samples, votes, tiling"),
+        ("comdefend-12bit:std=3", "no option 'std': use noise-std, input-noise, samples, votes, tiling"),
         ("bits:depth=9", "depth must be a whole number from 1 to 8, not '9'"),
         ("bits:depth=3.0", "depth must be a whole number"),
         ("bits:depth=\u0663", "depth must be a whole number"),
@@ -115,9 +115,10 @@ def test_a_name_is_the_spec_in_one_form(spec: str, canonical: str) -> None:
         ("tv:weight=inf", "weight must be"),
         ("tv:weight=much", "weight must be"),
         ("resize-pad:output=smaller", "output must be same or larger"),
-        ("comdefend-12bit:noise=-1", "noise must be a number of at least 0"),
+        ("comdefend-12bit:noise-std=-1", "noise-std must be a number of at least 0"),
         ("comdefend-12bit:tiling=exakt", "tiling must be exact or paper"),
-        ("comdefend-12bit:votes=0,noise=1", "votes must be"),
+        ("comdefend-12bit:votes=0,noise-std=1", "votes must be"),
+        ("comdefend-12bit:noise=20", "say input-noise, which is on the image, or noise-std"),
         ("comdefend-12bit:votes=8", "votes need noise"),
         ("comdefend-12bit:samples=8", "samples need noise"),
         ("comdefend-12bit:input-noise=-1", "input-noise must be a number of at least 0"),
@@ -190,7 +191,7 @@ def classifier() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "comdefend-12bit", "comdefend-12bit:noise=20", "comdefend-12bit:input-noise=20"])
+@pytest.mark.parametrize("spec", [*SPECS, "comdefend-12bit", "comdefend-12bit:noise-std=20", "comdefend-12bit:input-noise=20"])
 def test_the_gradients_that_are_offered_are_there(spec: str, cifar: Tensor) -> None:
     """In front of a classifier, each gives finite input gradients that are not zero, and after a seed the same logits."""
     defence, model = cpu(spec), classifier()
@@ -312,7 +313,7 @@ def test_its_gradient_is_its_own() -> None:
     assert torch.autograd.gradcheck(fixed, torch.rand(2, 1, 10, 11, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("spec", ["resize-pad", "comdefend-12bit:noise=20", "comdefend-12bit:input-noise=20"])
+@pytest.mark.parametrize("spec", ["resize-pad", "comdefend-12bit:noise-std=20", "comdefend-12bit:input-noise=20"])
 def test_seeds_restart_the_random_stream(spec: str, cifar: Tensor) -> None:
     """Calls and images differ from each other; after a seed all comes again, also in a copy; PyTorch's stream is not used."""
     defence, x = cpu(spec), cifar[:1].repeat(3, 1, 1, 1)
@@ -381,8 +382,8 @@ def test_paper_tiling_is_the_purifiers(astronaut: np.ndarray) -> None:
 
 def test_a_file_of_ones_own_is_taken(small_weights: Path, cifar: Tensor) -> None:
     """By its path, with options; the settings have the file's name and hash, not the folder."""
-    defence = cpu(f"{small_weights}:noise=3,votes=2")
-    assert defence.name == f"{small_weights}:noise=3,votes=2" and defence.votes == 2
+    defence = cpu(f"{small_weights}:noise-std=3,votes=2")
+    assert defence.name == f"{small_weights}:noise-std=3,votes=2" and defence.votes == 2
     assert defence.settings["weights"] == "small.safetensors" and defence.settings["votes"] == 2
     assert defence.settings["sha256"] == load_weights(str(small_weights)).sha256
     assert str(small_weights.parent) not in json.dumps(defence.settings)
@@ -405,7 +406,7 @@ def test_colour_and_weights_for_grey_are_an_error(cifar: Tensor) -> None:
 
 def test_noise_is_normal_and_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise that a batch gets has the standard deviation asked for, and no correlation between images or calls."""
-    defence = cast(ComDefendDefence, cpu("comdefend-12bit:noise=20"))
+    defence = cast(ComDefendDefence, cpu("comdefend-12bit:noise-std=20"))
     x, drawn = torch.rand(4, 3, 32, 32), []
     kept = Pass._draw_logit_noise
 
@@ -428,15 +429,15 @@ def test_noise_is_normal_and_independent(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_noise_works_in_every_precision(cifar: Tensor) -> None:
     """bfloat16 with noise gives nearly what float32 gives with the same seed."""
-    full = cpu("comdefend-12bit:noise=5")(cifar[:2])
-    half = make_defence("comdefend-12bit:noise=5", device="cpu", precision="bfloat16")
+    full = cpu("comdefend-12bit:noise-std=5")(cifar[:2])
+    half = make_defence("comdefend-12bit:noise-std=5", device="cpu", precision="bfloat16")
     assert half.settings["precision"] == "bfloat16"
     assert float((half(cifar[:2]) - full).abs().mean()) < 0.01
 
 
 def test_votes_are_asked_for_by_the_defence(cifar: Tensor) -> None:
     """What `votes` says, `Defended` does: the mean softmax over that many noisy purifications."""
-    defence, model = cpu("comdefend-12bit:noise=20,votes=3"), classifier()
+    defence, model = cpu("comdefend-12bit:noise-std=20,votes=3"), classifier()
     voted = Defended(defence, model, gradient="none", votes=defence.votes)
     voted.seed(5)
     defence.seed(5)

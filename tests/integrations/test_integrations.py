@@ -351,7 +351,10 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(UsageError, match="seed"):
         Defended(purifier, model).seed(-1)
     with pytest.raises(TypeError, match="floating"):
-        Defended(purifier, model)((x * 255).byte())
+        Defended(purifier, model)((x * 255).int())
+    assert torch.equal(Defended(purifier, model)((x * 255).byte()), Defended(purifier, model)((x * 255).byte().float() / 255))
+    with pytest.raises(ValueError, match="found NaN"):
+        Defended(purifier, model)(x * float("nan"))
 
 
 # Attack libraries

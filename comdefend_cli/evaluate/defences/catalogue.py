@@ -1,7 +1,7 @@
 """Defences at test time, made from a spec: ComDefend and those that the paper compares with.
 
 none                                                      the images as they are
-NAME or PATH.safetensors[:noise=0,input-noise=S,samples=1,votes=1,tiling=exact,backend=torch]
+NAME or PATH.safetensors[:noise-std=0,input-noise=S,samples=1,votes=1,tiling=exact,backend=torch]
                                                           ComDefend, by weights that ship or by a file; noise that is given is new
                                                           in each call, the weights' own is what `comdefend purify` puts there
 bits[:depth=3], median[:size=3]                           feature squeezing (Xu et al., NDSS 2018)
@@ -14,6 +14,7 @@ hgd:weights=FILE                                          the guided denoiser (L
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ _KINDS: dict[str, _Kind] = {
     ),
 }
 _COMDEFEND: dict[str, Option] = {
-    "noise": allow_real(0, 0.0),
+    "noise-std": allow_real(0, 0.0),
     "input-noise": allow_real(0, None),
     "samples": allow_whole(1, MOST_VOTES, 1),
     "votes": allow_whole(1, MOST_VOTES, 1),
@@ -114,6 +115,7 @@ def make_defence(spec: str, *, device: str = "auto", precision: str = "auto") ->
     if name in _KINDS:
         return _KINDS[name].make(full, values, device).eval()
     arguments = {key.replace("-", "_"): value for key, value in values.items()}
+    arguments["noise"] = arguments.pop("noise_std")
     return ComDefendDefence(full, name, **arguments, device=device, precision=precision).eval()
 
 
@@ -130,4 +132,6 @@ def _parse(spec: str) -> tuple[str, dict[str, Any], dict[str, Option]]:
             raise UsageError(f"{spec}: options are key=value, with commas between them, as in jpeg:quality=75")
         known = ", ".join((*NAMES, *sorted(read_registry())))
         raise UsageError(f"unknown defence {name!r}: use a .safetensors file of ComDefend's, or one of {known}")
+    if options is _COMDEFEND and re.search(r"(?:^|,)noise=", text):
+        raise UsageError(f"{spec}: say input-noise, which is on the image, or noise-std, which is on the code")
     return name, parse_options(name, text, options), options
