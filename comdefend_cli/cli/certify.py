@@ -159,11 +159,15 @@ def _prepare(chosen: Mapping[str, Any], images: Labelled, where: torch.device) -
 
 def _certify(run: _Run, out: Path, *, overwrite: bool, quiet: bool) -> list[Row]:
     from comdefend_cli.evaluate.certification import RowFile, certify_images
+    from comdefend_cli.runtime.files import refuse_existing
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ComdefendError(f"{out}: cannot make this folder: {explain(error)}") from error
+    if not overwrite and not (out / "certificates.tsv").exists():
+        for name in ("summary.json", "curve.png"):
+            refuse_existing(out / name, overwrite=False)
     file = RowFile(out / "certificates.tsv", run.settings, overwrite=overwrite)
     if file.rows:
         notice(f"{len(file.rows)} images were certified before", quiet=quiet)

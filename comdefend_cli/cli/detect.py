@@ -15,7 +15,6 @@ from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.errors import ComdefendError, DatasetError, ImageError, UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from comdefend_cli.evaluate.detection import Calibration, Detector
@@ -46,7 +45,7 @@ def calibrate_detector(
     ] = "comdefend-fast",
     false_alarms: Annotated[float, typer.Option("--false-alarms", help="Share of clean images that may be flagged.")] = 0.05,
     size: Annotated[
-        int | None, typer.Option("--size", min=8, help="Scale images to this and crop the centre.", show_default="as they are")
+        int | None, typer.Option("--size", min=8, max=4096, help="Scale images to this and crop the centre.", show_default="as they are")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Images at most, of a data set a random sample.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sample.")] = 0,
@@ -61,7 +60,7 @@ def calibrate_detector(
     import torch
 
     from comdefend_cli.classifiers.loading import load_classifier
-    from comdefend_cli.evaluate.detection import Calibration, Detector, choose_threshold, hash_classifier, hash_squeezers, make_squeezers
+    from comdefend_cli.evaluate import detection
     from comdefend_cli.runtime.device import resolve_device
     from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
     from comdefend_cli.runtime.machine import limit_threads
@@ -71,21 +70,16 @@ def calibrate_detector(
     limit_threads()
     where = resolve_device(device)
     watched = load_classifier(classifier, where, data=data)
-    purifying = make_squeezers(squeezers.split(), where, precision)
-    detector = Detector(watched.model, purifying)
+    purifying = detection.make_squeezers(squeezers.split(), where, precision)
     images = _gather(data, data_dir, size=size, limit=limit, seed=seed, download=not no_download, quiet=quiet)
-    scores = []
-    with progress.show_images("scoring clean images", len(images), quiet=quiet) as advance:
-        for image in images:
-            scores.append(_score(detector, image, data))
-            if advance:
-                advance(1)
-    threshold = choose_threshold(torch.tensor(scores), false_alarms)
-    made = Calibration(
+    detection.refuse_false_alarms(false_alarms, len(images))
+    scores = _score_all(detection.Detector(watched.model, purifying), images, data, quiet=quiet)
+    threshold = detection.choose_threshold(torch.tensor(scores), false_alarms)
+    made = detection.Calibration(
         classifier,
-        hash_classifier(watched),
+        detection.hash_classifier(watched),
         tuple(squeezer.name for squeezer in purifying),
-        hash_squeezers(purifying),
+        detection.hash_squeezers(purifying),
         size,
         int(images[0].shape[1]),
         false_alarms,
@@ -136,16 +130,20 @@ def detect(
     paths = list(_list_paths(images, recursive=recursive))
     if not paths:
         raise UsageError(f"{images[0]}: no images here; name others, or add --recursive")
+    if report is not None and report.resolve() in {each.resolve() for each in (*paths, detector)}:
+        raise UsageError(f"--report {report}: is an image to look at, or the detector; name another file")
     lift_pillow_limit()
     limit_threads()
     loaded = load_detector(calibration, classifier, resolve_device(device), precision)
-    records = []
-    for path in paths:
-        console.check_interrupt()
-        records.append(_examine(path, loaded, calibration))
-        _say(records[-1], as_json=as_json, quiet=quiet)
-    if report is not None:
-        write_atomically(report, "".join(json.dumps(record) + "\n" for record in records).encode(), overwrite=overwrite)
+    records: list[dict[str, Any]] = []
+    try:
+        for path in paths:
+            console.check_interrupt()
+            records.append(_examine(path, loaded, calibration))
+            _say(records[-1], as_json=as_json, quiet=quiet)
+    finally:  # Also of those before an interruption.
+        if report is not None and records:
+            write_atomically(report, "".join(json.dumps(record) + "\n" for record in records).encode(), overwrite=overwrite)
     notice(WARNING, quiet=quiet)
     if any(record["flagged"] for record in records):
         raise typer.Exit(FLAGGED)
@@ -194,7 +192,19 @@ def _list_paths(names: list[str], *, recursive: bool) -> Iterator[Path]:
             yield path
 
 
-def _score(detector: Detector, image: torch.Tensor, name: str) -> float:
+def _score_all(detector: Detector, images: list[Tensor], data: str, *, quiet: bool) -> list[float]:
+    """The scores of clean images, with a bar."""
+    scores = []
+    with progress.show_images("scoring clean images", len(images), quiet=quiet) as advance:
+        for image in images:
+            console.check_interrupt()
+            scores.append(_score(detector, image, data, "give --size"))
+            if advance:
+                advance(1)
+    return scores
+
+
+def _score(detector: Detector, image: Tensor, name: str, remedy: str) -> float:
     """The score of an image; the user's own classifier raises what it likes."""
     from comdefend_cli.errors import explain
 
@@ -203,23 +213,23 @@ def _score(detector: Detector, image: torch.Tensor, name: str) -> float:
     except ComdefendError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"{name}: the classifier fails on images of the shape {tuple(image.shape)} ({explain(error)}); give --size"
-        ) from error
+        wrong = f"the classifier fails on images of the shape {tuple(image.shape)} ({explain(error)})"
+        raise UsageError(f"{name}: {wrong}; {remedy}") from error
 
 
 def _examine(path: Path, detector: Detector, calibration: Calibration) -> dict[str, Any]:
-    """The record of an image."""
+    """The record of an image; one that cannot be read, or that the classifier fails on, has an error in place of a score."""
     from comdefend_cli.evaluate.detection import fit_image
     from comdefend_cli.imaging.reading import read_image
 
+    score, why = None, None
     try:
         image = fit_image(read_image(path).pixels, calibration.size, calibration.channels, str(path))
-    except ImageError as error:
-        return {"input": str(path), "flagged": False, "score": None, "threshold": calibration.threshold, "error": str(error)}
-    score = _score(detector, image, str(path))
-    flagged = score > calibration.threshold
-    return {"input": str(path), "flagged": flagged, "score": round(score, 6), "threshold": calibration.threshold, "error": None}
+        score = round(_score(detector, image, str(path), "calibrate with --size"), 6)
+    except ComdefendError as error:
+        why = str(error)
+    flagged = score is not None and score > calibration.threshold
+    return {"input": str(path), "flagged": flagged, "score": score, "threshold": calibration.threshold, "error": why}
 
 
 def _say(record: dict[str, Any], *, as_json: bool, quiet: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from comdefend_cli.errors import UsageError
 
 #: What decides results beside the systems, by its name in results.json and for people.
+#: What is written beside it, before it.
+BESIDE = ("report.html", "tables.md", "charts")
 _DECISIVE = {"format_version": "format", "protocol": "protocol", "data": "data", "precision": "precision"}
 
 
@@ -24,7 +26,12 @@ def accept_earlier(path: Path, planned: Mapping[str, Any], *, overwrite: bool) -
     Raises:
         UsageError: there are results of other settings, or something else, and it may not be replaced.
     """
-    if overwrite or not path.exists():
+    if overwrite:
+        return False
+    if not path.exists():
+        for name in BESIDE:
+            if (path.parent / name).exists():
+                raise UsageError(f"{path.parent / name}: already exists; use --overwrite to replace it, or name another --out")
         return False
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

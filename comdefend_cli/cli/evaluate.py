@@ -145,7 +145,7 @@ def evaluate(
     began = time.perf_counter()
     protocol = _make_protocol(context.params, quiet)
     floors = parse_floors(fail_under) if fail_under is not None else []
-    refuse_unmeasured(floors, protocol.threats, protocol.epsilons, certified=bool(certificates))
+    refuse_unmeasured(floors, protocol, defences, certified=bool(certificates))
     _prepare_outputs(out, save_adversarial, protocol)
     where = resolve_device(device)
     if device == "auto":

@@ -43,7 +43,9 @@ def name_outputs(names: Sequence[str], out: str | None, ending: str | None, *, o
     Raises:
         UsageError: an input is not there or is a folder; two outputs are one; inputs and output do not fit together.
     """
-    if out is None and len(names) == 2:
+    if "" in (*names, out):
+        raise UsageError("a name is empty, as of a variable that is not set; name an image")
+    if out is None and len(names) == 2 and not _is_pattern(names[1]):
         source, target = map(Path, names)
         _refuse_absent_image(source, target)
         _refuse_two_readings(source, target, overwrite=overwrite)
@@ -71,11 +73,14 @@ def _expand(names: Sequence[str]) -> list[Path]:
     """Patterns as the files that they name, which Windows' shells leave to programs; outputs of an earlier run are not among them."""
     found: list[Path] = []
     for name in names:
-        pattern = glob.has_magic(name) and not Path(name).exists()
-        matches = sorted(glob.glob(name)) if pattern else []  # noqa: PTH207 - Path.glob takes no absolute pattern.
+        matches = sorted(glob.glob(name)) if _is_pattern(name) else []  # noqa: PTH207 - Path.glob takes no absolute pattern.
         found += map(Path, matches or [name])
     inputs = [path for path in found if not path.stem.endswith(MARK)] if len(found) > 1 else found
     return list(dict.fromkeys(inputs or found))
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name) and not Path(name).exists()
 
 
 def _refuse_absent_image(source: Path, target: Path | None) -> None:

@@ -99,6 +99,9 @@ class RowFile:
             text = self._path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ComdefendError(f"{self._path}: cannot be read: {explain(error)}; write elsewhere with --out") from error
+        columns = "\t".join(COLUMNS) + "\n"
+        if text.startswith("# ") and text.endswith(columns):  # Settings alone: a run that ended before its first image.
+            return {}
         if not text.startswith(head):
             changed = ", ".join(_list_changes(text, head)) or "columns"
             raise UsageError(f"{self._path}: has certificates of other settings ({changed}); use --overwrite, or another --out")

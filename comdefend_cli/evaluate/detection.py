@@ -27,6 +27,8 @@ from comdefend_cli.runtime.files import write_atomically
 
 FORMAT = "comdefend-detector"
 FORMAT_VERSION = 1
+#: Pixels that images may be scaled to.
+LEAST_SIZE, MOST_SIZE = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class Calibration:
         record = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode(), overwrite=overwrite)
 
+    def check(self) -> None:
+        """Raise :class:`ValueError` where a value is of another type or out of range, as a file's may be."""
+        texts = (self.classifier, self.classifier_sha256, self.squeezers_sha256, *self.squeezers)
+        if not all(type(text) is str and text for text in texts) or not self.squeezers:
+            raise ValueError("a name is missing")
+        if not all(type(number) in (int, float) for number in (self.threshold, self.false_alarms)):
+            raise ValueError("a number is none")
+        if not (0 <= self.threshold <= 2 and 0 < self.false_alarms < 1) or type(self.channels) is not int or self.channels not in (1, 3):
+            raise ValueError("a number is out of range")
+        if self.size is not None and (type(self.size) is not int or not LEAST_SIZE <= self.size <= MOST_SIZE):
+            raise ValueError("a size is out of range")
+
     @classmethod
     def read(cls, path: Path) -> Calibration:
         """Read a file.
@@ -72,10 +86,8 @@ class Calibration:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record.pop("format") != FORMAT or record.pop("format_version") != FORMAT_VERSION:
                 raise ValueError("of another version")
-            found = cls(**{**record, "squeezers": tuple(map(str, record["squeezers"]))})
-            valid = 0 <= float(found.threshold) <= 2 and 0 < float(found.false_alarms) < 1 and found.channels in (1, 3)
-            if not valid or not isinstance(found.size, int | None):
-                raise ValueError("a value out of range")
+            found = cls(**{**record, "squeezers": tuple(record["squeezers"])})
+            found.check()
         except OSError as error:
             kind = UsageError if isinstance(error, FileNotFoundError) else ComdefendError
             raise kind(f"{path}: cannot read: {explain(error)}; make one with comdefend calibrate-detector") from error
@@ -113,6 +125,9 @@ class Detector(nn.Module):
 
         Returns:
             The L1 distance of the probabilities before and after purification, from 0 to 2, the largest over the squeezers: (N,).
+
+        Raises:
+            UsageError: the classifier answers with numbers that are not finite.
         """
         before = self.classifier(x).softmax(1)
         distances = []
@@ -120,7 +135,10 @@ class Detector(nn.Module):
             if isinstance(squeezer, Defence) and squeezer.stochastic:
                 squeezer.seed(0)  # The same image has the same score.
             distances.append((self.classifier(squeezer(x)).softmax(1) - before).abs().sum(1))
-        return torch.stack(distances).amax(0)
+        score = torch.stack(distances).amax(0)
+        if not bool(score.isfinite().all()):
+            raise UsageError("the classifier answers with numbers that are not finite: look at its weights and its normalization")
+        return score
 
     @torch.no_grad()
     def score(self, pixels: Tensor, batch: int = 100) -> Tensor:
@@ -142,17 +160,24 @@ def choose_threshold(scores: Tensor, false_alarms: float) -> float:
     Raises:
         UsageError: a share out of range, or too few images for it.
     """
-    if not 0 < false_alarms < 1:
-        raise UsageError(f"the share of false alarms must be above 0 and below 1, not {false_alarms}")
+    refuse_false_alarms(false_alarms, len(scores))
     place = math.ceil((len(scores) + 1) * (1 - false_alarms))
-    if place > len(scores):
-        least = math.ceil(1 / false_alarms) - 1
-        raise UsageError(f"{len(scores)} clean images are too few for a false alarm rate of {false_alarms:g}: give {least} or more")
     return float(scores.sort().values[place - 1])
 
 
+def refuse_false_alarms(false_alarms: float, images: int) -> None:
+    """Raise :class:`UsageError` for a share that is none, or that so many clean images are too few for."""
+    if not 0 < false_alarms < 1:
+        raise UsageError(f"the share of false alarms must be above 0 and below 1, not {false_alarms}")
+    least = math.ceil(1 / false_alarms) - 1
+    if images < least:
+        raise UsageError(f"{images} clean images are too few for a false alarm rate of {false_alarms:g}: give {least} or more")
+
+
 def make_squeezers(specs: Sequence[str], device: torch.device, precision: str) -> list[Defence]:
-    """What purifies, by specs as of :func:`.make_defence`, which also says what is raised."""
+    """What purifies, by specs as of :func:`.make_defence`, which also says what is raised; "none" purifies nothing and is refused too."""
+    if not specs or "none" in specs:
+        raise UsageError("a detector needs something that purifies, such as --squeezers comdefend-fast")
     return [make_defence(spec, device=str(device), precision=precision) for spec in specs]
 
 
@@ -183,6 +208,9 @@ def load_detector(calibration: Calibration, classifier: str | None, device: torc
     Raises:
         UsageError: the classifier or a squeezer is not there, or not the one that was calibrated.
     """
+    if classifier is None and ":" in calibration.classifier and not Path(calibration.classifier).is_file():
+        said = f"the detector names code, {calibration.classifier}, which is run only if you name it too"
+        raise UsageError(f"{said}: --classifier MODULE:FUNCTION")
     found = load_classifier(classifier or calibration.classifier, device)
     if hash_classifier(found) != calibration.classifier_sha256:
         remedy = "name that one" if classifier else "name that one with --classifier"

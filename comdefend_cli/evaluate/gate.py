@@ -10,6 +10,7 @@ from typing import Any
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.cells import CLEAN, THREATS, say_epsilon
+from comdefend_cli.evaluate.protocol import Protocol
 
 _FORM = re.compile(r"(?P<threat>[a-z-]+)(?::(?P<epsilon>\d+(?:\.\d*)?)(?:/255)?)?=(?P<least>\d+(?:\.\d*)?)")
 CERTIFIED = "certified"
@@ -54,13 +55,22 @@ def parse_floors(text: str) -> list[Floor]:
     return floors
 
 
-def refuse_unmeasured(floors: Sequence[Floor], threats: Sequence[str], epsilons: Sequence[float], *, certified: bool = False) -> None:
-    """Raise :class:`UsageError` for a floor of what an evaluation does not measure: it could not be missed."""
+def refuse_unmeasured(floors: Sequence[Floor], protocol: Protocol, defences: str, *, certified: bool = False) -> None:
+    """Raise :class:`UsageError` for a floor of what an evaluation does not measure: it could not be missed.
+
+    Args:
+        floors: what must be reached.
+        protocol: of the evaluation.
+        defences: its specs, separated by spaces or semicolons; "none" is no defence.
+        certified: whether there are certificates.
+    """
+    if floors and not {*defences.replace(";", " ").split()} - {"none"}:
+        raise UsageError("--fail-under holds defences to it, and --defences names none; add one")
     for floor in floors:
         if floor.threat == CERTIFIED:
             if not certified:
                 raise UsageError("--fail-under: nothing is certified; name what comdefend certify wrote with --certificates")
-        elif floor.threat != CLEAN and (floor.threat not in threats or floor.epsilon not in epsilons):
+        elif floor.threat != CLEAN and (floor.threat not in protocol.threats or floor.epsilon not in protocol.epsilons):
             raise UsageError(f"--fail-under: {floor.said} is not measured; add it to --threat-models and --epsilons")
 
 

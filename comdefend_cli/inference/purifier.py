@@ -244,6 +244,7 @@ class Purifier(nn.Module):
             uint8 (N, bits, H, W), on x's device.
         """
         route = replace(self._choose_route(x), engine=None)
+        check_range(x)()
         bits, encode = route.model.architecture.bits, Pass(route, self.settings).encode
 
         def room(x: Tensor) -> Tensor:

@@ -44,8 +44,9 @@ def _do_nothing() -> None:
 
 
 def _refuse(low: float, high: float) -> None:
-    if math.isnan(low) or math.isnan(high):
-        raise ValueError("expected pixels in [0, 1], found NaN: look at what made the images")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        found = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
+        raise ValueError(f"expected pixels in [0, 1], found {found}: look at what made the images")
     if not (low < -OVERSHOOT or high > 1 + OVERSHOOT):
         return
     found = f"expected pixels in [0, 1], found {low:.3g} to {high:.3g}"

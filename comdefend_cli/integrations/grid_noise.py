@@ -40,7 +40,7 @@ class GridNoise:
     _cuts: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma <= 2:
+        if not isinstance(self.sigma, int | float) or not 0 < self.sigma <= 2:
             raise UsageError(f"sigma must be above 0 and at most 2 (pixels in [0, 1]), not {self.sigma}")
         normal = require("scipy.special", extra="evaluate").ndtr
         levels = np.arange(-self.most, self.most)

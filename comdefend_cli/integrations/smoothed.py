@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from comdefend_cli.classifiers.networks import Numbers
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.purifier import Purifier
+from comdefend_cli.inference.ranges import check_range
 from comdefend_cli.integrations.defended import Transform, make_normalizer
 from comdefend_cli.integrations.grid_noise import GridNoise, bound_share, find_radius, make_stream
 from comdefend_cli.runtime.extras import require
@@ -80,8 +81,13 @@ class Smoothed(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("n", n), ("n0", n0), ("draws", draws), ("batch", batch)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name, part in (("purifier", purifier), ("classifier", classifier)):
+            if not isinstance(part, nn.Module) and not (part is None and name == "purifier"):
+                raise UsageError(f"the {name} must be a torch.nn.Module, not {type(part).__name__}")
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise UsageError(f"a seed must be a whole number of at least 0, not {seed!r}")
         if not 0 < alpha < 0.5:
             raise UsageError(f"alpha must be above 0 and below 0.5, not {alpha}")
         self.noise = GridNoise(sigma)
@@ -101,11 +107,14 @@ class Smoothed(nn.Module):
         """Log of the mean softmax over `draws` of the noise, with a gradient: what attack libraries take.
 
         Args:
-            x: floating point (N, C, H, W) in [0, 1].
+            x: floating point (N, C, H, W) in [0, 1], or uint8.
 
         Returns:
             (N, classes). The gradient goes through all draws (SmoothAdv; Salman et al., NeurIPS 2019). It is no certificate.
         """
+        if x.dtype == torch.uint8:
+            x = x.float() / 255
+        check_range(x)()
         rng = self._open_stream()
         votes = []
         for _ in range(self.draws):
@@ -141,13 +150,15 @@ class Smoothed(nn.Module):
         """How often each class is chosen for n noisy copies of an image, uint8 (C, H, W): int64 (classes,).
 
         Raises:
-            UsageError: some part is in training mode, where an answer depends on chance or on the other copies.
+            UsageError: some part is in training mode, where an answer depends on chance or on the other copies; or logits are not finite.
         """
         if any(part.training for part in self.modules()):
             raise UsageError("a part of the smoothed classifier is in training mode: call .eval() on it")
         total: np.ndarray | None = None
         for start in range(0, n, self.batch):
             logits = self._classify(self.noise.add(image.cpu(), min(self.batch, n - start), rng))
+            if not bool(logits.isfinite().all()):
+                raise UsageError("the classifier answers with numbers that are not finite: look at its weights and its normalization")
             found = np.bincount(logits.argmax(1).cpu().numpy(), minlength=logits.shape[1])
             total = found if total is None else total + found
         return cast(np.ndarray, total)
@@ -157,7 +168,7 @@ class Smoothed(nn.Module):
         return f"sigma={self.sigma}, n={self.n}, n0={self.n0}, alpha={self.alpha}"
 
     def _predict_one(self, image: Tensor, rng: np.random.Generator) -> int:
-        counts = self.count(image, self.n, rng)
+        counts = np.append(self.count(image, self.n, rng), 0)  # Of one class alone, none is the second.
         second, first = np.argsort(counts, kind="stable")[-2:]
         test = require("scipy.stats", extra="evaluate").binomtest(int(counts[first]), int(counts[first] + counts[second]), 0.5)
         return int(first) if test.pvalue <= self.alpha else ABSTAIN
@@ -174,8 +185,9 @@ class Smoothed(nn.Module):
 
     def _open_images(self, x: Tensor) -> Iterator[tuple[Tensor, np.random.Generator]]:
         """Each image in 8 bits, and a stream of noise of its own."""
-        if x.ndim != 4 or not (x.dtype == torch.uint8 or x.is_floating_point()):
-            raise UsageError(f"expected images (N, C, H, W), uint8 or floating point, not {x.dtype} {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or x.ndim != 4 or not (x.dtype == torch.uint8 or x.is_floating_point()):
+            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise UsageError(f"expected a tensor of images (N, C, H, W), uint8 or floating point, not {found}")
         if x.is_floating_point() and x.numel() and not (float(x.min()) >= 0 and float(x.max()) <= 1):
             raise UsageError("images must be in [0, 1]: put the smoothing before the normalization, and give `normalize`")
         for image in x if x.dtype == torch.uint8 else (x.detach() * 255).round().to(torch.uint8):

@@ -98,6 +98,11 @@ def test_what_is_refused(work: Path) -> None:
         lines = [line for line in refused.stderr.splitlines() if not line.startswith("note:")]
         assert refused.returncode == 2 and len(lines) == 1 and part in lines[0], refused.stderr
         assert path.read_text() == before
+    for name in ("summary.json", "curve.png"):
+        (work / name.partition(".")[0]).mkdir()
+        (work / name.partition(".")[0] / name).write_text("mine")
+        refused = certify(work, "--out", name.partition(".")[0], "--weights", "none", "--limit", 2)
+        assert refused.returncode == 2 and f"{name}: already exists" in refused.stderr
     path.write_text(before.replace("\n1\t", "\nx\t"))
     refused = certify(work, "--out", "kept", "--weights", "none", "--limit", 3)
     assert refused.returncode == 2 and "damaged" in refused.stderr

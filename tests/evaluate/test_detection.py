@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from comdefend_cli.errors import ComdefendError, ImageError, UsageError
+from comdefend_cli.errors import ImageError, UsageError
 from comdefend_cli.evaluate.detection import Calibration, Detector, choose_threshold, fit_image
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
@@ -60,6 +60,8 @@ def test_score_is_the_largest_distance_of_the_probabilities() -> None:
     assert torch.allclose(single[1], wanted)
     with pytest.raises(UsageError, match="at least one squeezer"):
         Detector(Mean(), [])
+    with pytest.raises(UsageError, match="not finite"):
+        Detector(Mean(), [Shift(float("nan"))]).score(x)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
@@ -87,11 +89,14 @@ def test_files_are_read_with_care(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already exists"):
         made.write(path)
     record = json.loads(path.read_text())
-    for wrong in ("[]", "{", "{}", json.dumps({**record, "threshold": 9}), json.dumps({**record, "format_version": 2}), "[" * 10_000):
+    changed: list[dict[str, object]] = [{"threshold": value} for value in (9, "1.0", 10**400, True, float("nan"))]
+    changed += [{"size": value} for value in (0, -5, True, 10**6, "8")] + [{"classifier": value} for value in (5, None, "", ["x"])]
+    changed += [{"channels": 3.0}, {"squeezers": []}, {"squeezers": [5]}, {"false_alarms": "0.05"}, {"format_version": 2}, {"more": 1}]
+    for wrong in ("[]", "{", "{}", "[" * 10_000, *(json.dumps({**record, **change}) for change in changed)):
         path.write_text(wrong)
         with pytest.raises(UsageError, match="no detector"):
             Calibration.read(path)
-    with pytest.raises(ComdefendError, match="cannot read"):
+    with pytest.raises(UsageError, match="cannot read"):
         Calibration.read(tmp_path / "absent.json")
 
 
@@ -123,18 +128,26 @@ def test_commands(tmp_path: Path) -> None:
     Image.fromarray(attacked.astype(np.uint8)).save(tmp_path / "attacked.png")
     made = run(tmp_path, "calibrate-detector", "--data", "clean", "--classifier", "mine:make", "--squeezers", "median:size=3")
     assert made.returncode == 0 and "24 clean images" in made.stderr and "one who does passes it" in made.stderr, made.stderr
-    passed = run(tmp_path, "detect", "new", "--quiet", "--json")
+    unnamed = run(tmp_path, "detect", "new")
+    assert unnamed.returncode == 2 and "run only if you name it too" in unnamed.stderr
+    mine = ("--classifier", "mine:make")
+    passed = run(tmp_path, "detect", "new", "--quiet", "--json", *mine)
     assert passed.returncode == 0 and [json.loads(line)["flagged"] for line in passed.stdout.splitlines()] == [False] * 3
     (tmp_path / "new" / "broken.png").write_bytes(b"no image")
-    assert run(tmp_path, "detect", "new").returncode == 1
-    found = run(tmp_path, "detect", "attacked.png", "new", "--report", "report.jsonl")
+    assert run(tmp_path, "detect", "new", *mine).returncode == 1
+    found = run(tmp_path, "detect", "attacked.png", "new", "--report", "report.jsonl", *mine)
     assert found.returncode == 3 and found.stdout.startswith("attacked  ") and "broken.png" in found.stderr, found.stderr
     records = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert [record["flagged"] for record in records] == [True, False, False, False, False] and records[4]["error"]
-    again = run(tmp_path, "detect", "attacked.png", "--report", "report.jsonl")
+    again = run(tmp_path, "detect", "attacked.png", "--report", "report.jsonl", *mine)
     assert again.returncode == 2 and "already exists" in again.stderr
+    before = (tmp_path / "attacked.png").read_bytes()
+    for report in ("attacked.png", "detector.json"):
+        refused = run(tmp_path, "detect", "attacked.png", "--report", report, "--overwrite", *mine)
+        assert refused.returncode == 2 and "name another file" in refused.stderr
+    assert (tmp_path / "attacked.png").read_bytes() == before
     (tmp_path / "mine.py").write_text(CLASSIFIER.replace("class Fine", "class Other").replace("= Fine", "= Other"))
-    changed = run(tmp_path, "detect", "attacked.png")
+    changed = run(tmp_path, "detect", "attacked.png", *mine)
     assert changed.returncode == 2 and "not the classifier" in changed.stderr and changed.stderr.count("\n") == 1
     for arguments, part in (
         (("detect", "absent.png"), "no such image"),

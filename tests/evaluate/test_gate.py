@@ -6,6 +6,7 @@ import pytest
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.gate import Floor, find_misses, parse_floors, refuse_unmeasured
+from comdefend_cli.evaluate.protocol import Protocol
 
 
 def headline(defence: str, threat: str, epsilon: float | None, accuracy: float) -> dict[str, object]:
@@ -37,10 +38,13 @@ def test_misses_are_named() -> None:
     assert find_misses(parse_floors("clean=80"), RESULTS) == []
     assert find_misses(parse_floors("grey-box:8=40"), RESULTS) == ["c behind bad: grey-box at 8/255 is 39.9 %, below 40 % (n = 50)"]
     assert len(find_misses(parse_floors("adaptive:8=0"), RESULTS)) == 2
-    refuse_unmeasured(parse_floors("clean=1,grey-box:8=1"), ("grey-box",), (2.0, 8.0))
+    protocol = Protocol(threats=("grey-box",), epsilons=(2.0, 8.0))
+    refuse_unmeasured(parse_floors("clean=1,grey-box:8=1"), protocol, "none bits")
+    with pytest.raises(UsageError, match="names none"):
+        refuse_unmeasured(parse_floors("clean=1"), protocol, "none")
     for floors in ("grey-box:4=1", "adaptive:8=1"):
         with pytest.raises(UsageError, match="is not measured"):
-            refuse_unmeasured(parse_floors(floors), ("grey-box",), (2.0, 8.0))
+            refuse_unmeasured(parse_floors(floors), protocol, "bits")
 
 
 def test_certificates_have_floors_too() -> None:
@@ -52,6 +56,6 @@ def test_certificates_have_floors_too() -> None:
     assert (
         missed[0] == "c smoothed behind good: certified at L2 radius 0.25 is 51.0 %, below 52 % (n = 100)" and "not measured" in missed[1]
     )
-    refuse_unmeasured(parse_floors("certified:0.25=1"), (), (), certified=True)
+    refuse_unmeasured(parse_floors("certified:0.25=1"), Protocol(), "bits", certified=True)
     with pytest.raises(UsageError, match="nothing is certified"):
-        refuse_unmeasured(parse_floors("certified:0.25=1"), (), ())
+        refuse_unmeasured(parse_floors("certified:0.25=1"), Protocol(), "bits")

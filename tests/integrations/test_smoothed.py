@@ -149,14 +149,34 @@ def test_purifier_has_no_noise_of_its_own() -> None:
 
 def test_what_is_refused() -> None:
     """Numbers out of range, images out of range, and parts in training mode, whose answers depend on chance."""
-    for wrong in ({"sigma": 0.0}, {"sigma": 64.0}, {"alpha": 0.6}, {"n": 0}, {"n0": 0}, {"draws": 0}, {"batch": 0}):
+    for wrong in (
+        {"sigma": 0.0},
+        {"sigma": 64.0},
+        {"sigma": "a"},
+        {"alpha": 0.6},
+        {"n": 0},
+        {"n": 2.5},
+        {"n0": 0},
+        {"batch": 0},
+        {"seed": -1},
+    ):
         with pytest.raises(UsageError):
             Smoothed(None, Linear(0), **{"sigma": 0.25, **wrong})  # type: ignore[arg-type]
     smoothed = Smoothed(None, nn.Sequential(nn.Dropout(), Linear(0)), sigma=0.25, n=4, n0=4)
     with pytest.raises(UsageError, match=r"in \[0, 1\]"):
         smoothed.certify(torch.full((1, 3, SIDE, SIDE), 1.5))
-    with pytest.raises(UsageError, match="expected images"):
-        smoothed.predict(image())
+    for wrong_images in (image(), [image()], np.zeros((1, 3, SIDE, SIDE), np.uint8)):
+        with pytest.raises(UsageError, match="expected a tensor of images"):
+            smoothed.predict(wrong_images)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="divide by 255"):
+        smoothed(torch.full((1, 3, SIDE, SIDE), 128.0))
+    with pytest.raises(UsageError, match="the classifier must be"):
+        Smoothed(None, None, sigma=0.25)  # type: ignore[arg-type]
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2))
+    nn.init.constant_(broken[1].weight, float("nan"))
+    for ask in (Smoothed(None, broken, sigma=0.25, n=4).certify, Smoothed(None, broken, sigma=0.25, n=4).predict):
+        with pytest.raises(UsageError, match="not finite"):
+            ask(image()[None])
     smoothed.train()
     with pytest.raises(UsageError, match="training mode"):
         smoothed.certify(image()[None])
