@@ -18,6 +18,7 @@ NAMES = {
     "none": "no defence",
     "comdefend-fast": "comdefend-fast\n(default)",
     "comdefend-12bit-denoise": "comdefend-\n12bit-denoise",
+    "comdefend-fast-cifar10": "comdefend-\nfast-cifar10",
     "jpeg:quality=75": "JPEG,\nquality 75",
     "median:size=3": "median, 3x3",
 }
