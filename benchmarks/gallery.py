@@ -23,7 +23,7 @@ from comdefend_cli.inference.purifier import Purifier
 #: File, and the top left corner of what is shown of it.
 PARTS = {"face": ("astronaut.png", 20, 150), "text": ("page.png", 20, 40), "sky": ("rocket.jpg", 60, 260), "grey": ("camera.png", 60, 180)}
 SIDE, HEAD = 160, 18
-COLOR = ("comdefend-fast", "comdefend-12bit-denoise", "comdefend-12bit")
+COLOR = ("comdefend-fast", "comdefend-fast-cifar10", "comdefend-12bit-denoise", "comdefend-12bit")
 GRAY = ("comdefend-fast-gray", "comdefend-4bit-gray")
 
 
