@@ -10,6 +10,7 @@
     precision, colors                what bfloat16 changes; what becomes of colours and drawings
     speed, calculator                of docs/data/machines.json: a table, and a form that computes
     detection NAME                   of docs/data/NAME.json: what the detector found
+    certified NAME ...               of docs/data/NAME.json: what was certified
     commands, variables              the reference of the commands, and of the environment variables
 
 What is short stands in the page, so that it can be read there: `<!-- accuracy fast-cifar10 comdefend-fast clean -->82 %<!-- / -->`, which
@@ -23,6 +24,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+import certificates
 import commands
 import detection
 import machines
@@ -45,6 +47,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "commands": commands.make_reference,
     "variables": commands.make_variables,
     "detection": detection.make_detection,
+    "certified": certificates.make_certified,
 }
 BUILT = re.compile(r"(^ +)?\{\{ (\w+(?: [^\s{}]+)*) \}\}", re.MULTILINE)
 IN_PLACE = re.compile(r"(^)?<!-- (\w+(?: [^\s<>]+)*) -->.*?<!-- / -->", re.MULTILINE | re.DOTALL)
