@@ -26,7 +26,7 @@ from pathlib import PurePosixPath
 
 import certificates
 import commands
-import detection
+import detectors
 import machines
 import measured
 import shipped
@@ -46,7 +46,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "calculator": machines.make_calculator,
     "commands": commands.make_reference,
     "variables": commands.make_variables,
-    "detection": detection.make_detection,
+    "detection": detectors.make_detection,
     "certified": certificates.make_certified,
 }
 BUILT = re.compile(r"(^ +)?\{\{ (\w+(?: [^\s{}]+)*) \}\}", re.MULTILINE)

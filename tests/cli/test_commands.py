@@ -125,6 +125,13 @@ BENCHMARKS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bench
 LEAVES = [name for name, command in COMMANDS.items() if name and not hasattr(command, "commands")]
 
 
+def test_the_first_help_is_whole_on_80_columns() -> None:
+    """Each command's line says all that it has to say."""
+    said = CliRunner().invoke(app, ["--help"], terminal_width=80, env={"COLUMNS": "80"}).output
+    listed = said[said.index("Commands:") : said.index("Exit codes:")]
+    assert "..." not in listed and all(name.split(" ")[0] in listed for name in COMMANDS)
+
+
 @pytest.mark.parametrize("name", LEAVES)
 def test_every_command_is_in_the_documents(name: str) -> None:
     """README or a page of docs shows how each command is called."""

@@ -226,16 +226,18 @@ def test_a_full_disk_is_one_line(work: Path) -> None:
 
 @pytest.mark.slow
 def test_own_classifier_on_a_folder(work: Path) -> None:
-    """A user's module:function, on a folder with a sub-folder a class."""
+    """A user's module:function, on a folder with labels.csv; sub-folders alone are refused, as it has other classes."""
     for index, crop in enumerate(formats.cuts(6, 32)):
         path = work / "labelled" / ("cup", "face")[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(crop)).save(path)
-    done = tiny(
-        *("evaluate", "--data", "labelled", "--classifier", "mine:make", "--defences", "none;jpeg", "--attacks", "fgsm"),
-        *("--threat-models", "grey-box", "--out", "own"),
-        cwd=work,
-    )
+    command = ("evaluate", "--data", "labelled", "--classifier", "mine:make", "--defences", "none;jpeg", "--attacks", "fgsm")
+    refused = tiny(*command, "--threat-models", "grey-box", "--out", "own", cwd=work)
+    assert refused.returncode == 2 and "has 2 sub-folders, numbered from 0 by name, and mine:make answers with 10" in refused.stderr
+    names = sorted(work.glob("labelled/*/*.png"))
+    rows = [f"{path.parent.name}/{path.name},{int(path.parent.name == 'face')},{path.parent.name}\n" for path in names]
+    (work / "labelled" / "labels.csv").write_text("".join(rows))
+    done = tiny(*command, "--threat-models", "grey-box", "--out", "own", cwd=work)
     assert done.returncode == 0, done.stderr
     results = json.loads((work / "own" / "results.json").read_text())
     assert results["data"] == results["data"] | {"name": "labelled", "n": 6, "classes": ["cup", "face"]}
