@@ -143,7 +143,6 @@ def _prepare(chosen: Mapping[str, Any], images: Labelled, where: torch.device) -
         "data": images.name,
         "sample": f"the first of all, in the order of seed {chosen['seed']}"
         + (f", {chosen['size']}x{chosen['size']}" if chosen["size"] else ""),
-        "first image sha256": images.first(1).sha256,
         "classifier": found.name,
         "classifier sha256": found.sha256,
         "weights": NO_PURIFIER if loaded is None else loaded.name,
@@ -168,7 +167,7 @@ def _certify(run: _Run, out: Path, *, overwrite: bool, quiet: bool) -> list[Row]
     if not overwrite and not (out / "certificates.tsv").exists():
         for name in ("summary.json", "curve.png"):
             refuse_existing(out / name, overwrite=False)
-    file = RowFile(out / "certificates.tsv", run.settings, overwrite=overwrite)
+    file = RowFile(out / "certificates.tsv", run.settings, run.images, overwrite=overwrite)
     if file.rows:
         notice(f"{len(file.rows)} images were certified before", quiet=quiet)
     with progress.show_images("certifying the images", len(run.images), quiet=quiet) as advance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,28 +74,34 @@ class RowFile:
 
     Args:
         path: the file.
-        settings: all that decides the rows.
+        settings: all that decides the rows, but for the images.
+        data: the images; a file of fewer of them, the first ones, is gone on with.
         overwrite: begin anew in place of what other settings wrote.
 
     Attributes:
         rows: those that are there, by `idx`.
 
     Raises:
-        UsageError: the file is of other settings, or is no such file.
+        UsageError: the file is of other settings or images, or is no such file.
         ComdefendError: it cannot be read or written.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self._path = path
-        head = "".join(f"# {name}: {json.dumps(value)}\n" for name, value in settings.items()) + "\t".join(COLUMNS) + "\n"
+    def __init__(self, path: Path, settings: Mapping[str, Any], data: Labelled, *, overwrite: bool = False) -> None:
+        self._path, self._settings, self._data = path, settings, data
         self.rows: dict[int, Row] = {}
         if path.exists() and not overwrite:
-            self.rows = self._read(head)
+            self.rows = self._read()
+        head = self._make_head(len(data))
         # Also drops a line that was cut off when an earlier run was.
         lines = "".join(row.to_line() + "\n" for row in self.rows.values())
         write_atomically(path, (head + lines).encode(), overwrite=True)
 
-    def _read(self, head: str) -> dict[int, Row]:
+    def _make_head(self, images: int) -> str:
+        """What stands above the rows of the first so many images."""
+        about = {**self._settings, "images": images, "images sha256": self._data.first(images).sha256}
+        return "".join(f"# {name}: {json.dumps(value)}\n" for name, value in about.items()) + "\t".join(COLUMNS) + "\n"
+
+    def _read(self) -> dict[int, Row]:
         try:
             text = self._path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
@@ -102,6 +109,10 @@ class RowFile:
         columns = "\t".join(COLUMNS) + "\n"
         if text.startswith("# ") and text.endswith(columns):  # Settings alone: a run that ended before its first image.
             return {}
+        before = re.search(r"^# images: (\d{1,9})$", text, re.MULTILINE)
+        if before and int(before[1]) > len(self._data):
+            raise UsageError(f"{self._path}: has certificates of more images, {before[1]}; use --overwrite, or another --out")
+        head = self._make_head(int(before[1]) if before else len(self._data))
         if not text.startswith(head):
             changed = ", ".join(_list_changes(text, head)) or "columns"
             raise UsageError(f"{self._path}: has certificates of other settings ({changed}); use --overwrite, or another --out")
@@ -138,12 +149,7 @@ def certify_images(smoothed: Smoothed, data: Labelled, file: RowFile) -> Iterato
     """Certify the images that the file does not have yet, and put them there, yielding each.
 
     The noise of an image is that of `smoothed.seed` and its place alone, or, without a seed, nobody's to know.
-
-    Raises:
-        UsageError: the file has a row of another label, so of other images.
     """
-    if any(idx >= len(data) or row.label != int(data.labels[idx]) for idx, row in file.rows.items()):
-        raise UsageError("the certificates that are there are of more images, or of others; use --overwrite, or another --out")
     for idx in range(len(data)):
         if idx in file.rows:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,10 @@ def test_what_is_refused(work: Path) -> None:
     assert certify(work, "--out", "kept", "--weights", "none", "--limit", 3, "--overwrite", "--quiet").returncode == 0
     more = certify(work, "--out", "kept", "--weights", "none", "--limit", 5)
     assert more.returncode == 0 and "3 images were certified before" in more.stderr
+    text = path.read_text()
+    path.write_text(re.sub(r'(# images sha256: ")[0-9a-f]', r"\1x", text))
+    changed = certify(work, "--out", "kept", "--weights", "none", "--limit", 6)
+    assert changed.returncode == 2 and "other settings (images sha256)" in changed.stderr
 
 
 def test_certificates_stand_in_the_report(work: Path) -> None:
