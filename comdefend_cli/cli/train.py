@@ -101,14 +101,25 @@ def train(
     ] = TrainConfig.inference_noise,
     features: Annotated[
         list[str] | None,
-        typer.Option("--features", metavar="CLASSIFIER", help="Whose features are to be kept; with several --data, DATA=CLASSIFIER."),
+        typer.Option(
+            "--features",
+            metavar="CLASSIFIER",
+            help="Whose features are to be kept; may repeat, for turns; with several --data, DATA=CLASSIFIER.",
+        ),
     ] = None,
     feature_weight: Annotated[
         list[float] | None,
         typer.Option(
-            "--feature-weight", min=0.0, help="Weight of their distance in the loss; one, or one for each --features.", show_default="0.01"
+            "--feature-weight",
+            min=0.0,
+            help="Weight of their distance in the loss; one, or one for each DATA that has some.",
+            show_default="0.01",
         ),
     ] = None,
+    stability_weight: Annotated[
+        float,
+        typer.Option("--stability-weight", min=0.0, help="Weight in the loss of how far these classifiers' probabilities change."),
+    ] = TrainConfig.stability_weight,
     adversarial: Annotated[
         str | None,
         typer.Option("--adversarial", metavar="fgsm|pgd", help="Learn also from attacks through the networks and --classifier."),
@@ -168,7 +179,7 @@ def train(
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
     if not features:
-        refuse_idle(context, ["feature_weight"], "--features")
+        refuse_idle(context, ["feature_weight", "stability_weight"], "--features")
     if not adversarial:
         refuse_idle(context, ["classifier", "adversarial_epsilon", "adversarial_steps", "label_weight"], "--adversarial")
     if adversarial != "pgd":

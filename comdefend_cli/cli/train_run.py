@@ -112,27 +112,31 @@ def _spread(option: str, values: list[float], data: list[str]) -> float | list[f
 
 def _load_features(
     specs: list[str], weights: list[float], data: list[str], parts: list[Dataset]
-) -> tuple[list[nn.Module | None], str, float | list[float]]:
-    """The classifier of each part of the data, or None; what the settings call them; their weight, or that of each part."""
+) -> tuple[list[list[nn.Module]], str, float | list[float]]:
+    """The classifiers of each part of the data; what the settings call them; their weight, or that of each part."""
     from comdefend_cli.classifiers.loading import load_classifier
 
-    if len(weights) > 1 and len(weights) != len(specs):
-        raise UsageError(f"--feature-weight is there {len(weights)} times for {len(specs)} --features: give it once, or once for each")
-    found: list[nn.Module | None] = [None] * len(parts)
-    each_weight = [0.0] * len(parts)
-    called = {}
-    for place_of_spec, spec in enumerate(specs):
-        name, _, classifier = spec.rpartition("=") if len(set(data)) > 1 else (data[0], "", spec)
+    alone = len(set(data)) == 1
+    by_name: dict[str, list[str]] = {}
+    for spec in specs:
+        name, _, classifier = (data[0], "", spec) if alone else spec.rpartition("=")
         if name not in data:
             raise UsageError(f"--features {spec}: say whose it is as DATA=CLASSIFIER, DATA being one of {', '.join(dict.fromkeys(data))}")
-        places = [place for place, each in enumerate(data) if each == name]
-        loaded = load_classifier(classifier, data=parts[places[0]].name)
-        called[parts[places[0]].name] = loaded.sha256 or classifier
-        for place in places:
-            found[place] = loaded.model
-            each_weight[place] = weights[place_of_spec] if len(weights) > 1 else 0.0
-    alone = len(set(data)) == 1
-    named = ",".join(said if alone else f"{name}={said}" for name, said in called.items())
+        by_name.setdefault(name, []).append(classifier)
+    if len(weights) > 1 and len(weights) != len(by_name):
+        raise UsageError(
+            f"--feature-weight is there {len(weights)} times for {len(by_name)} data sets with --features: give it once, or once for each"
+        )
+    seen: dict[str, list[nn.Module]] = {}
+    called = []
+    for name, wanted in by_name.items():
+        own = parts[data.index(name)].name
+        loaded = [load_classifier(classifier, data=own) for classifier in wanted]
+        seen[name] = [each.model for each in loaded]
+        said = "+".join(each.sha256 or classifier for each, classifier in zip(loaded, wanted, strict=True))
+        called.append(said if alone else f"{own}={said}")
+    found = [seen.get(name, []) for name in data] if specs else []
     if len(weights) > 1:
-        return found, named, each_weight
-    return found if specs else [], named, weights[0] if weights else TrainConfig.feature_weight
+        by_part = dict(zip(by_name, weights, strict=True))
+        return found, ",".join(called), [by_part.get(name, 0.0) for name in data]
+    return found, ",".join(called), weights[0] if weights else TrainConfig.feature_weight

@@ -52,8 +52,10 @@ class TrainConfig:
         input_noise_min: least standard deviation likewise. Above 0 no image is taken for a clean one, and attacks are smoothed away too.
         inference_noise: levels of noise before the trained networks unless told otherwise, here and where they are used.
         features: SHA-256, or module:function, of the classifier in whose features the reconstruction is to be near the clean image, or
-            "" for none; of several data sets NAME=CLASSIFIER for each that has one, with "," between them.
+            "" for none; of several that take turns, with "+" between them; of several data sets NAME=CLASSIFIER for each that has some,
+            with "," between them.
         feature_weight: of the mean relative square distance of these features in the loss.
+        stability_weight: of the divergence of these classifiers' probabilities in the loss.
         adversarial: "fgsm" or "pgd": half of each batch is attacked so, through the networks and a classifier; "" for none.
         adversarial_epsilon: L-infinity distance of those attacks, in 8-bit levels.
         adversarial_steps: of PGD.
@@ -94,6 +96,7 @@ class TrainConfig:
     inference_noise: float = 0.0
     features: str = ""
     feature_weight: float | list[float] = 0.01
+    stability_weight: float = 0.0
     adversarial: str = ""
     adversarial_epsilon: float = 8.0
     adversarial_steps: int = 4
@@ -120,7 +123,7 @@ class TrainConfig:
         check(self, "steps shrink", lambda value: value >= 1, "at least 1")
         check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
         check(self, "jitter small", lambda value: 0 <= value <= 1, "from 0 to 1")
-        from_zero = "penalty noise_std warmup clip label_weight"
+        from_zero = "penalty noise_std warmup clip label_weight stability_weight"
         check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
         check(
             self,

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div
 
 from comdefend_cli.classifiers.loading import Normalized
 from comdefend_cli.classifiers.networks import Blocks
@@ -91,13 +92,20 @@ class FeatureDistance(nn.Module):
             for block in _find_blocks(classifier):
                 block.register_forward_hook(self._see)
 
-    def forward(self, rebuilt: Tensor, clean: Tensor) -> Tensor:
-        """The mean over the features of ||f(rebuilt) - f(clean)||^2 / ||f(clean)||^2, a float32 scalar; images (N, C, H, W) in [0, 1]."""
+    def forward(self, rebuilt: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """How far a rebuilt image is from the clean one; both (N, C, H, W) in [0, 1].
+
+        Returns:
+            The mean over the features of ||f(rebuilt) - f(clean)||^2 / ||f(clean)||^2, and the stability loss (Salman et al., NeurIPS
+            2020): how far the class probabilities of the rebuilt image are from those of the clean one, as a Kullback-Leibler divergence
+            where they take the cross-entropy of the predicted class; float32 scalars.
+        """
         with torch.no_grad():
             wanted = self._features(clean)
-        pairs = zip(self._features(rebuilt), wanted, strict=True)
-        distances = [(a - b).square().mean() / b.square().mean().clamp_min(1e-12) for a, b in pairs]
-        return torch.stack(distances).mean()
+        found = self._features(rebuilt)
+        distances = [(a - b).square().mean() / b.square().mean().clamp_min(1e-12) for a, b in zip(found, wanted, strict=True)]
+        a, b = found[-1].log_softmax(1), wanted[-1].log_softmax(1)
+        return torch.stack(distances).mean(), kl_div(a, b, reduction="batchmean", log_target=True)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         classifier = self._classifier
@@ -123,9 +131,10 @@ def _find_blocks(classifier: nn.Module) -> list[nn.Module]:
 
 
 class Objective(nn.Module):
-    """Eq. 3: mean square error of the reconstruction plus the penalty on the code; on request also a distance of features.
+    """Eq. 3: mean square error of the reconstruction plus the penalty on the code; on request also what classifiers see of it.
 
-    `rooted` puts the mean of the images' root mean square errors in place of the square error.
+    `rooted` puts the mean of the images' root mean square errors in place of the square error. `features` has the classifiers of each
+    part of the data, which take turns; `feature_weights` the weight of their features there, `stability` that of their probabilities.
 
     All are means over values, not sums over pixels, as in the authors' release.
     """
@@ -137,30 +146,34 @@ class Objective(nn.Module):
         noise_std: float,
         *,
         rooted: bool = False,
-        features: Sequence[FeatureDistance | None] = (),
+        features: Sequence[Sequence[FeatureDistance]] = (),
         feature_weights: Sequence[float] = (),
+        stability: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.penalty = penalty
         self.noise_std = noise_std
         self.rooted = rooted
-        self.features = nn.ModuleList([nn.Identity() if each is None else each for each in features])
+        self.features = nn.ModuleList([nn.ModuleList(each) for each in features])
         self.feature_weights = feature_weights
+        self.stability = stability
 
-    def forward(self, x: Tensor, target: Tensor, noise: Tensor, place: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, target: Tensor, noise: Tensor, place: int = 0, turn: int = 0) -> tuple[Tensor, Tensor]:
         """The loss (eq. 3) and the mean square of the logits; float32 scalars, the second without gradient.
 
         Args:
             x: what ComCNN sees, (N, C, H, W) in [0, 1], float32.
             target: what RecCNN should rebuild, the same.
             noise: for the logits, (N, bits, H, W), float32.
-            place: in `features` of the classifier that sees these images.
+            place: in `features` of the classifiers that see these images.
+            turn: whose of them it is, counted on and on.
         """
         loss, mean_square, rebuilt = self.rebuild(x, target, noise)
-        distance = self.features[place] if len(self.features) else None
-        if isinstance(distance, FeatureDistance) and min(x.shape[2:]) >= LEAST_SIDE:
-            loss = loss + self.feature_weights[place] * distance(rebuilt, target)
+        seeing = cast(nn.ModuleList, self.features[place]) if len(self.features) else ()
+        if len(seeing) and min(x.shape[2:]) >= LEAST_SIDE:
+            distance, change = seeing[turn % len(seeing)](rebuilt, target)
+            loss = loss + self.feature_weights[place] * distance + self.stability * change
         return loss, mean_square
 
     def rebuild(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

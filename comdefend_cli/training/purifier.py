@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 import torch
@@ -47,7 +48,7 @@ class PurifierTrainer(Trainer):
         dataset: images to learn from and to measure on.
         device: where to train.
         start: networks to go on from, see :func:`.objective.initialize`, or None to draw new weights.
-        features: the classifiers that `config.features` names, one or None a part of the data set; empty for none.
+        features: the classifiers that `config.features` names, those of each part of the data set, which take turns; empty for none.
         validation_images: how many test images `validate` measures.
 
     Attributes:
@@ -70,7 +71,7 @@ class PurifierTrainer(Trainer):
         device: torch.device,
         *,
         start: ComDefend | None = None,
-        features: Sequence[nn.Module | None] = (),
+        features: Sequence[Sequence[nn.Module]] = (),
         validation_images: int = 64,
     ) -> None:
         processes = find_place()[1]
@@ -98,14 +99,15 @@ class PurifierTrainer(Trainer):
         optimizers = make_optimizers(model, config)
         super().__init__(config, dataset, device, model, optimizers, steps=config.steps, schedule=config.lr_factor)
         # A classifier of several parts is looked at once.
-        distances = {each: FeatureDistance(each.to(device)) for each in dict.fromkeys(features) if each is not None}
+        distances = {each: FeatureDistance(each.to(device)) for each in dict.fromkeys(chain(*features))}
         self._objective = Objective(
             self.model,
             config.penalty,
             config.noise_std,
             rooted=config.loss == "rmse",
-            features=[None if each is None else distances[each] for each in features],
+            features=[[distances[each] for each in seeing] for seeing in features],
             feature_weights=[config.of_part("feature_weight", place) for place in range(len(features))],
+            stability=config.stability_weight,
         )
         self.test_images = Variation(gray=config.gray).apply(dataset.test.pixels, self.generator(1))
         self._test = self.test_images[:validation_images]
@@ -115,7 +117,7 @@ class PurifierTrainer(Trainer):
         place, *drawn = self._draw(self.step_done)
         clean, x, noise = (part.to(self.device) for part in drawn)
         with self.autocast():
-            loss, mean_square = self._objective(x, clean, noise, place)
+            loss, mean_square = self._objective(x, clean, noise, place, self.step_done)
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt()}
 

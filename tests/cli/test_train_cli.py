@@ -368,8 +368,10 @@ def test_each_data_set_has_its_classifier(in_process: Any, photos: Path, tmp_pat
     assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--input-noise is there 3 times" in refused.output
     refused = in_process("--quiet", *data, *RESIDUAL, *chosen, *("--feature-weight", 0.2) * 2, "--overwrite")
     assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--feature-weight" in refused.output
-    assert in_process(*RESIDUAL, "--features", tmp_path / "c.safetensors", "--overwrite").exit_code == 0
-    assert load_weights(str(tmp_path / "w.safetensors")).header.training["features"] == sha256
+    both = ("--features", tmp_path / "c.safetensors", "--features", "sees:make", "--stability-weight", 0.5)
+    assert in_process(*RESIDUAL, *both, "--overwrite").exit_code == 0
+    training = load_weights(str(tmp_path / "w.safetensors")).header.training
+    assert (training["features"], training["stability_weight"]) == (f"{sha256}+sees:make", 0.5)
     for spec in ("small", "mnist=small"):
         refused = in_process("--quiet", *data, *RESIDUAL, "--features", spec, "--overwrite")
         assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "DATA=CLASSIFIER" in refused.output

@@ -204,8 +204,8 @@ def test_feature_distance_is_of_the_blocks_and_the_logits(arch: str) -> None:
     model = build(ClassifierHeader(arch, 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3))
     distance = objective.FeatureDistance(model)
     clean, rebuilt = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16, requires_grad=True)
-    assert float(distance(clean, clean)) == 0
-    value = distance(rebuilt, clean)
+    assert [float(part) for part in distance(clean, clean)] == [0, 0]
+    value, _ = distance(rebuilt, clean)
     outputs: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     blocks = [layer for layer in model.body if isinstance(layer, torch.nn.Sequential)][-3:]
     for which, x in ((True, rebuilt), (False, clean)):
@@ -226,17 +226,24 @@ def test_feature_distance_is_of_the_blocks_and_the_logits(arch: str) -> None:
 
 @pytest.mark.usefixtures("narrow")
 def test_features_enter_the_loss(dataset: Dataset) -> None:
-    """The loss with features is the loss without them plus the weight times the distance."""
+    """The loss adds the features' distance and the change of probabilities, times their weights, in the classifier whose turn it is."""
     torch.manual_seed(0)
-    model = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
+    models = [build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval() for _ in range(2)]
     plain = PurifierTrainer(config(), dataset, CPU)
-    zero, some = (PurifierTrainer(config(feature_weight=weight), dataset, CPU, features=[model]) for weight in (0.0, 0.5))
+    zero, some = (
+        PurifierTrainer(config(feature_weight=weight, stability_weight=4 * weight), dataset, CPU, features=[models])
+        for weight in (0.0, 0.5)
+    )
     _, clean, x, noise = plain._draw(0)
-    losses = [float(run._objective(x, clean, noise)[0].detach()) for run in (plain, zero, some)]
-    assert losses[0] == losses[1] < losses[2]
     rebuilt = plain.model.rec(objective.noisy_code(plain.model.com(x), noise, 20.0))
-    expected = losses[0] + 0.5 * float(objective.FeatureDistance(model)(rebuilt, clean).detach())
-    assert losses[2] == pytest.approx(expected, rel=1e-4)
+    for turn in range(3):
+        losses = [float(run._objective(x, clean, noise, turn=turn)[0].detach()) for run in (plain, zero, some)]
+        assert losses[0] == losses[1] < losses[2]
+        model = models[turn % 2]
+        wanted, found = (model(images).softmax(1).double() for images in (clean, rebuilt))
+        change = float((wanted * (wanted / found).log()).sum(1).mean().detach())
+        distance = float(objective.FeatureDistance(model)(rebuilt, clean)[0].detach())
+        assert losses[2] == pytest.approx(losses[0] + 0.5 * distance + 2 * change, rel=1e-4)
 
 
 @pytest.mark.usefixtures("narrow")

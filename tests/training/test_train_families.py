@@ -166,7 +166,7 @@ def test_each_part_has_the_features_of_its_own_classifier(mixture: Dataset) -> N
     """The loss adds the distance in the classifier of the part that a step draws, and nothing where it has none, or the images are tiny."""
     torch.manual_seed(0)
     one, other = (build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval() for _ in range(2))
-    chosen: list[nn.Module | None] = [one, None, one, other]
+    chosen: list[list[nn.Module]] = [[one], [], [one], [other]]
     plain = PurifierTrainer(config(), mixture, CPU)
     weights = [0.5, 0.0, 0.0, 2.0]
     run = PurifierTrainer(config(feature_weight=0.5), mixture, CPU, features=chosen)
@@ -178,11 +178,10 @@ def test_each_part_has_the_features_of_its_own_classifier(mixture: Dataset) -> N
         place, clean, x, noise = run._draw(step)
         found, weighted, without = (float(each._objective(x, clean, noise, place)[0].detach()) for each in (run, single, plain))
         rebuilt = run.model.rec(noisy_code(run.model.com(x), noise, 20.0))
-        classifier = chosen[place]
-        distance = 0.0 if classifier is None else float(FeatureDistance(classifier)(rebuilt, clean).detach())
+        distance = sum(float(FeatureDistance(classifier)(rebuilt, clean)[0].detach()) for classifier in chosen[place])
         assert found == pytest.approx(without + 0.5 * distance, rel=1e-4)
         assert weighted == pytest.approx(without + weights[place] * distance, rel=1e-4)
-        assert (found == without) == (classifier is None)
+        assert (found == without) == (not chosen[place])
         places.add(place)
         tiny = [part[:, :, :15, :15].contiguous() for part in (x, clean, noise)]
         assert float(run._objective(*tiny, place)[0].detach()) == float(plain._objective(*tiny, place)[0].detach())
@@ -211,7 +210,7 @@ def test_a_classifier_of_several_parts_is_hooked_once(mixture: Dataset) -> None:
     body = nn.Sequential(*[nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(3)])
     foreign = nn.Sequential(body, nn.Sequential(nn.Flatten(), nn.LazyLinear(2)))
     foreign(torch.zeros(1, 3, 16, 16))
-    PurifierTrainer(config(), mixture, CPU, features=[foreign, None, foreign, foreign])
+    PurifierTrainer(config(), mixture, CPU, features=[[foreign], [], [foreign], [foreign]])
     assert [len(block._forward_hooks) for block in body] == [1, 1, 1]
 
 
