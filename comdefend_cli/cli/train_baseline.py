@@ -12,7 +12,7 @@ from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.training import make_config, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
-from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.classifier_config import BaselineConfig
 
 if TYPE_CHECKING:
     import torch

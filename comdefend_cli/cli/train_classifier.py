@@ -15,13 +15,11 @@ from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.training import make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.evaluate.cells import say_epsilon
-from comdefend_cli.training.config import ClassifierConfig
+from comdefend_cli.training.classifier_config import ClassifierConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from comdefend_cli.data.sources import Dataset
-    from comdefend_cli.network.weight_file import Weights
+    from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.training.classifier import ClassifierTrainer
 
 
@@ -56,6 +54,20 @@ def train_classifier(
             "--input-noise", metavar="S", help="Learn from each image a second time with noise of up to S 8-bit levels, before --purify."
         ),
     ] = ClassifierConfig.input_noise,
+    sigma: Annotated[
+        float,
+        typer.Option(
+            "--sigma",
+            min=0.0,
+            max=2.0,
+            help="For `comdefend certify`: learn from copies under fresh noise of this standard deviation, pixels in [0, 1].",
+        ),
+    ] = ClassifierConfig.sigma,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Such copies of each image.")] = ClassifierConfig.draws,
+    consistency: Annotated[
+        float,
+        typer.Option("--consistency", min=0.0, help="Weight of how unlike their answers are (Jeong and Shin, 2020)."),
+    ] = ClassifierConfig.consistency,
     cutout: Annotated[
         int, typer.Option("--cutout", min=0, help="Hide a square of so many pixels a side in each image (DeVries and Taylor, 2017).")
     ] = ClassifierConfig.cutout,
@@ -88,10 +100,13 @@ def train_classifier(
     """
     from comdefend_cli.classifiers.loading import default_path, load_classifier_file
     from comdefend_cli.data.labelled import CLASSES
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.inference.settings import Settings
     from comdefend_cli.network.registry import load_weights
     from comdefend_cli.runtime.device import resolve_device
     from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.classifier import ClassifierTrainer
+    from comdefend_cli.training.smoothing import SmoothedClassifierTrainer
 
     if data not in CLASSES:
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
@@ -99,6 +114,8 @@ def train_classifier(
         refuse_idle(context, ["adversarial_epsilon", "adversarial_steps"], "--adversarial")
     if adversarial != "bim":
         refuse_idle(context, ["adversarial_steps"], "--adversarial bim")
+    if not sigma:
+        refuse_idle(context, ["draws", "consistency"], "--sigma")
     where = resolve_device(device)
     limit_threads()
     purifying = load_weights(purify) if purify else None
@@ -110,8 +127,14 @@ def train_classifier(
     _make_folder(out.parent)
     overwrite = refuse_outputs([out], ClassifierTrainer.command, overwrite=overwrite, resume=resume, what="a classifier file")
     tell_device(context.params, where, config.precision, quiet=quiet)
-    dataset = _dataset(config, data_dir, purifying, where, download=not no_download, quiet=quiet)
-    trainer = ClassifierTrainer(config, dataset, CLASSES[data], where, start)
+    bare = Settings(input_noise=0.0 if sigma else None)
+    purifier = Purifier.from_weights([purifying], device=where, settings=bare) if purifying else None
+    dataset = _dataset(config, data_dir, None if sigma else purifier, download=not no_download, quiet=quiet)
+    trainer = (
+        SmoothedClassifierTrainer(config, dataset, CLASSES[data], where, start, purifier=purifier)
+        if sigma
+        else ClassifierTrainer(config, dataset, CLASSES[data], where, start)
+    )
     checkpoint = out.with_suffix(".checkpoint")
     train_to_end(trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet)
     _finish(trainer, out, overwrite=overwrite, quiet=quiet)
@@ -125,14 +148,11 @@ def _make_folder(folder: Path) -> None:
         raise ComdefendError(f"{folder}: cannot make this folder: {explain(error)}") from error
 
 
-def _dataset(
-    config: ClassifierConfig, data_dir: Path, purifying: Weights | None, where: torch.device, *, download: bool, quiet: bool
-) -> Dataset:
+def _dataset(config: ClassifierConfig, data_dir: Path, purifier: Purifier | None, *, download: bool, quiet: bool) -> Dataset:
     """The data set, its noisy copies, and all of it once through the purifier, where these are asked for."""
     import torch
 
     from comdefend_cli.data.sources import ImageArray
-    from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.training.augmentation import add_noise, purify_images
 
     dataset = fetch_dataset(config.data, data_dir, download=download, quiet=quiet)
@@ -141,8 +161,7 @@ def _dataset(
     if config.input_noise:
         pixels = torch.cat([train.pixels, add_noise(train.pixels, config.input_noise, config.seed)])
         train = ImageArray(pixels, torch.cat([train.labels, train.labels]))
-    if purifying is not None:
-        purifier = Purifier.from_weights([purifying], device=where)
+    if purifier is not None:
         with progress.show_images("purifying the images", len(train) + len(test), quiet=quiet) as advance:
             train, test = (replace(part, pixels=purify_images(purifier, part.pixels, advance)) for part in (train, test))
     return replace(dataset, train=train, test=test)

@@ -14,7 +14,8 @@ from comdefend_cli.cli import console, progress
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.cli.preparation import refuse_tensor_file
 from comdefend_cli.errors import UsageError
-from comdefend_cli.training.config import BaselineConfig, ClassifierConfig, TrainConfig
+from comdefend_cli.training.classifier_config import BaselineConfig, ClassifierConfig
+from comdefend_cli.training.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.data.sources import Dataset
-from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.classifier_config import BaselineConfig
 from comdefend_cli.training.loop import Trainer
 from comdefend_cli.training.optim import pair_with_muon
 

@@ -16,7 +16,7 @@ from comdefend_cli.classifiers.signed_gradient import signed_gradient
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import UsageError
 from comdefend_cli.training.augmentation import augment
-from comdefend_cli.training.config import ClassifierConfig
+from comdefend_cli.training.classifier_config import ClassifierConfig
 from comdefend_cli.training.loop import Trainer, fix_seed
 from comdefend_cli.training.optim import pair_with_muon
 

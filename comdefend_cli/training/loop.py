@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from comdefend_cli.data.sources import Dataset
 from comdefend_cli.errors import TrainingError
 from comdefend_cli.runtime.device import dtype_name, flush_subnormals, resolve_precision
-from comdefend_cli.training.config import BaselineConfig, ClassifierConfig, TrainConfig
+from comdefend_cli.training.classifier_config import BaselineConfig, ClassifierConfig
+from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.distributed import average, find_place, peer_error
 from comdefend_cli.training.optim import gather_state, scatter_state
 

@@ -24,7 +24,8 @@ from comdefend_cli.cli.epsilons import parse_epsilons
 from comdefend_cli.cli.helping import EXAMPLES
 from comdefend_cli.evaluate.protocol import Protocol
 from comdefend_cli.inference.settings import Settings
-from comdefend_cli.training.config import BaselineConfig, ClassifierConfig, TrainConfig
+from comdefend_cli.training.classifier_config import BaselineConfig, ClassifierConfig
+from comdefend_cli.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -101,6 +101,11 @@ def test_purified_training(work: Path, small_weights: Path) -> None:
     header = read_classifier_header((work / "p.safetensors").read_bytes(), work / "p.safetensors")
     assert header.training["purify"] == hashlib.sha256(small_weights.read_bytes()).hexdigest()
     assert header.training["test_images"] == 40
+    smoothed = ("--sigma", 0.25, "--consistency", 5, "--out", "s.safetensors")
+    done = tiny("train-classifier", "--data", "cifar10", "--epochs", 1, "--purify", small_weights, *smoothed, cwd=work)
+    assert done.returncode == 0 and "% of noisy test images right" in done.stderr, done.stderr
+    header = read_classifier_header((work / "s.safetensors").read_bytes(), work / "s.safetensors")
+    assert (header.training["sigma"], header.training["consistency"], header.training["draws"]) == (0.25, 5.0, 2)
 
 
 @pytest.mark.slow

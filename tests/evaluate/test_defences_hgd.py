@@ -19,7 +19,7 @@ from comdefend_cli.evaluate.defences.hgd import EPSILON, HGD, HGDArchitecture, H
 from comdefend_cli.evaluate.defences.network_files import save_network
 from comdefend_cli.evaluate.defences.pixelcnn import PixelCNN, PixelCNNArchitecture
 from comdefend_cli.integrations import Defended
-from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.classifier_config import BaselineConfig
 
 CPU = torch.device("cpu")
 NARROW = (8, 12)

@@ -23,7 +23,7 @@ from comdefend_cli.evaluate.defences.mixture import Mixture, bin_log_probability
 from comdefend_cli.evaluate.defences.network_files import KEY, save_network
 from comdefend_cli.evaluate.defences.pixelcnn import CausalConv, PixelCNN, PixelCNNArchitecture, PixelCNNTrainer, bits_per_dimension
 from comdefend_cli.evaluate.defences.pixeldefend import decode, likeliest
-from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.classifier_config import BaselineConfig
 
 CPU = torch.device("cpu")
 

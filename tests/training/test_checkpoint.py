@@ -16,7 +16,7 @@ from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError
 from comdefend_cli.training.baseline import BaselineTrainer
 from comdefend_cli.training.checkpoint import KEY, checkpoint_is_final, load_checkpoint, run_with_checkpoints, save_checkpoint
-from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.classifier_config import BaselineConfig
 from comdefend_cli.training.history import History
 from comdefend_cli.training.loop import Report
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from comdefend_cli.training.config import BaselineConfig, ClassifierConfig
+from comdefend_cli.training.classifier_config import BaselineConfig, ClassifierConfig
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20, 100])

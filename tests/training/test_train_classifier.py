@@ -17,7 +17,7 @@ from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import TrainingError, UsageError
 from comdefend_cli.training.augmentation import add_noise, augment, purify_images
 from comdefend_cli.training.classifier import ClassifierTrainer
-from comdefend_cli.training.config import ClassifierConfig
+from comdefend_cli.training.classifier_config import ClassifierConfig
 
 CPU = torch.device("cpu")
 

@@ -31,7 +31,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network
 from comdefend_cli.training.baseline import BaselineTrainer
-from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.classifier_config import BaselineConfig
 from comdefend_cli.training.loop import fix_seed
 
 KIND = "hgd"

@@ -29,7 +29,7 @@ from comdefend_cli.data.sources import Dataset
 from comdefend_cli.evaluate.defences.mixture import Mixture, parameters_a_component, to_unit
 from comdefend_cli.evaluate.defences.network_files import StoredNetwork, load_network
 from comdefend_cli.training.baseline import BaselineTrainer
-from comdefend_cli.training.config import BaselineConfig
+from comdefend_cli.training.classifier_config import BaselineConfig
 from comdefend_cli.training.loop import fix_seed
 
 KIND = "pixelcnn"

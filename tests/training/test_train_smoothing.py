@@ -1,0 +1,81 @@
+"""A classifier that learns for randomized smoothing: fresh noise, purified, one answer to all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_train_classifier import CPU, DATA, tiny  # noqa: F401  # The small architecture.
+from torch.nn.functional import cross_entropy
+
+from comdefend_cli.classifiers.loading import Classifier
+from comdefend_cli.inference.purifier import Purifier
+from comdefend_cli.training.classifier_config import ClassifierConfig
+from comdefend_cli.training.smoothing import SmoothedClassifierTrainer
+
+
+def trainer(purifier: Purifier | None = None, start: Classifier | None = None, **settings: Any) -> SmoothedClassifierTrainer:
+    config = ClassifierConfig(**{"data": "gratings", "arch": "tiny", "epochs": 8.0, "batch_size": 16, "sigma": 0.25, **settings})
+    return SmoothedClassifierTrainer(config, DATA, ("lying", "standing"), CPU, start, purifier=purifier)
+
+
+class Spy:
+    """A purifier that keeps what it sees, and halves it."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def purify(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(images)
+        return images // 2
+
+
+def test_copies_are_noisy_then_purified() -> None:
+    """Each copy has noise of its own of that deviation, new each step, in 8 bits, and the network sees what the purifier makes of it."""
+    spy: Any = Spy()
+    run = trainer(spy, draws=3, sigma=0.1)
+    inputs: list[torch.Tensor] = []
+    run.model.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    clean, _ = run._batch()
+    for step in range(2):
+        run.step_done = step
+        run.losses()
+    first, second = spy.seen
+    assert first.dtype == torch.uint8 and first.shape == (48, 1, 16, 16) and torch.equal(inputs[0], (first // 2).float() / 255)
+    noise = first.float().view(3, 16, 1, 16, 16) / 255 - clean
+    inside = ((clean > 0.35) & (clean < 0.65)).expand_as(noise)  # Far enough from black and white not to be cut.
+    assert float(noise[inside].std()) == pytest.approx(0.1, rel=0.05) and abs(float(noise[inside].mean())) < 0.01
+    assert not torch.equal(noise[0], noise[1]) and not torch.equal(first, second)
+
+
+def test_the_loss_is_that_of_consistency_regularization() -> None:
+    """Cross-entropy of all copies, weighted divergence from the mean answer, half its entropy; computed anew in float64."""
+    run = trainer(consistency=7.0, draws=3)
+    with torch.no_grad():
+        list(run.model.parameters())[-2].mul_(100)  # So that its answers are not all alike.
+    seen: list[torch.Tensor] = []
+    run.model.register_forward_hook(lambda module, given, out: seen.append(out.detach().double()))
+    found = run.losses()
+    _, labels = run._batch()
+    answers = seen[0].softmax(1).view(3, 16, 2)
+    mean = answers.mean(0)
+    apart = (mean * (mean / answers).log()).sum(2).mean()
+    entropy = -(mean * mean.log()).sum(1).mean()
+    expected = cross_entropy(seen[0], labels.repeat(3)) + 7 * apart + 0.5 * entropy
+    assert float(found["loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found["consistency"].detach()) == pytest.approx(float(apart), rel=1e-4)
+
+
+def test_it_learns_under_noise_and_resumes_exactly() -> None:
+    """Stripes are told apart under noise that is stronger than they are, and a run put back half-way ends alike."""
+    whole, half = trainer(epochs=20.0, sigma=0.4), trainer(epochs=20.0, sigma=0.4)
+    reports = list(whole.run())
+    assert reports[-1].measured is not None and reports[-1].measured > 85
+    for _ in range(9):
+        half.step()
+    resumed = trainer(epochs=20.0, sigma=0.4)
+    resumed.load_state({name: tensor.clone() for name, tensor in half.state().items()}, 9)
+    list(resumed.run())
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
