@@ -127,17 +127,20 @@ class _Run:
 def _prepare(chosen: Mapping[str, Any], images: Labelled, where: torch.device) -> _Run:
     from comdefend_cli import __version__
     from comdefend_cli.classifiers.loading import load_classifier
+    from comdefend_cli.evaluate.certification import InPrecision
     from comdefend_cli.evaluate.systems import fit_classifier
     from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.integrations.smoothed import Smoothed
     from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
+    from comdefend_cli.runtime.device import dtype_name, resolve_precision
 
     found = fit_classifier(load_classifier(chosen["classifier"], where, data=chosen["data"]), images, where)
     name = chosen["weights"] or (DEFAULT_COLOR if images.pixels.shape[1] == 3 else DEFAULT_GRAY)
     loaded = None if name == NO_PURIFIER else load_weights(name)
     purifier = None if loaded is None else Purifier.from_weights([loaded], device=str(where), precision=chosen["precision"])
     numbers = {key: chosen[key] for key in ("sigma", "n", "n0", "alpha")}
-    smoothed = Smoothed(purifier, found.model, **numbers, batch=chosen["batch_size"], seed=chosen["noise_seed"])
+    precision = dtype_name(resolve_precision(chosen["precision"], where))
+    smoothed = Smoothed(purifier, InPrecision(found.model, precision), **numbers, batch=chosen["batch_size"], seed=chosen["noise_seed"])
     settings = {
         "comdefend": __version__,
         "data": images.name,
@@ -151,7 +154,7 @@ def _prepare(chosen: Mapping[str, Any], images: Labelled, where: torch.device) -
         "norm": "L2, pixels in [0, 1]",
         "noise": "normal, rounded to 8-bit levels",
         "noise seed": chosen["noise_seed"],
-        "precision": "float32" if purifier is None else purifier.precision,
+        "precision": precision,
     }
     return _Run(images, found, smoothed, settings, where)
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from comdefend_cli.data.labelled import Labelled
 from comdefend_cli.errors import ComdefendError, UsageError, explain
@@ -25,6 +26,25 @@ COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 #: L2 radii of the table, pixels in [0, 1]; those of L-infinity balls of so many levels are added where they can be certified.
 RADII = (0.25, 0.5, 0.75, 1.0)
 LEVELS = (1, 2)
+
+
+class InPrecision(nn.Module):
+    """A classifier computed in a number format, channels last: twice to three times as fast on CPUs that have bfloat16.
+
+    Args:
+        classifier: from (N, C, H, W) to logits; it stays in float32 itself.
+        precision: "float32", "bfloat16" or "float16".
+    """
+
+    def __init__(self, classifier: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self._dtype = getattr(torch, precision)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, float32, of float32 images (N, C, H, W)."""
+        with torch.autocast(x.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return cast(Tensor, self.classifier(x.contiguous(memory_format=torch.channels_last))).float()
 
 
 @dataclass(frozen=True)

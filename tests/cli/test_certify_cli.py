@@ -7,10 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
+
+from comdefend_cli.cli import app
 
 pytest.importorskip("scipy")
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
@@ -38,10 +43,27 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+BASE = ("certify", "--data", "images", "--classifier", "mine:make", "--sigma", 0.12, "--n", 200, "--n0", 20)
+
+
 def certify(work: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    base = ("certify", "--data", "images", "--classifier", "mine:make", "--sigma", 0.12, "--n", 200, "--n0", 20)
-    command = [sys.executable, "-m", "comdefend_cli", *map(str, (*base, *options))]
+    """A real process."""
+    command = [sys.executable, "-m", "comdefend_cli", *map(str, (*BASE, *options))]
     return subprocess.run(command, cwd=work, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture
+def in_process(work: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The same in this process, or another command: so many starts would take a minute."""
+    monkeypatch.chdir(work)
+    monkeypatch.syspath_prepend(work)
+    for name in ("COLUMNS", "NO_COLOR"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+
+    def invoke(*options: object, base: Sequence[object] = BASE) -> Result:
+        return CliRunner().invoke(app, list(map(str, (*base, *options))))
+
+    return invoke
 
 
 def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -67,23 +89,23 @@ def test_rows_summary_and_curve(work: Path) -> None:
     assert Image.open(work / "one" / "curve.png").size[0] > 300
 
 
-def test_it_goes_on_and_repeats(work: Path) -> None:
+def test_it_goes_on_and_repeats(work: Path, in_process: Callable[..., Result]) -> None:
     """A run that was cut off in the middle of a line goes on and gives, by the same seed, the same rows; without a seed they differ."""
-    whole = certify(work, "--noise-seed", 3, "--quiet", "--out", "whole")
-    assert (whole.returncode, whole.stdout, whole.stderr) == (0, "", "")
+    whole = in_process("--noise-seed", 3, "--quiet", "--out", "whole")
+    assert (whole.exit_code, whole.output) == (0, "")
     path = work / "whole" / "certificates.tsv"
     strip = [row[:5] for row in read_rows(path)[1]]
     text = path.read_text()
     path.write_text(text[: text.index("\n5\t") + 4])
-    again = certify(work, "--noise-seed", 3, "--out", "whole", "--batch-size", 7)
-    assert again.returncode == 0 and "5 images were certified before" in again.stderr
+    again = in_process("--noise-seed", 3, "--out", "whole", "--batch-size", 7)
+    assert again.exit_code == 0 and "5 images were certified before" in again.output
     assert [row[:5] for row in read_rows(path)[1]] == strip
-    assert "certified before" not in certify(work, "--out", "free", "--weights", "none", "--limit", 2).stderr
+    assert "certified before" not in in_process("--out", "free", "--weights", "none", "--limit", 2).output
 
 
-def test_what_is_refused(work: Path) -> None:
+def test_what_is_refused(work: Path, in_process: Callable[..., Result]) -> None:
     """Other settings than the file's, a damaged file, an unknown classifier, numbers out of range: one line, exit code 2, nothing lost."""
-    assert certify(work, "--out", "kept", "--weights", "none", "--limit", 3).returncode == 0
+    assert in_process("--out", "kept", "--weights", "none", "--limit", 3).exit_code == 0
     path = work / "kept" / "certificates.tsv"
     before = path.read_text()
     for options, part in (
@@ -95,32 +117,32 @@ def test_what_is_refused(work: Path) -> None:
         (("--out", "new", "--alpha", 0.7), "alpha"),
         (("--out", "new", "--sigma", 0), "sigma"),
     ):
-        refused = certify(work, *options)
-        lines = [line for line in refused.stderr.splitlines() if not line.startswith("note:")]
-        assert refused.returncode == 2 and len(lines) == 1 and part in lines[0], refused.stderr
+        refused = in_process(*options)
+        lines = [line for line in refused.output.splitlines() if not line.startswith("note:")]
+        assert refused.exit_code == 2 and len(lines) == 1 and part in lines[0], refused.output
         assert path.read_text() == before
     for name in ("summary.json", "curve.png"):
         (work / name.partition(".")[0]).mkdir()
         (work / name.partition(".")[0] / name).write_text("mine")
-        refused = certify(work, "--out", name.partition(".")[0], "--weights", "none", "--limit", 2)
-        assert refused.returncode == 2 and f"{name}: already exists" in refused.stderr
+        refused = in_process("--out", name.partition(".")[0], "--weights", "none", "--limit", 2)
+        assert refused.exit_code == 2 and f"{name}: already exists" in refused.output
     path.write_text(before.replace("\n1\t", "\nx\t"))
-    refused = certify(work, "--out", "kept", "--weights", "none", "--limit", 3)
-    assert refused.returncode == 2 and "damaged" in refused.stderr
-    assert certify(work, "--out", "kept", "--weights", "none", "--limit", 3, "--overwrite", "--quiet").returncode == 0
-    more = certify(work, "--out", "kept", "--weights", "none", "--limit", 5)
-    assert more.returncode == 0 and "3 images were certified before" in more.stderr
+    refused = in_process("--out", "kept", "--weights", "none", "--limit", 3)
+    assert refused.exit_code == 2 and "damaged" in refused.output
+    assert in_process("--out", "kept", "--weights", "none", "--limit", 3, "--overwrite", "--quiet").exit_code == 0
+    more = in_process("--out", "kept", "--weights", "none", "--limit", 5)
+    assert more.exit_code == 0 and "3 images were certified before" in more.output
     text = path.read_text()
     path.write_text(re.sub(r'(# images sha256: ")[0-9a-f]', r"\1x", text))
-    changed = certify(work, "--out", "kept", "--weights", "none", "--limit", 6)
-    assert changed.returncode == 2 and "other settings (images sha256)" in changed.stderr
+    changed = in_process("--out", "kept", "--weights", "none", "--limit", 6)
+    assert changed.exit_code == 2 and "other settings (images sha256)" in changed.output
 
 
-def test_certificates_stand_in_the_report(work: Path) -> None:
+def test_certificates_stand_in_the_report(work: Path, in_process: Callable[..., Result]) -> None:
     """`evaluate --certificates` shows them beside what attacks left, holds a build to them, and refuses those of other systems."""
     pytest.importorskip("foolbox")
-    assert certify(work, "--out", "shown", "--noise-seed", 3, "--quiet").returncode == 0
-    base = [
+    assert in_process("--out", "shown", "--noise-seed", 3, "--quiet").exit_code == 0
+    base = (
         "evaluate",
         "--data",
         "images",
@@ -131,19 +153,18 @@ def test_certificates_stand_in_the_report(work: Path) -> None:
         "--threat-models",
         "grey-box",
         "--epsilons",
-        "8",
-    ]
+        8,
+    )
 
-    def evaluate(defences: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "comdefend_cli", *base, "--defences", defences, "--certificates", "shown", *more]
-        return subprocess.run(command, cwd=work, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+    def evaluate(defences: str, *more: str) -> Result:
+        return in_process("--defences", defences, "--certificates", "shown", *more, base=base)
 
     done = evaluate("none comdefend-fast", "--fail-under", "certified:0.217=95")
-    assert done.returncode == 4 and "certified at L2 radius 0.217 is 88.9 %" in done.stderr, done.stderr
+    assert done.exit_code == 4 and "certified at L2 radius 0.217 is 88.9 %" in done.output, done.output
     tables, page = (work / "evaluation" / "tables.md").read_text(), (work / "evaluation" / "report.html").read_text()
     assert "### Certified" in tables and "88.9" in tables.partition("### Certified")[2] and 'id="table-certified"' in page
     refused = evaluate("none", "--out", "other")
-    assert refused.returncode == 2 and "other weights (comdefend-fast)" in refused.stderr.splitlines()[-1]
+    assert refused.exit_code == 2 and "other weights (comdefend-fast)" in refused.output.splitlines()[-1]
     (work / "shown" / "summary.json").write_text("[]")
     damaged = evaluate("none comdefend-fast", "--out", "other")
-    assert damaged.returncode == 2 and "not a summary" in damaged.stderr
+    assert damaged.exit_code == 2 and "not a summary" in damaged.output

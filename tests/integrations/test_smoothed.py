@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from comdefend_cli import Purifier
 from comdefend_cli.errors import UsageError
+from comdefend_cli.evaluate.certification import InPrecision
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.integrations import Smoothed
 from comdefend_cli.integrations.grid_noise import GridNoise, bound_share, find_radius, make_stream
@@ -196,3 +197,14 @@ def test_attack_libraries_take_it() -> None:
     classifier = pytest.importorskip("art.estimators.classification").PyTorchClassifier
     art = classifier(smoothed, loss=nn.NLLLoss(), input_shape=(3, SIDE, SIDE), nb_classes=2, clip_values=(0, 1))
     assert art.predict(start.numpy()).argmax(1).tolist() == [1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_classifier_in_another_precision_says_the_same(precision: str) -> None:
+    """Its logits are float32 and near those of the classifier itself, which stays in float32."""
+    torch.manual_seed(0)
+    classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)).eval()
+    x = torch.rand(6, 3, 8, 8)
+    found, wanted = InPrecision(classifier, precision)(x), classifier(x)
+    assert found.dtype == torch.float32 and {parameter.dtype for parameter in classifier.parameters()} == {torch.float32}
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 if precision == "float32" else 0.02)
