@@ -100,6 +100,9 @@ def evaluate(
         int, typer.Option("--restarts", min=1, help="Starts of PGD; from the second on, for the images that still stand.")
     ] = Protocol.restarts,
     eot: Annotated[int, typer.Option("--eot", min=1, help="Samples of a random defence that a gradient is averaged over.")] = Protocol.eot,
+    resubmissions: Annotated[
+        int, typer.Option("--resubmissions", min=1, help="How often an attacked image meets a random defence; one wrong answer counts.")
+    ] = Protocol.resubmissions,
     queries: Annotated[int, typer.Option("--queries", min=1, help="Queries of Square, also in APGD + FMN + Square.")] = Protocol.queries,
     float_pixels: Annotated[
         bool, typer.Option("--float", help="Do not round adversarial images to 8 bits, as saved files are; for comparison.")

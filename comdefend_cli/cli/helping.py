@@ -30,7 +30,7 @@ PANELS = {
     "Performance": ("device", "precision", "backend", "tile", "strips", "batch_size"),
     "Advanced": (
         *("seed", "max_megapixels", "engine", "workers", "cpus_per_worker", "gpus_per_worker", "ray_address", "data_dir", "no_download"),
-        *("steps", "restarts", "eot", "queries", "float_pixels", "slow_epsilons", "size", "noise_seed", "n0", "alpha"),
+        *("steps", "restarts", "eot", "resubmissions", "queries", "float_pixels", "slow_epsilons", "size", "noise_seed", "n0", "alpha"),
     ),
 }
 #: Panels of commands whose own options are what training is about.

@@ -91,11 +91,13 @@ class Evaluation:
         system, random = planned.system, planned.system.defence.stochastic
         attack = self.protocol.make(planned.attack, stochastic=random and planned.threat == ADAPTIVE) if planned.attack else None
         data = self._limit(planned.threat)
-        eot = {"eot": self.protocol.eot if random else 1} if planned.threat == ADAPTIVE else {}
+        submissions = self.protocol.resubmissions if random and attack else 1
+        chance = {"eot": self.protocol.eot if random else 1} if planned.threat == ADAPTIVE else {}
+        chance |= {"resubmissions": submissions} if random and attack else {}
         if planned.threat == ADAPTIVE:
             self._check(system, planned.gradient, data)
         about = {"cell": planned.threat, **system.identity, "gradient": planned.gradient}
-        key = hash_identity({**about, **self._attacker.identify(attack, planned.epsilon, len(data)), **eot})
+        key = hash_identity({**about, **self._attacker.identify(attack, planned.epsilon, len(data)), **chance})
         if (kept := self._find(key, system, len(data))) is not None:
             return kept
         began = time.perf_counter()
@@ -110,9 +112,9 @@ class Evaluation:
             attack.title if attack else CLEAN,
             planned.gradient,
             planned.epsilon,
-            self._classify(system, images, data.labels),
+            self._classify(system, images, data.labels, submissions),
             round(time.perf_counter() - began, 2),
-            {**(attack.settings if attack else {}), **lengths, **eot, "pixels": "float" if self.protocol.float_pixels else "8 bits"},
+            {**(attack.settings if attack else {}), **lengths, **chance, "pixels": "float" if self.protocol.float_pixels else "8 bits"},
             round(float(distance.amax(1).mean()) * 255, 3),
             round(float(distance.square().sum(1).sqrt().mean()), 4),
         )
@@ -143,13 +145,14 @@ class Evaluation:
         return self._attacker.make_black_box(planned.system, attack, planned.epsilon, data)
 
     @torch.no_grad()
-    def _classify(self, system: System, images: Tensor, labels: Tensor) -> tuple[bool, ...]:
-        """Whether the system classifies each image right."""
+    def _classify(self, system: System, images: Tensor, labels: Tensor, submissions: int) -> tuple[bool, ...]:
+        """Whether the system classifies each image right, so many times one after another: an attacker may try again."""
         system.seed(self.protocol.seed)
         model = system.deploy()
         right: list[bool] = []
         for x, y in zip(torch.split(images, self.protocol.batch), torch.split(labels, self.protocol.batch), strict=True):
-            right += (model(x.to(self.device)).argmax(1).cpu() == y).tolist()
+            answers = [model(x.to(self.device)).argmax(1).cpu() == y for _ in range(submissions)]
+            right += torch.stack(answers).all(0).tolist()
             self._report(f"{system.classifier.name} behind {system.defence.name}", len(right), len(images))
         return tuple(right)
 

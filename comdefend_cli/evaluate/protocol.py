@@ -43,6 +43,7 @@ class Protocol:
         steps: of PGD, for each of `restarts`.
         restarts: of PGD.
         eot: samples that a gradient is averaged over where a defence is random.
+        resubmissions: how often an attacked image meets a random defence; one wrong answer is one too many.
         queries: of Square.
         float_pixels: leave adversarial images as they are, and do not round them to 8 bits as saved files are.
         seed: of the attacks and random defences.
@@ -61,6 +62,7 @@ class Protocol:
     steps: int = 20
     restarts: int = 2
     eot: int = 20
+    resubmissions: int = 10
     queries: int = 5000
     float_pixels: bool = False
     seed: int = 0
@@ -83,7 +85,7 @@ class Protocol:
             )
         if self.slow_epsilons is not None and (not self.slow_epsilons or not {*self.slow_epsilons} <= {*self.epsilons}):
             raise UsageError("the slow attacks' epsilons must be some of the epsilons, or APGD + FMN + Square and Square would be left out")
-        for name in ("limit_adaptive", "limit_black_box", "steps", "restarts", "eot", "queries", "batch"):
+        for name in ("limit_adaptive", "limit_black_box", "steps", "restarts", "eot", "resubmissions", "queries", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if self.seed < 0:

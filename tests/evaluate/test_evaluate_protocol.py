@@ -133,6 +133,31 @@ def test_all_threat_models(classifier: Classifier) -> None:
     assert noisy.settings["eot"] == 3
 
 
+def test_an_attacker_may_try_again(classifier: Classifier) -> None:
+    """An attacked image meets a random defence as often as the protocol says, and one wrong answer is enough; a clean one meets it once."""
+
+    class Flaky(Same):
+        def __init__(self) -> None:
+            super().__init__("flaky")
+            self.stochastic = True
+
+        def purify(self, x: Tensor) -> Tensor:
+            self.next_seed()
+            return x.transpose(2, 3) if self._calls == 4 else x
+
+    found = {}
+    for times in (1, 3, 4):
+        once = {"attacks": ("fgsm",), "epsilons": (1.0,), "slow_epsilons": None, "threats": ("grey-box",)}
+        cells = list(evaluation(classifier, Flaky(), **once, resubmissions=times).run())
+        found[times] = {cell.threat: cell.outcomes for cell in cells}
+        attacked = next(cell for cell in cells if cell.threat == "grey-box")
+        assert attacked.settings["resubmissions"] == times
+    assert found[1]["clean"] == found[4]["clean"] and found[1]["grey-box"] == found[3]["grey-box"] != found[4]["grey-box"]
+    assert any(found[1]["grey-box"]) and not any(
+        once and last for once, last in zip(found[1]["grey-box"], found[4]["grey-box"], strict=True)
+    )
+
+
 def test_grey_box_knows_only_the_classifier(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attacked model is the bare classifier, once an attack and epsilon, and all defences meet the same images."""
     seen: list[Tensor] = []
@@ -387,6 +412,7 @@ def test_images_to_look_at(classifier: Classifier, tmp_path: Path) -> None:
         ({"epsilons": ()}, "epsilons must be"),
         ({"epsilons": (0.0,)}, "epsilons must be"),
         ({"eot": 0}, "eot must be at least 1"),
+        ({"resubmissions": 0}, "resubmissions must be at least 1"),
         ({"seed": -1}, "seed must be 0 or more"),
     ],
 )
