@@ -40,7 +40,7 @@ from mutation import Mutant, compile_mutant, find_mutants  # noqa: E402
 PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tiling": (
         ("comdefend_cli/inference/tiling.py", "comdefend_cli/inference/stitching.py"),
-        ("tests/inference/test_tiling.py", "tests/inference/test_purifier.py"),
+        ("tests/inference/test_tiling.py", "tests/inference/test_stitching.py", "tests/inference/test_purifier.py"),
     ),
     "certificate": (
         (
