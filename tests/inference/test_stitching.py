@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_plan_shrinks_to_small_tiles_and_no_further(tile: int, pixels: int, pa
     steps = [plan]
     while smaller := steps[-1].shrink():
         steps.append(smaller)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert replace(after, tile=before.tile, batch_pixels=before.batch_pixels) == before != after
         assert after.batch_pixels == max(before.batch_pixels // 4, 32**2)
         assert after.tile == (before.tile if patches or before.tile <= 32 else max(before.tile // 2, 32))
@@ -85,7 +86,7 @@ def test_no_more_results_wait_than_the_device_may_have_behind(monkeypatch: pytes
     monkeypatch.setitem(stitching.IN_FLIGHT, "cpu", behind)
     x = torch.rand(2, 3, 100, 90)
     out, plan = run_in_tiles(x, torch.zeros_like, invert, PLAN, None)
-    torch.testing.assert_close(out, 1 - x)
+    assert torch.allclose(out, 1 - x)
     assert plan is PLAN and held == [0] and max(most) == behind + 1 and len(most) > 4
 
 
