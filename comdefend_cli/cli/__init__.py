@@ -65,8 +65,6 @@ def main() -> None:
     """Run the command line."""
     try:
         sys.exit(console.run_app(app))
-    except KeyboardInterrupt:  # Between commands; within one it is handled there.
-        sys.exit(130)
     except OSError as error:  # Of help and version, which a full disk has no room for.
         if error.filename is not None:
             raise

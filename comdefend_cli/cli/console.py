@@ -171,13 +171,17 @@ def check_interrupt() -> None:
 
 @contextmanager
 def catch_interrupts(ask: Callable[[int], object]) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) only call `ask` with its number, so that the work ends in order; the second ends it at once."""
+    """Let the first Ctrl-C (or SIGTERM) only call `ask` with its number, so that the work ends in order; the second ends it at once.
+
+    One that came before, and was dropped (see :func:`check_interrupt`), ends the work before it begins.
+    """
 
     def first(number: int, frame: Any) -> None:
         ask(number)
         for each in before:
             signal.signal(each, signal.default_int_handler)
 
+    check_interrupt()
     before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -114,6 +114,8 @@ def test_a_signal_that_a_library_swallowed_ends_the_work_at_the_next_step(number
                 signal.raise_signal(number)
             with pytest.raises(KeyboardInterrupt):
                 advance(1)
+            with pytest.raises(KeyboardInterrupt), console.catch_interrupts(lambda number: None):
+                pytest.fail("longer work was begun")
         with console.end_on_signals(), progress.show_pixels(100, quiet=True) as advance:
             advance(1)
     finally:
