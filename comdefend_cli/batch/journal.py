@@ -22,8 +22,8 @@ from typing import Any
 
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import Place
-from comdefend_cli.errors import UsageError
-from comdefend_cli.runtime.files import make_write_error
+from comdefend_cli.errors import ComdefendError, UsageError
+from comdefend_cli.runtime.files import make_write_error, open_locked
 
 STATE = ".comdefend-state.jsonl"
 VERSION = 1
@@ -48,7 +48,8 @@ class Journal:
             ComdefendError: it cannot be made.
         """
         self._path, self._put = path, put
-        self._descriptor = _open_locked(path)
+        refusal = f"{path.parent}: another comdefend purify-dir works in this folder; wait for it, or use another --out"
+        self._descriptor = open_locked(path, refusal)
         self._lock = threading.Lock()
         self._entries: dict[str, bytes | None] = {}
         self._whole_lines = True
@@ -147,7 +148,11 @@ class Journal:
     def _append(self, record: dict[str, Any], *, durable: bool = False) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         try:
-            if os.fstat(self._descriptor).st_size == 0:
+            status = os.fstat(self._descriptor)
+            if not (self._path.exists() and os.path.samestat(status, self._path.stat())):
+                # With the output folder, say; the next run would take what is written now for another's.
+                raise ComdefendError(f"{self._path}: was removed while the run went on; run again")
+            if status.st_size == 0:
                 line = json.dumps({"comdefend_state": VERSION}).encode() + b"\n" + line
             elif not self._whole_lines:
                 line = b"\n" + line
@@ -177,42 +182,6 @@ def open_journal(place: Place) -> Iterator[Journal]:
             yield journal
         finally:
             journal.close()
-
-
-def _open_locked(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        while True:
-            descriptor = os.open(path, flags, 0o666)
-            try:
-                _lock(descriptor, path.parent)
-                # The run that held the lock before may just have removed the file.
-                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-    except OSError as error:
-        raise make_write_error(str(path), error) from error
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    """Take the lock, which ends with the process however it ends.
-
-    Raises:
-        UsageError: another process has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows.
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"{folder}: another comdefend purify-dir works in this folder; wait for it, or use another --out") from error
-    except OSError:  # A file system without locks.
-        return
 
 
 def _list_stamp(stat: Stamp) -> list[int]:

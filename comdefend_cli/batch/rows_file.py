@@ -7,14 +7,15 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from comdefend_cli.batch.large_image import EXTRA, LargeImage, take_last_line
 from comdefend_cli.errors import ComdefendError
 from comdefend_cli.runtime.extras import require
-from comdefend_cli.runtime.files import make_write_error, shorten_name
+from comdefend_cli.runtime.files import make_write_error
+from comdefend_cli.runtime.parts import open_part, sweep_parts
 
 #: What is written, and how: the same fidelity as of `imaging.writing.SAVE_OPTIONS`.
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,6 +36,7 @@ def open_rows_file(target: Path, image: LargeImage) -> Iterator[tuple[str, Calla
         ComdefendError: it cannot be written; what else is raised meanwhile is left as it is.
     """
     folder = Path(os.path.realpath(target)).parent
+    sweep_parts(folder / target.name)  # It may be of many gigabytes.
     size = image.width * image.height * image.bands
 
     @contextmanager
@@ -49,22 +51,13 @@ def open_rows_file(target: Path, image: LargeImage) -> Iterator[tuple[str, Calla
             raw.write(rows)
             raw.flush()
 
-    # Named before it is there, so that whatever ends the work, at any moment, leaves none.
-    path = folder / f".{shorten_name(target.name)}.{os.urandom(4).hex()}.part"
-    try:
+    with ExitStack() as stack:
         with writing():
             if shutil.disk_usage(folder).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raw = path.open("xb")
-        try:
-            put(_make_tiff_head(image.width, image.height, image.bands))
-            yield str(path), put
-        finally:
-            with suppress(OSError):  # What could not be written is tried again by closing.
-                raw.close()
-    finally:
-        with suppress(OSError):
-            path.unlink()
+            path, raw = stack.enter_context(open_part(folder / target.name))
+        put(_make_tiff_head(image.width, image.height, image.bands))
+        yield str(path), put
 
 
 def encode_rows(image: LargeImage, raw: str, part: str, format_name: str, *, strip: bool) -> None:

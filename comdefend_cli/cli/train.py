@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.train_run import choose_networks, make_trainer
-from comdefend_cli.cli.training import refuse_idle, refuse_outputs, tell_device, train_to_end
+from comdefend_cli.cli.training import hold_outputs, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
@@ -186,12 +186,13 @@ def train(
         refuse_idle(context, ["adversarial_steps"], "--adversarial pgd")
     limit_threads()
     paths, checkpoint = _outputs(out), out.with_suffix(".checkpoint")
-    with process_group(resolve_device(device)) as (where, rank), _one_voice(rank):
+    with process_group(resolve_device(device)) as (where, rank), _one_voice(rank), ExitStack() as held:
         quiet = quiet or rank > 0
         with together():  # Only the first process looks: the others could take its fresh checkpoint for an old one.
             chosen, start = choose_networks(context)
             if rank == 0:
                 overwrite = refuse_outputs([*paths.values()], PurifierTrainer.command, overwrite=overwrite, resume=resume, room=ROOM)
+                held.enter_context(hold_outputs(out))
         parts = _fetch_parts(context.params, rank, quiet=quiet)
         with together():
             trainer = make_trainer(chosen, parts, where, start)

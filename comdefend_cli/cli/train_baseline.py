@@ -10,7 +10,7 @@ import typer
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
-from comdefend_cli.cli.training import make_config, refuse_outputs, tell_device, train_to_end
+from comdefend_cli.cli.training import hold_outputs, make_config, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import UsageError
 from comdefend_cli.training.classifier_config import BaselineConfig
 
@@ -77,15 +77,16 @@ def train_baseline(
     overwrite = refuse_outputs([out], f"comdefend train-baseline {kind}", overwrite=overwrite, resume=resume)
     where = resolve_device(device)
     limit_threads()
-    dataset = fetch_dataset(data, data_dir, download=not no_download, quiet=quiet, crop=crop)
-    sizes = {"steps": steps or STEPS[kind], "batch_size": batch_size or BATCH_SIZE[kind]}
-    config = make_config(BaselineConfig, context.params, where, data=dataset.name, **sizes)
-    tell_device(context.params, where, config.precision, quiet=quiet)
-    trainer = _trainer(config, dataset, where, classifier)
-    checkpoint = out.with_suffix(".checkpoint")
-    train_to_end(trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet)
-    _finish(trainer, out, overwrite=overwrite, quiet=quiet)
-    checkpoint.unlink(missing_ok=True)
+    with hold_outputs(out):
+        dataset = fetch_dataset(data, data_dir, download=not no_download, quiet=quiet, crop=crop)
+        sizes = {"steps": steps or STEPS[kind], "batch_size": batch_size or BATCH_SIZE[kind]}
+        config = make_config(BaselineConfig, context.params, where, data=dataset.name, **sizes)
+        tell_device(context.params, where, config.precision, quiet=quiet)
+        trainer = _trainer(config, dataset, where, classifier)
+        checkpoint = out.with_suffix(".checkpoint")
+        train_to_end(trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet)
+        _finish(trainer, out, overwrite=overwrite, quiet=quiet)
+        checkpoint.unlink(missing_ok=True)
 
 
 def _trainer(config: BaselineConfig, dataset: Dataset, where: torch.device, classifier: str | None) -> BaselineTrainer:

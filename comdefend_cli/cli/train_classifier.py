@@ -12,7 +12,7 @@ from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.epsilons import parse_epsilon
 from comdefend_cli.cli.preparation import fetch_dataset
-from comdefend_cli.cli.training import make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
+from comdefend_cli.cli.training import hold_outputs, make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.training.classifier_config import ClassifierConfig
@@ -126,19 +126,20 @@ def train_classifier(
     out = out or default_path(arch, data)
     _make_folder(out.parent)
     overwrite = refuse_outputs([out], ClassifierTrainer.command, overwrite=overwrite, resume=resume, what="a classifier file")
-    tell_device(context.params, where, config.precision, quiet=quiet)
-    bare = Settings(input_noise=0.0 if sigma else None)
-    purifier = Purifier.from_weights([purifying], device=where, settings=bare) if purifying else None
-    dataset = _dataset(config, data_dir, None if sigma else purifier, download=not no_download, quiet=quiet)
-    trainer = (
-        SmoothedClassifierTrainer(config, dataset, CLASSES[data], where, start, purifier=purifier)
-        if sigma
-        else ClassifierTrainer(config, dataset, CLASSES[data], where, start)
-    )
-    checkpoint = out.with_suffix(".checkpoint")
-    train_to_end(trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet)
-    _finish(trainer, out, overwrite=overwrite, quiet=quiet)
-    checkpoint.unlink(missing_ok=True)
+    with hold_outputs(out):
+        tell_device(context.params, where, config.precision, quiet=quiet)
+        bare = Settings(input_noise=0.0 if sigma else None)
+        purifier = Purifier.from_weights([purifying], device=where, settings=bare) if purifying else None
+        dataset = _dataset(config, data_dir, None if sigma else purifier, download=not no_download, quiet=quiet)
+        trainer = (
+            SmoothedClassifierTrainer(config, dataset, CLASSES[data], where, start, purifier=purifier)
+            if sigma
+            else ClassifierTrainer(config, dataset, CLASSES[data], where, start)
+        )
+        checkpoint = out.with_suffix(".checkpoint")
+        train_to_end(trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet)
+        _finish(trainer, out, overwrite=overwrite, quiet=quiet)
+        checkpoint.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:

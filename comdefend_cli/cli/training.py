@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +16,8 @@ from comdefend_cli.cli import console, progress
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.cli.preparation import refuse_tensor_file
 from comdefend_cli.errors import UsageError
+from comdefend_cli.runtime.files import open_locked
+from comdefend_cli.runtime.parts import shorten_name, sweep_parts
 from comdefend_cli.training.classifier_config import BaselineConfig, ClassifierConfig
 from comdefend_cli.training.config import TrainConfig
 
@@ -88,6 +92,25 @@ def refuse_outputs(
     if not resume and not overwrite and checkpoint.exists():
         raise UsageError(f"{checkpoint}: is the checkpoint of an unfinished run; go on with --resume, or replace it with --overwrite")
     return overwrite
+
+
+@contextmanager
+def hold_outputs(out: Path) -> Iterator[None]:
+    """Let no other run train into the same file meanwhile.
+
+    Raises:
+        UsageError: another one does.
+        ComdefendError: nothing can be written beside it.
+    """
+    path = out.with_name(f".{shorten_name(out.name)}.lock")
+    descriptor = open_locked(path, f"{out}: another run is training into it; wait for it, or use another --out")
+    try:
+        sweep_parts(out.with_suffix(".checkpoint"))  # A finished run, whose results alone are written, would leave it.
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
 
 
 def train_to_end(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from comdefend_cli.errors import ComdefendError, UsageError, explain
+from comdefend_cli.runtime.parts import open_part, sweep_parts, take_lock
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or write elsewhere"),
@@ -18,11 +19,12 @@ _REMEDIES = {
 
 
 @contextmanager
-def open_atomically(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def open_atomically(path: Path, *, overwrite: bool = False, sweep: bool = True) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and leaves no trace when it does not.
 
     The bytes go to a hidden file beside it, which is renamed at the end; a reader never
     sees half a file. A symbolic link is written through, and a file that is replaced passes on its permissions.
+    What killed processes left of the same file is deleted, unless `sweep` is false: that looks through the folder.
 
     Raises:
         UsageError: `path` is a folder, or it exists and `overwrite` is false, also when it came to be meanwhile.
@@ -30,26 +32,44 @@ def open_atomically(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO
     """
     refuse_existing(path, overwrite=overwrite)
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{shorten_name(target.name)}.{os.urandom(4).hex()}.part")
+    if sweep:
+        sweep_parts(target)
     try:
-        try:
-            with part.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+        with open_part(target) as (part, file):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
             _publish(part, target, overwrite)
-        finally:
-            with suppress(OSError):
-                part.unlink()
     except FileExistsError as error:
         raise UsageError(f"{path}: already exists; use --overwrite to replace it") from error
     except OSError as error:
         raise make_write_error(str(path), error) from error
 
 
-def shorten_name(name: str) -> str:
-    """The first 100 bytes of a file's name, so that what is added to it stays within a file system's 255."""
-    return os.fsencode(name)[:100].decode(errors="ignore")
+def open_locked(path: Path, refusal: str) -> int:
+    """The descriptor of a file that is made if need be, to append to; it is locked until it is closed, or the process ends.
+
+    Raises:
+        UsageError: another process has the lock; it says `refusal`.
+        ComdefendError: the file cannot be made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        while True:
+            descriptor = os.open(path, flags, 0o666)
+            try:
+                if take_lock(descriptor) is False:
+                    raise UsageError(refusal)
+                # Who held the lock before may just have removed the file.
+                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+    except OSError as error:
+        raise make_write_error(str(path), error) from error
 
 
 def make_write_error(what: str, error: OSError, fault: str = "cannot write") -> ComdefendError:
@@ -114,7 +134,7 @@ def _publish(part: Path, target: Path, overwrite: bool) -> None:
         part.replace(target)
 
 
-def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> None:
+def write_atomically(path: Path, data: bytes, *, overwrite: bool = False, sweep: bool = True) -> None:
     """Write bytes to `path` by :func:`open_atomically`."""
-    with open_atomically(path, overwrite=overwrite) as file:
+    with open_atomically(path, overwrite=overwrite, sweep=sweep) as file:
         file.write(data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,17 @@ def test_refused_work_leaves_no_folder(tmp_path: Path) -> None:
             assert (out / STATE).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
     assert not list((tmp_path / "there").iterdir())
+
+
+@pytest.mark.parametrize("remove", [shutil.rmtree, lambda out: out.rename(out.with_name("moved"))])
+def test_an_output_folder_that_goes_meanwhile_ends_in_an_error(tmp_path: Path, remove: Callable[[Path], object]) -> None:
+    """Outputs that no journal knows of would be refused as another's by the next run."""
+    out = tmp_path / "out"
+    with pytest.raises(ComdefendError, match=r"was removed while the run went on"), open_journal(Folder(out)) as journal:
+        journal.begin(["a.png"])
+        remove(out)
+        journal.begin(["b.png"])
+    assert not out.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")

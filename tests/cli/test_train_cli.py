@@ -28,6 +28,7 @@ from comdefend_cli.classifiers.loading import ClassifierHeader, build, save_clas
 from comdefend_cli.cli import app
 from comdefend_cli.cli.train import _outputs
 from comdefend_cli.cli.train_run import _steps
+from comdefend_cli.cli.training import hold_outputs
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network import architecture
 from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
@@ -212,6 +213,9 @@ def test_a_run_cut_off_while_it_wrote_its_results_can_be_finished(narrow: Path, 
     assert _process(narrow, *arguments, CUT_OFF="1").returncode == 9
     before = _sha256(tmp_path / "w.safetensors")
     assert (tmp_path / "w.checkpoint").exists()
+    for name in ("safetensors", "checkpoint", "json"):  # As a process leaves them that is killed a little earlier.
+        (tmp_path / f".w.{name}.0123abcd.part").touch()
+    (tmp_path / ".w.safetensors.lock").touch()
     done = _process(narrow, *arguments, "--resume")
     assert done.returncode == 0, done.stderr
     assert _sha256(tmp_path / "w.safetensors") == before
@@ -488,6 +492,16 @@ def test_a_full_disk_is_found_before_training(in_process: Any, tmp_path: Path) -
     assert result.exit_code == 1
     assert "cannot write into this folder: file too large" in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_into_one_file_are_refused(in_process: Any, tmp_path: Path) -> None:
+    """While a run trains, another into the same file ends in one line, with --overwrite and --resume too; afterwards it may."""
+    with hold_outputs(tmp_path / "w.safetensors"):
+        result = in_process("--overwrite")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "another run is training into it" in result.stderr
+    assert in_process().exit_code == 0
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_unfinished_and_finished_runs(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

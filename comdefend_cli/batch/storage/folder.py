@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from comdefend_cli.batch.storage.listing import Found, make_read_error
 from comdefend_cli.errors import ComdefendError, UsageError, explain
-from comdefend_cli.runtime.files import make_write_error, shorten_name, write_atomically
+from comdefend_cli.runtime.files import make_write_error, write_atomically
+from comdefend_cli.runtime.parts import find_parts, shorten_name
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.storage.place import Place
-
-#: What `open_atomically` calls a file that is not whole yet.
-_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
 class Folder:
@@ -64,7 +61,7 @@ class Folder:
         """Put a file into its place whole, making folders; its stamp. Errors as of :func:`comdefend_cli.runtime.open_atomically`."""
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, data, overwrite=overwrite)
+        write_atomically(target, data, overwrite=overwrite, sweep=False)  # A folder may be long, and `sweep` did.
         return target.stat()
 
     def remove(self, name: str) -> None:
@@ -86,11 +83,9 @@ class Folder:
             place = root / parent
             if os.path.realpath(place) != str(place) or not place.is_dir():  # Led elsewhere by a link or "..".
                 continue
-            for path in place.iterdir():
-                match = _PART.fullmatch(path.name)
-                if match and match[1] in begun:
-                    with suppress(OSError):
-                        path.unlink()
+            for path in find_parts(place, begun):
+                with suppress(OSError):
+                    path.unlink()
 
     def find(self, wanted: Callable[[str], bool], out: Place, *, recursive: bool) -> Found:
         """Go through the folder, its subfolders too if `recursive`; hidden ones and the output folder are left out.

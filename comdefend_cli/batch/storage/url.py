@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from comdefend_cli.batch.storage.listing import Found, make_read_error
 from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.extras import require
-from comdefend_cli.runtime.files import make_write_error, shorten_name
+from comdefend_cli.runtime.files import make_write_error
+from comdefend_cli.runtime.parts import shorten_name
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.storage.place import Place
