@@ -1,0 +1,184 @@
+"""Runs of the command in processes of their own, small enough for hundreds, that are disturbed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+#: The journal of `purify-dir`, which stays, and tells times.
+JOURNAL = ".comdefend-state.jsonl"
+ENDINGS = (".png", ".bmp", ".tif", ".jpg")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A command to disturb.
+
+    Attributes:
+        name: of the command.
+        arguments: of it, from the folder of images and the folder of outputs.
+        resume: from the folder of outputs, what more is said to go on; None where nothing is left to do.
+        first: pattern of files that are there from the work's beginning on.
+        summary: what a run that was asked to end says, once it worked.
+    """
+
+    name: str
+    arguments: Callable[[Path, Path], list[object]]
+    resume: Callable[[Path], list[str] | None]
+    first: str
+    summary: tuple[str, ...]
+
+    def says_summary(self, said: str) -> bool:
+        """Whether what it said tells how far it came."""
+        return any(text in said for text in self.summary)
+
+
+def list_training(source: Path, out: Path) -> list[object]:
+    """A training of narrow networks on the folder's images."""
+    small = {"arch": "residual", "width": 8, "blocks": 0, "crop": 16, "steps": 400, "batch-size": 2}
+    chosen = {**small, "checkpoint-every": 20, "validate-every": 50, "device": "cpu", "precision": "float32", "out": out / "w.safetensors"}
+    return ["train", "--data", source, "--no-download", *(part for name, value in chosen.items() for part in (f"--{name}", value))]
+
+
+def resume_training(out: Path) -> list[str] | None:
+    """As a person does: from the checkpoint where there is one, anew where nothing was begun, and not at all where all is there."""
+    if (out / "w.checkpoint").exists():
+        return ["--resume"]
+    return None if (out / "w-pictures.png").exists() else []
+
+
+KINDS = (
+    Kind(
+        "purify-dir",
+        lambda source, out: ["purify-dir", source, "--out", out, "--device", "cpu", "--precision", "float32", "--backend", "torch"],
+        lambda out: [],
+        "*.*",
+        ("interrupted: ",),
+    ),
+    Kind("train", list_training, resume_training, "w.checkpoint", ("stopped after step", "interrupted")),
+)
+
+
+class Run:
+    """One command over and over: disturbed, gone on with, and compared with an undisturbed run of it.
+
+    Attributes:
+        seconds: that the undisturbed run took.
+        late: whether it had ended before it was disturbed.
+        lived: seconds that it lived on after it was disturbed.
+    """
+
+    def __init__(self, kind: Kind, folder: Path) -> None:
+        self.kind, self.source, self.out, self.temporary = kind, folder / "in", folder / "out", folder / "tmp"
+        self.late, self.lived = False, 0.0
+        make_images(self.source, 240)
+        self.clear()
+        self.disturb(signal.SIGKILL, 600)  # Python's files of bytecode are there from now on.
+        self.clear()
+        began = time.monotonic()
+        code, said = self.disturb(signal.SIGKILL, 600)
+        if code:
+            raise RuntimeError(f"an undisturbed run ends with {code}: {said}")
+        self.seconds = time.monotonic() - began
+        self.expected = self._list_files()
+
+    def clear(self) -> None:
+        """An empty output folder."""
+        for path in (self.out, self.temporary):
+            shutil.rmtree(path, ignore_errors=True)
+        self.temporary.mkdir()
+        if self.kind.name == "train":
+            self.out.mkdir()
+
+    def disturb(self, number: signal.Signals, after: float) -> tuple[int, str]:
+        """Run it from where it is, with a signal after so many seconds; exit code, and what it said."""
+        more = self.kind.resume(self.out)
+        process = self._start(more or [])
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        self.late, began = process.returncode is not None, time.monotonic()
+        said = process.communicate(timeout=120)[1]
+        self.lived = time.monotonic() - began
+        return process.returncode, said
+
+    def finish(self) -> tuple[int, str]:
+        """Run it to its end; 0 where nothing is left to do."""
+        more = self.kind.resume(self.out)
+        if more is None:
+            return 0, ""
+        process = self._start(more)
+        said = process.communicate(timeout=120)[1]
+        return process.returncode, said
+
+    def find_stage(self) -> str:
+        """How far it is: starting, working, or ending."""
+        if not [path for path in self.out.glob(self.kind.first) if path.name[0] != "."] and not (self.out / "w.safetensors").exists():
+            return "starting"
+        return "ending" if self.expected.keys() <= {path.name for path in self.out.iterdir()} else "working"
+
+    def compare(self) -> list[str]:
+        """What is not as an undisturbed run leaves it, temporary files too."""
+        found = self._list_files()
+        wrong = [name for name in sorted(found.keys() | self.expected.keys()) if found.get(name) != self.expected.get(name)]
+        return [f"differs: {name}" for name in wrong] + [f"left: {path}" for path in self.list_litter()]
+
+    def list_litter(self) -> list[str]:
+        """Hidden and temporary files that ought to have gone."""
+        hidden = [path for path in self.out.rglob(".*") if path.name != JOURNAL] if self.out.is_dir() else []
+        return [path.name for path in [*hidden, *self.temporary.rglob("*")]]
+
+    def describe(self, moment: float) -> str:
+        """The moment, for a person."""
+        return f"{self.kind.name} at {moment:.3f} of {self.seconds:.2f} s"
+
+    def _start(self, more: list[str]) -> subprocess.Popen[str]:
+        arguments = map(str, self.kind.arguments(self.source, self.out))
+        return start([*arguments, *more], TMPDIR=str(self.temporary))
+
+    def _list_files(self) -> dict[str, bytes]:
+        paths = [path for path in self.out.rglob("*") if path.is_file() and path.name[0] != "."] if self.out.is_dir() else []
+        return {str(path.relative_to(self.out)): _read_without_times(path) for path in paths}
+
+
+def start(arguments: list[str], before: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
+    """Start the command, by that of `before`, with one thread and a process group of its own, so that no terminal's signals reach it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200", **variables}
+    command = [*before, sys.executable, "-m", "comdefend_cli", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment, start_new_session=True
+    )
+
+
+def make_images(folder: Path, count: int, least: int = 16, most: int = 96, seed: int = 0) -> None:
+    """Images of noise over a gradient, colour and grey, in several formats and sizes."""
+    draw = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        height, width = draw.integers(least, most + 1, 2)
+        ramp = np.add.outer(np.arange(height), np.arange(width))[..., None] * 2
+        pixels = ((ramp + draw.integers(0, 64, (height, width, 3))) % 256).astype(np.uint8)
+        image = Image.fromarray(pixels if index % 5 else pixels[..., 0])
+        image.save(folder / f"{index:03}{ENDINGS[index % len(ENDINGS)]}")
+
+
+def _read_without_times(path: Path) -> bytes:
+    """A file's content; of the log of a training, without how fast it was."""
+    if path.suffix != ".json":
+        return path.read_bytes()
+    log = json.loads(path.read_text())
+    for each in log["history"]:
+        each.pop("images_per_second", None)
+    return json.dumps(log).encode()
