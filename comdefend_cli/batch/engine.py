@@ -32,7 +32,7 @@ class Result:
         size: bytes of the input.
         width, height: in pixels, upright; None if it was not read.
         seconds: of work, without waiting.
-        notices: what was changed in reading it, one sentence each.
+        notices: what was changed in reading it, and why its output is called otherwise, one sentence each.
         format: of the output, as Pillow names it, or "".
     """
 
@@ -91,10 +91,10 @@ def prepare(source: Place, out: Place, identity: Identity, options: Options) -> 
             ours, collide; another run works in `out`.
         ComdefendError: a place cannot be read or written.
     """
-    found = find_images(source, out, options)
+    found, outputs = find_images(source, out, options)
     with open_journal(out) as journal:
         adopt_begun(out, journal)
-        plan = make_plan(source, out, found, journal, identity.make_keys(options), options)
+        plan = make_plan(source, out, found, outputs, journal, identity.make_keys(options), options)
         out.sweep(journal.list_leftovers())
         yield plan, journal
 

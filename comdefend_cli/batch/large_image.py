@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from comdefend_cli.errors import ImageError, UsageError, explain
+from comdefend_cli.imaging.conversion import tell_frames
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS
 from comdefend_cli.imaging.metadata import read_exif, read_iptc, read_xmp
 from comdefend_cli.imaging.reading import open_image
@@ -100,8 +101,7 @@ def open_large_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> L
         notices: list[str] = []
         exif, orientation = read_exif(image, notices)
         xmp, iptc = read_xmp(image, notices), read_iptc(image, notices)
-        if getattr(image, "n_frames", 1) > 1:
-            notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
+        tell_frames(image, notices)
         kind, icc = READERS[image.format or ""], image.info.get("icc_profile")
     load = _make_loader(path, kind, orientation=orientation, notices=notices)
     found = load()

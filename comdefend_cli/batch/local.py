@@ -25,14 +25,14 @@ from comdefend_cli.batch.engine import Result, prepare, report_known
 from comdefend_cli.batch.networks import Networks
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.pipeline import Item, Pipeline
-from comdefend_cli.batch.plan import Job, Plan
+from comdefend_cli.batch.plan import Job, Plan, explain_output
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import Place
 from comdefend_cli.errors import ImageError, explain
-from comdefend_cli.imaging.formats import find_format, find_readable_formats, refuse_misfit
+from comdefend_cli.imaging.formats import find_format, find_readable_formats
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import read_image
-from comdefend_cli.imaging.writing import encode_image
+from comdefend_cli.imaging.writing import encode_image, fit_to_format
 from comdefend_cli.inference.planning import BATCH_PIXELS
 from comdefend_cli.runtime.machine import count_cores, use_one_thread
 
@@ -163,10 +163,11 @@ class LocalEngine:
         """Decode."""
         name = item.job.source
         data, item.data = self._source.read(name) if item.data is None else item.data, None
-        item.image = read_image(data, name=str(self._source.show(name)), max_megapixels=self._options.max_megapixels)
+        image = read_image(data, name=str(self._source.show(name)), max_megapixels=self._options.max_megapixels)
         del data
-        item.shape, item.notices = item.image.pixels.shape, tuple(item.image.notices)
-        refuse_misfit(item.image, find_format(Path(item.job.output)))
+        item.shape, item.notices = image.pixels.shape, tuple(image.notices)
+        item.image = fit_to_format(image, find_format(Path(item.job.output)), strip=self._options.strip)
+        item.notices = (*explain_output(name, item.job.output, self._options.ending), *item.image.notices)
 
     def group(self, item: _File) -> tuple[Hashable, int]:
         """Images of one size and number of channels go together."""

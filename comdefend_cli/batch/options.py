@@ -19,9 +19,10 @@ class Options:
         strip: leave ICC profile and EXIF out.
         overwrite: do all again, and replace files that are not ours.
         max_megapixels: refuse larger images.
+        on_collision: "error" where two outputs would have one name, or "number" to number the later one.
 
     Raises:
-        UsageError: a format that cannot be written, or that has no quality where one is given.
+        UsageError: a format that cannot be written, or that has no quality where one is given; another `on_collision`.
     """
 
     recursive: bool = False
@@ -30,12 +31,15 @@ class Options:
     strip: bool = False
     overwrite: bool = False
     max_megapixels: float = MAX_MEGAPIXELS
+    on_collision: str = "error"
 
     def __post_init__(self) -> None:
-        from comdefend_cli.imaging.formats import list_suffixes, refuse_quality  # Imports Pillow.
-
+        if self.on_collision not in ("error", "number"):
+            raise UsageError(f"--on-collision {self.on_collision}: use error or number")
         if self.ending is None:
             return
+        from comdefend_cli.imaging.formats import list_suffixes, refuse_quality  # Imports Pillow.
+
         if self.ending not in list_suffixes(writable=True):
             raise UsageError(f"cannot write images of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
         refuse_quality(list_suffixes(writable=True)[self.ending], self.quality)

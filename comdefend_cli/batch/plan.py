@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import PurePosixPath
 
 from comdefend_cli.batch.journal import Journal
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.storage.listing import Found
 from comdefend_cli.batch.storage.place import Place
-from comdefend_cli.errors import UsageError
-from comdefend_cli.imaging.formats import list_suffixes
+from comdefend_cli.errors import ComdefendError, UsageError
+from comdefend_cli.imaging.formats import LOSES_ALPHA, list_suffixes
+from comdefend_cli.imaging.reading import tells_alpha
 
 #: File systems that take "A.png" and "a.png" for one file.
 _FOLDS_CASE = sys.platform in ("darwin", "win32")
@@ -38,8 +42,11 @@ class Plan:
     found: Found = field(default_factory=Found)
 
 
-def find_images(source: Place, out: Place, options: Options) -> Found:
+def find_images(source: Place, out: Place, options: Options) -> tuple[Found, list[str]]:
     """Find the images of a place by the endings of their names; hidden files and folders, and `out`, are passed over.
+
+    Returns:
+        What was found, and the output of each image.
 
     Raises:
         UsageError: `source` is no folder or holds no images, `out` cannot be its output, or two outputs would collide.
@@ -50,8 +57,7 @@ def find_images(source: Place, out: Place, options: Options) -> Found:
     found = source.find(lambda name: PurePosixPath(name).suffix.lower() in endings, out, recursive=options.recursive)
     if not found.names and not found.unreadable:
         raise UsageError(f"{source}: holds no images{_describe_rest(found)}")
-    _refuse_collisions(source, found.names, options)
-    return found
+    return found, _name_outputs(source, found.names, options)
 
 
 def _describe_rest(found: Found) -> str:
@@ -63,34 +69,77 @@ def _describe_rest(found: Found) -> str:
     return f"{files}; {folders} not looked into: add --recursive"
 
 
-def name_output(name: str, ending: str | None) -> str:
-    """The output of an input: its own name, where its format can be written and is the one wanted."""
+def name_output(name: str, ending: str | None, tells_transparency: Callable[[], bool] = lambda: False) -> str:
+    """The output of an input: its own name, where its format can be written and is the one wanted, and else as PNG.
+
+    Args:
+        name: of the input.
+        ending: ".png" and so on that is wanted, or None for the input's own.
+        tells_transparency: whether the input has any; asked where its format, or one with its ending, would lose it.
+    """
     own = PurePosixPath(name).suffix
     able = list_suffixes(writable=True)
     format_name = able.get(own.lower())
-    keep = format_name is not None if ending is None else format_name == able[ending]
+    if ending is None:
+        keep = format_name is not None and not (format_name in LOSES_ALPHA and tells_transparency())
+    else:
+        keep = format_name == able[ending]
     return name if keep else name.removesuffix(own) + (ending or ".png")
 
 
-def _refuse_collisions(source: Place, names: list[str], options: Options) -> None:
-    taken: dict[str, str] = {}
-    for name in names:
-        output = name_output(name, options.ending)
-        other = taken.setdefault(_fold(output), name)
-        if other != name:
+def explain_output(name: str, output: str, ending: str | None) -> list[str]:
+    """Why the output of an input is called otherwise than it is, one sentence each; arguments as of :func:`name_output`."""
+    before, after = PurePosixPath(name), PurePosixPath(output)
+    texts = []
+    if ending is None and before.suffix != after.suffix:
+        own = list_suffixes(writable=False).get(before.suffix.lower(), before.suffix)
+        why = f"{own} is written without transparency" if own in LOSES_ALPHA else f"{own} is not written"
+        texts.append(f"written as PNG: {why}")
+    if before.stem != after.stem:
+        texts.append("its output is numbered: another image's has its name")
+    return texts
+
+
+def _name_outputs(source: Place, names: list[str], options: Options) -> list[str]:
+    """The outputs of inputs, each of its own name."""
+
+    def ask(name: str) -> bool:
+        try:
+            with source.open(name) as file:
+                return tells_alpha(file)
+        except (ComdefendError, OSError):  # Reading the image will say it.
+            return False
+
+    outputs = [name_output(name, options.ending, partial(ask, name)) for name in names]
+    owners: dict[str, str] = {}
+    later: list[int] = []
+    for place, (name, output) in enumerate(zip(names, outputs, strict=True)):
+        other = owners.setdefault(_fold(output), name)
+        if other == name:
+            continue
+        if options.on_collision == "error":
             raise UsageError(
-                f"{source.show(other)} and {source.show(name)} would both become {output}; rename one, or choose another --format"
+                f"{source.show(other)} and {source.show(name)} would both become {output}; rename one, choose another --format, "
+                "or let purify-dir number the later ones with --on-collision number"
             )
+        later.append(place)
+    for place in later:
+        path = PurePosixPath(outputs[place])
+        numbered = (str(path.with_name(f"{path.stem}-{number}{path.suffix}")) for number in count(2))
+        outputs[place] = next(output for output in numbered if _fold(output) not in owners)
+        owners[_fold(outputs[place])] = names[place]
+    return outputs
 
 
 def _fold(output: str) -> str:
     return unicodedata.normalize("NFC", output).casefold() if _FOLDS_CASE else output
 
 
-def make_plan(source: Place, out: Place, found: Found, state: Journal, keys: set[str], options: Options) -> Plan:
+def make_plan(source: Place, out: Place, found: Found, outputs: list[str], state: Journal, keys: set[str], options: Options) -> Plan:
     """Sort what was found into what is finished and what is to do.
 
     Args:
+        found, outputs: as of :func:`find_images`.
         keys: of the settings with which an output counts as finished.
 
     Raises:
@@ -98,8 +147,7 @@ def make_plan(source: Place, out: Place, found: Found, state: Journal, keys: set
     """
     plan = Plan([], found=found)
     foreign: list[str] = []
-    for name in found.names:
-        output = name_output(name, options.ending)
+    for name, output in zip(found.names, outputs, strict=True):
         there, before = out.check_output(output, found.linked), source.stamp_found(name)
         if there is not None and not options.overwrite:
             if not state.knows(output):

@@ -20,7 +20,7 @@ from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import open_place
 from comdefend_cli.errors import ComdefendError, explain
-from comdefend_cli.imaging.reading import lift_pillow_limit
+from comdefend_cli.imaging.reading import prepare_pillow
 from comdefend_cli.network.weight_file import Weights
 from comdefend_cli.runtime.extras import require
 from comdefend_cli.runtime.machine import count_cores
@@ -49,7 +49,7 @@ class Worker:
     """Purifies chunks; one lives in each of Ray's actors."""
 
     def __init__(self, task: Task, loaded: Any) -> None:
-        lift_pillow_limit()
+        prepare_pillow(task.options.max_megapixels)
         self._task = task
         self._source, self._out = open_place(task.source), open_place(task.out)
         there = loaded is None or isinstance(loaded, Weights)

@@ -118,7 +118,7 @@ def detect(
     Exit codes: 0 none flagged, 3 some flagged, 1 none flagged but some could not be read, 2 wrong usage.
     """
     from comdefend_cli.evaluate.detection import Calibration, load_detector
-    from comdefend_cli.imaging.reading import lift_pillow_limit
+    from comdefend_cli.imaging.reading import prepare_pillow
     from comdefend_cli.runtime.device import resolve_device
     from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder, write_atomically
     from comdefend_cli.runtime.machine import limit_threads
@@ -132,7 +132,7 @@ def detect(
         raise UsageError(f"{images[0]}: no images here; name others, or add --recursive")
     if report is not None and report.resolve() in {each.resolve() for each in (*paths, detector)}:
         raise UsageError(f"--report {report}: is an image to look at, or the detector; name another file")
-    lift_pillow_limit()
+    prepare_pillow()
     limit_threads()
     loaded = load_detector(calibration, classifier, resolve_device(device), precision)
     records: list[dict[str, Any]] = []
@@ -156,12 +156,12 @@ def _gather(data: str, data_dir: Path, *, size: int | None, limit: int, seed: in
     from comdefend_cli.data.datasets import DATASETS
     from comdefend_cli.data.folder import find_folder, list_images
     from comdefend_cli.evaluate.detection import fit_image
-    from comdefend_cli.imaging.reading import lift_pillow_limit, read_image
+    from comdefend_cli.imaging.reading import prepare_pillow, read_image
 
     if data in DATASETS:
         found = fetch_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=download, quiet=quiet)
         return [image[None] for image in found.pixels]
-    lift_pillow_limit()
+    prepare_pillow()
     try:
         paths = list_images(find_folder(data, f"{', '.join(DATASETS)}, or a folder of images"))[:limit]
     except DatasetError as error:

@@ -68,9 +68,9 @@ def _read(path: Path, channels: int) -> Tensor:
     """The middle of an image, uint8 (1, channels, H, W); grey ones are repeated for networks for colour."""
     import torch
 
-    from comdefend_cli.imaging.reading import lift_pillow_limit, read_image
+    from comdefend_cli.imaging.reading import prepare_pillow, read_image
 
-    lift_pillow_limit()
+    prepare_pillow()
     pixels = torch.from_numpy(read_image(path).pixels).permute(2, 0, 1)[None]
     if pixels.shape[1] > channels:
         raise UsageError(f"{path}: is in colour, and the weights are for grey images: check on another")

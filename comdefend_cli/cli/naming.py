@@ -23,11 +23,13 @@ class Pair:
         source: `STANDARD` is standard input.
         target: `STANDARD` is standard output.
         named: whether the person named the output itself, and not only its folder, or nothing.
+        notices: why the output is called otherwise than the image, one sentence each.
     """
 
     source: Path
     target: Path
     named: bool = False
+    notices: tuple[str, ...] = ()
 
 
 def name_outputs(names: Sequence[str], out: str | None, ending: str | None, *, overwrite: bool) -> list[Pair]:
@@ -105,11 +107,27 @@ def _is_folder(out: str) -> bool:
 
 def _name_in_folder(sources: Sequence[Path], out: str, ending: str | None) -> list[Pair]:
     """Outputs of the inputs' names in a folder."""
-    from comdefend_cli.batch.plan import name_output
+    from comdefend_cli.batch.plan import explain_output, name_output
+
+    def name(source: Path) -> Pair:
+        output = name_output(source.name, ending, lambda: _tells_alpha(source))
+        return Pair(source, Path(out) / output, notices=tuple(explain_output(source.name, output, ending)))
 
     if out == "-" or not _is_folder(out):
         raise UsageError(f"-o {out}: {len(sources)} images need a folder; name one without an ending, or one that ends in /")
-    return [Pair(source, Path(out) / name_output(source.name, ending)) for source in sources]
+    return list(map(name, sources))
+
+
+def _tells_alpha(source: Path) -> bool:
+    from comdefend_cli.imaging.reading import tells_alpha
+
+    if not source.is_file():
+        return False
+    try:
+        with source.open("rb") as file:
+            return tells_alpha(file)
+    except OSError:  # Reading the image will say it.
+        return False
 
 
 def _refuse_collisions(pairs: Sequence[Pair]) -> None:

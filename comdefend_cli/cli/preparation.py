@@ -38,9 +38,9 @@ def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop:
     """
     from comdefend_cli.data.datasets import load_dataset
     from comdefend_cli.data.sources import CROP
-    from comdefend_cli.imaging.reading import lift_pillow_limit
+    from comdefend_cli.imaging.reading import prepare_pillow
 
-    lift_pillow_limit()  # Of a folder of images, each has the limit that it has in `purify`.
+    prepare_pillow()  # Of a folder of images, each has the limit that it has in `purify`.
     _refuse_absent_data(data)
     side = crop or CROP
     with progress.show_reading(Path(data).name, quiet=quiet) as show:
@@ -54,9 +54,9 @@ def fetch_dataset(data: str, folder: Path, *, download: bool, quiet: bool, crop:
 def fetch_labelled(data: str, folder: Path, *, limit: int | None, seed: int, size: int | None, download: bool, quiet: bool) -> Labelled:
     """Images with labels, with the same bar and notice; the rest as of :func:`comdefend_cli.data.labelled.load_labelled`."""
     from comdefend_cli.data.labelled import load_labelled
-    from comdefend_cli.imaging.reading import lift_pillow_limit
+    from comdefend_cli.imaging.reading import prepare_pillow
 
-    lift_pillow_limit()
+    prepare_pillow()
     _refuse_absent_data(data)
     with progress.show_reading(Path(data).name, quiet=quiet) as show:
         labelled = load_labelled(data, folder, limit=limit, seed=seed, size=size, download=download, progress=show)

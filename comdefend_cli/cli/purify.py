@@ -92,10 +92,10 @@ def purify(
 
     Reads what Pillow reads; applies the EXIF orientation; keeps alpha, ICC profile, EXIF, XMP and IPTC. Grey images stay grey.
     """
-    from comdefend_cli.imaging.reading import lift_pillow_limit
+    from comdefend_cli.imaging.reading import prepare_pillow
 
     console.show_warnings(quiet)
-    lift_pillow_limit()
+    prepare_pillow(max_megapixels)
 
     def make_request() -> Request:
         # PyTorch takes seconds to import: what can be said without it has been said.
@@ -171,19 +171,18 @@ class Job:
             return purify_in_strips(
                 purifiers, source, target, strip=output.strip, overwrite=output.overwrite, max_megapixels=max_megapixels, quiet=quiet
             )
-        image = _read(source, output, max_megapixels, quiet)
+        image = _read(source, output, max_megapixels)
+        for text in (*self.pair.notices, *image.notices):
+            notice(text, quiet=quiet)
         return _purify_whole(purifiers, image, output, measured=measured, quiet=quiet)
 
 
-def _read(source: Path, output: Output, max_megapixels: float, quiet: bool) -> Raster:
-    from comdefend_cli.imaging.formats import refuse_misfit
+def _read(source: Path, output: Output, max_megapixels: float) -> Raster:
     from comdefend_cli.imaging.reading import read_image
+    from comdefend_cli.imaging.writing import fit_to_format
 
     image = read_image(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
-    refuse_misfit(image, output.format)
-    for text in image.notices:
-        notice(text, quiet=quiet)
-    return image
+    return fit_to_format(image, output.format, strip=output.strip)
 
 
 def _purify_whole(purifiers: Purifiers, image: Raster, output: Output, *, measured: bool, quiet: bool) -> dict[str, Any]:

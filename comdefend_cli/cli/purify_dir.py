@@ -51,6 +51,10 @@ def purify_dir(
     strip: options.Strip = Options.strip,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all again, and replace files that are there.")] = Options.overwrite,
     max_megapixels: options.MaxMegapixels = Options.max_megapixels,
+    on_collision: Annotated[
+        str,
+        typer.Option("--on-collision", metavar="error|number", help="Where two outputs would have one name: stop, or number one."),
+    ] = Options.on_collision,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write one JSON record an image, as lines.", **options.UNCHECKED)
     ] = None,
@@ -86,11 +90,11 @@ def purify_dir(
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM; what was finished stays).
     """
-    from comdefend_cli.imaging.reading import lift_pillow_limit
+    from comdefend_cli.imaging.reading import prepare_pillow
 
     console.show_warnings(quiet)
-    lift_pillow_limit()
-    chosen = Options(recursive, format, quality, strip, overwrite, max_megapixels)
+    prepare_pillow(max_megapixels)
+    chosen = Options(recursive, format, quality, strip, overwrite, max_megapixels, on_collision)
     cluster = Cluster(ray_address, workers, cpus_per_worker, gpus_per_worker)
 
     def make_request() -> Request:

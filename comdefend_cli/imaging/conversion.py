@@ -22,8 +22,7 @@ def from_pillow(image: Image.Image) -> Raster:
     """
     notices: list[str] = []
     source = image.format or ""
-    if getattr(image, "n_frames", 1) > 1:
-        notices.append(f"only the first of {image.n_frames} frames is purified")  # type: ignore[attr-defined]
+    tell_frames(image, notices)
     depth, gray = count_bits(image), _is_gray(image)
     image = apply_transparent_level(image, depth)
     image.load()  # What a file says about its image may stand behind the pixels.
@@ -41,7 +40,7 @@ def from_pillow(image: Image.Image) -> Raster:
         notices.append(f"{depth}-bit samples are reduced to 8 bits: the code has 12 bits a pixel")
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, icc, notices), None
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or key is not None:
+    if key is not None or image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
         alpha = np.array(image.getchannel("A"))
     wanted = "L" if gray else "RGB"
@@ -50,6 +49,20 @@ def from_pillow(image: Image.Image) -> Raster:
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
     return Raster(pixels[..., None] if gray else pixels, alpha, icc, exif, xmp, iptc, source, notices)
+
+
+def tell_frames(image: Image.Image, notices: list[str]) -> None:
+    """Say where an image has more frames than the one that is purified; it may have to be gone through for that, and be damaged there."""
+    place = image.tell()
+    try:
+        count = getattr(image, "n_frames", 1)
+    except Exception:  # Its parsing raises whatever it meets.
+        if image.tell() != place:
+            image.seek(place)
+        notices.append("only its first frame is purified; those behind it are damaged")
+        return
+    if count > 1:
+        notices.append(f"only the first of {count} frames is purified")
 
 
 def _is_gray(image: Image.Image) -> bool:

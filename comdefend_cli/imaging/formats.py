@@ -24,6 +24,8 @@ WRITABLE = {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000
 #: What is decoded; not what Pillow hands to other programs (EPS to Ghostscript) or to plug-ins.
 READABLE = WRITABLE | {"DDS", "DIB", "ICNS", "ICO", "MSP", "PSD", "QOI", "SUN", "XBM", "XPM"}
 ALPHA = {"PNG", "WEBP", "TIFF", "TGA", "JPEG2000", "AVIF"}
+#: Formats that are read with transparency and written without.
+LOSES_ALPHA = {"BMP", "GIF", "PPM", "SGI"}
 
 
 @cache

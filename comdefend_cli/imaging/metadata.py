@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin, PsdImagePlugin, TiffImagePlugin
 
 from comdefend_cli.imaging.raster import Raster
+from comdefend_cli.imaging.tiff_blocks import split_blocks
 
 _ORIENTATION = 0x0112
 #: TIFF's tags for XMP, IPTC and Photoshop's blocks, and the numbers of those blocks that hold IPTC and XMP.
@@ -38,9 +39,11 @@ def read_exif(image: Image.Image, notices: list[str]) -> tuple[bytes | None, int
         apart = {tag: tags[tag] for tag in (_STRUCTURE | {_ORIENTATION}) & tags.keys()}
         for tag in apart:
             del tags[tag]
+        big, tags.bigtiff = tags.bigtiff, False  # Nothing reads a block with offsets of 64 bits.
         try:
             return tags.tobytes() if len(tags) else None, int(orientation)
         finally:
+            tags.bigtiff = big
             tags.update(apart)
     except Exception:  # Its parsing raises whatever it meets.
         notices.append("its EXIF block is damaged and was left out")
@@ -133,9 +136,8 @@ def choose_save_options(raster: Raster, format_name: str) -> dict[str, Any]:
             lines = re.findall(".{1,72}", blocks.hex())
             texts.add_text(_PNG_IPTC, "\n".join(["", "iptc", f"{len(blocks):8}", *lines, ""]))
         options["pnginfo"] = texts
-    elif format_name == "TIFF" and (xmp or iptc):
-        tags = Image.Exif()
-        tags.load(raster.exif or b"")
+    elif format_name == "TIFF" and (raster.exif or xmp or iptc):
+        tags, _ = split_blocks(raster.exif or b"")
         tags.update({tag: value for tag, value in ((_XMP_TAG, xmp), (_IPTC_TAG, iptc)) if value})
         options["exif"] = tags
     return options

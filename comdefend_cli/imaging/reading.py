@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
+import math
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 
 from comdefend_cli.errors import ImageError, explain
 from comdefend_cli.imaging.conversion import from_pillow
 from comdefend_cli.imaging.formats import find_readable_formats
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS, refuse_megapixels
 from comdefend_cli.imaging.raster import Raster
+from comdefend_cli.imaging.recovery import can_recover, recover
+
+#: How Pillow's decoders say that a file may be whole, but is of a kind that they do not know.
+_UNKNOWN_KIND = re.compile(
+    r"unsupported|unimplemented|not (implemented|supported|configured)|unknown|cannot (handle|decode)|not available", re.I
+)
 
 
 def read_image(source: Path | bytes, *, name: str = "standard input", max_megapixels: float = MAX_MEGAPIXELS) -> Raster:
@@ -33,10 +45,38 @@ def read_image(source: Path | bytes, *, name: str = "standard input", max_megapi
         raise ImageError(f"{name}: cannot read: {explain(error)}; name an image that is there and that you may read") from error
     if not data:
         raise ImageError(f"{name}: is empty; nothing to purify")
-    with _decoding(name), Image.open(io.BytesIO(data), formats=find_readable_formats()) as image:
-        refuse_megapixels(name, *image.size, max_megapixels)
+    with _decoding(name, max_megapixels):
+        spare = data if can_recover(data) else None
+        file = io.BytesIO(data)
         del data
+        try:
+            return _decode(file, name, max_megapixels)
+        except (ImageError, MemoryError, Image.DecompressionBombError):
+            raise
+        except Exception:  # Pillow's decoders raise whatever their parsing meets.
+            raster = None if spare is None else _decode_recovered(spare, name, max_megapixels)
+            if raster is None:
+                raise
+            return raster
+
+
+def _decode(file: io.BytesIO, name: str, max_megapixels: float) -> Raster:
+    with Image.open(file, formats=find_readable_formats()) as image:
+        refuse_megapixels(name, *image.size, max_megapixels)
         return from_pillow(image)
+
+
+def _decode_recovered(data: bytes, name: str, max_megapixels: float) -> Raster | None:
+    """What can be had of a file that cannot be decoded as it is, if all of its pixels can."""
+    found = recover(data)
+    try:
+        if found is None:
+            return None
+        raster = _decode(io.BytesIO(found[0]), name, max_megapixels)
+    except Exception:  # What is wrong with the file as it is tells more.
+        return None
+    raster.notices.insert(0, found[1])
+    return raster
 
 
 @contextmanager
@@ -46,31 +86,61 @@ def open_image(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterato
         file = path.open("rb")
     except OSError as error:
         raise ImageError(f"{path}: cannot read: {explain(error)}; name an image that is there and that you may read") from error
-    with file, _decoding(str(path)), Image.open(file, formats=find_readable_formats()) as image:
+    with file, _decoding(str(path), max_megapixels), Image.open(file, formats=find_readable_formats()) as image:
         refuse_megapixels(str(path), *image.size, max_megapixels)
         yield image
 
 
-def lift_pillow_limit() -> None:
-    """Let only `max_megapixels` decide what is too large: Pillow's own limit warns at 89 megapixels and ends at 179.
+def tells_alpha(file: BinaryIO) -> bool:
+    """Whether the header of an image file tells of transparency; one that cannot be read tells of none."""
+    try:
+        with Image.open(file, formats=find_readable_formats()) as image:
+            return image.has_transparency_data
+    except Exception:  # Reading the image will say it.
+        return False
 
-    For programs, not libraries: the setting is Pillow's and holds for the whole process.
+
+def prepare_pillow(max_megapixels: float = MAX_MEGAPIXELS) -> None:
+    """Let only `max_megapixels` decide what is too large, also of images within images, and let decoders speak in errors alone.
+
+    Pillow's own limit warns at 89 megapixels and ends at 179. For programs, not libraries: the settings are Pillow's and libtiff's, and
+    hold for the whole process.
     """
-    Image.MAX_IMAGE_PIXELS = None
+    # Pillow ends at twice its limit.
+    Image.MAX_IMAGE_PIXELS = max(1, int(max_megapixels * 1e6 / 2)) if math.isfinite(max_megapixels) else None
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    if not logging.getLogger("PIL").handlers:
+        logging.getLogger("PIL").addHandler(logging.NullHandler())
+    library = ctypes.CDLL(_imaging.__file__)  # Libraries that it is linked with are searched too.
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        setter = getattr(library, name, None)  # None where libtiff is hidden within it, as on Windows.
+        if setter is not None:
+            setter.restype, setter.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            setter(None)
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _decoding(name: str, max_megapixels: float) -> Iterator[None]:
     """Turn whatever a decoder raises on a bad file into one `ImageError`."""
     try:
         yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: over Pillow's limit: {explain(error)}") from error
+        raise ImageError(f"{name}: {_explain_size(error, max_megapixels)}") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image, or of an unknown format; use PNG, JPEG, WebP, TIFF, BMP, GIF or PPM") from error
     except MemoryError as error:
         raise ImageError(f"{name}: too large for this machine's memory") from error
     except Exception as error:  # Pillow's decoders raise whatever their parsing meets.
+        if isinstance(error, NotImplementedError) or _UNKNOWN_KIND.search(str(error)):
+            raise ImageError(f"{name}: of a kind that is not supported: {explain(error)}; save it as PNG") from error
         raise ImageError(f"{name}: damaged or truncated image: {explain(error)}; get a whole copy") from error
+
+
+def _explain_size(error: Image.DecompressionBombError, max_megapixels: float) -> str:
+    """What is too large by Pillow's own check, which also looks at images within images."""
+    pixels, limit = [int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2]]
+    if round(limit, 5) != round(max_megapixels, 5):
+        return f"over Pillow's limit: {explain(error)}"
+    return f"{pixels:.0f} megapixels, over the limit of {max_megapixels:g}; raise it with --max-megapixels if you trust the file"

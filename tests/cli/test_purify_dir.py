@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from comdefend_cli.batch.networks import Networks
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.cli.naming import name_outputs
 from comdefend_cli.errors import UsageError
 
 
@@ -117,6 +119,52 @@ def test_collisions_are_refused_before_starting(images: Path, tmp_path: Path, sm
         purified(images, tmp_path / "out", small_weights, format="png")
     assert not (tmp_path / "out").exists()
     assert statuses(purified(images, tmp_path / "out", small_weights)) == {"done": 8}
+
+
+def test_the_later_of_two_names_is_numbered_if_asked(images: Path, tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
+    """Each image gets a name that no other has, the same when run again; it is said, and what is not an answer is refused."""
+    for number, name in enumerate(("large.png", "large-2.png", "large.bmp")):
+        Image.fromarray(astronaut[: 8 + number, :8]).save(images / name)
+    options = {"format": "png", "on_collision": "number"}
+    results = purified(images, tmp_path / "out", small_weights, **options)
+    assert statuses(results) == {"done": 10}
+    outputs = {Path(result.output).name: Image.open(result.output).size for result in results.values()}
+    assert len(outputs) == 10
+    assert {outputs[name] for name in ("large.png", "large-3.png", "large-4.png")} == {(70, 50), (8, 8), (8, 10)}
+    assert outputs["large-2.png"] == (8, 9)
+    assert sum("numbered" in " ".join(result.notices) for result in results.values()) == 2
+    assert statuses(purified(images, tmp_path / "out", small_weights, **options)) == {"kept": 10}
+    with pytest.raises(UsageError, match="error or number"):
+        Options(on_collision="skip")
+
+
+def test_transparency_that_a_format_cannot_hold_goes_into_png(tmp_path: Path, small_weights: Path, astronaut: np.ndarray) -> None:
+    """A transparent GIF and BMP become PNG with the same alpha, and it is said; opaque ones stay what they are; the next run keeps all."""
+    source = tmp_path / "in"
+    source.mkdir()
+    colors = Image.fromarray(astronaut[:16, :16]).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    colors.save(source / "clear.gif", transparency=3)
+    colors.save(source / "whole.gif")
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    pixels = np.concatenate([astronaut[:16, :16], astronaut[100:116, :16, :1]], 2)
+    head = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 122 + 1024, 0, 122, 108, 16, -16, 1, 32, 3, 1024, 0, 0, 0, 0)
+    (source / "masked.bmp").write_bytes(head + masks + bytes(52) + pixels.tobytes())
+    Image.fromarray(astronaut[:16, :16]).save(source / "whole.ico", sizes=[(16, 16)])
+    out = tmp_path / "out"
+    results = purified(source, out, small_weights)
+    assert {name: result.notices for name, result in results.items()} == {
+        "clear.gif": ("written as PNG: GIF is written without transparency",),
+        "masked.bmp": ("written as PNG: BMP is written without transparency",),
+        "whole.gif": (),
+        "whole.ico": ("written as PNG: ICO is not written",),
+    }
+    names = ["clear.png", "masked.png", "whole.gif", "whole.png"]
+    assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == names
+    for name, alpha in (("clear.png", (np.array(colors) != 3) * 255), ("masked.png", pixels[..., 3])):
+        assert np.array_equal(np.array(Image.open(out / name).getchannel("A")), alpha)
+    assert statuses(purified(source, out, small_weights)) == {"kept": 4}
+    pairs = name_outputs([str(source / "clear.gif"), str(source / "whole.gif")], str(tmp_path), None, overwrite=False)
+    assert [(pair.target.name, len(pair.notices)) for pair in pairs] == [("clear.png", 1), ("whole.gif", 0)]
 
 
 def test_files_of_others_are_not_replaced(images: Path, tmp_path: Path, small_weights: Path) -> None:

@@ -119,6 +119,18 @@ def test_transparent_palette_keeps_its_transparency(astronaut: np.ndarray) -> No
     assert np.array_equal(raster.alpha == 0, np.array(image) == 3)
 
 
+@pytest.mark.parametrize("gray", [False, True])
+def test_alpha_in_a_palette_is_kept(gray: bool) -> None:
+    """A TGA whose palette has alpha, as few formats can: it is the image's, bit for bit."""
+    colors = np.arange(16, dtype=np.uint8).reshape(4, 4) * (1, 0, 0, 9) if gray else np.arange(16).reshape(4, 4)
+    colors = colors[:, [0, 0, 0, 3]] if gray else colors
+    head = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 4, 32, 0, 0, 4, 1, 8, 0x28)
+    image = read_image(head + colors.astype(np.uint8).tobytes() + bytes([3, 1, 0, 2]))
+    assert image.gray == gray
+    assert image.alpha is not None and image.alpha.tolist() == [colors[[3, 1, 0, 2], 3].tolist()]
+    assert image.pixels[0, :, 0].tolist() == colors[[3, 1, 0, 2], 2].tolist()
+
+
 def test_sixteen_bits_are_rounded_and_said() -> None:
     """16-bit grey becomes the nearest of 256 levels, and a notice says so; 16-bit colour is noticed too."""
     values = np.linspace(0, 65535, 64 * 4).astype(np.uint16).reshape(4, 64)

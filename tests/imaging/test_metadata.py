@@ -12,11 +12,12 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, IptcImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, IptcImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from comdefend_cli.errors import ImageError
+from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import read_image
-from comdefend_cli.imaging.writing import encode_image
+from comdefend_cli.imaging.writing import encode_image, fit_to_format
 
 XMP = (
     b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -212,3 +213,53 @@ def test_xmp_that_a_png_holds_as_plain_text(astronaut: np.ndarray) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("XML:com.adobe.xmp", PLAIN_XMP.decode("latin-1"))
     assert read_image(encoded(photo_of(astronaut), "PNG", pnginfo=info)).xmp == PLAIN_XMP
+
+
+CAMERA, PLACE, COMPATIBILITY = 0x8769, 0x8825, 0xA005
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_exif_of_camera_and_place_goes_into_tiff_too(astronaut: np.ndarray, big: bool) -> None:
+    """From a JPEG, and from a TIFF with offsets of 64 bits, into a compressed TIFF that libtiff reads."""
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    exif[CAMERA] = {0x829A: 0.5, 0x927C: b"of the maker", COMPATIBILITY: {1: "R98"}}
+    exif[PLACE] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    if big:
+        # Pillow writes no block within a block there.
+        raster, within = read_image(encoded(photo_of(astronaut), "TIFF", exif=exif.tobytes(), big_tiff=True)), {}
+    else:
+        raster, within = read_image(encoded(photo_of(astronaut), "JPEG", exif=exif, **JPEG)), {1: "R98"}
+    assert raster.notices == []
+    data = encode_image(raster, "TIFF")
+    with Image.open(io.BytesIO(data)) as kept:
+        assert np.array_equal(np.array(kept), raster.pixels)
+        found = kept.getexif()
+        assert kept.info["compression"] == "tiff_adobe_deflate"
+        assert (found[0x010F], found.get_ifd(CAMERA)[0x829A], found.get_ifd(CAMERA)[0x927C]) == ("maker", 0.5, b"of the maker")
+        assert (found.get_ifd(COMPATIBILITY), found.get_ifd(PLACE)) == (within, {1: "N", 2: (1.0, 2.0, 3.0)})
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        assert file.pages[0].tags["ExifTag"].value["ExposureTime"] == 0.5
+        assert np.array_equal(file.asarray(), raster.pixels)
+
+
+def test_what_a_format_refuses_is_left_out_and_said(astronaut: np.ndarray) -> None:
+    """Single EXIF tags that TIFF's writer refuses, all of EXIF where JPEG has no room, a profile as large: never the image."""
+    odd = Image.Exif()
+    odd[0x010F], odd[318] = "maker", 3  # A white point has two numbers.
+    large = Image.Exif()
+    large[0x010E] = "a woman" * 10_000
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for block, target, words, stays in (
+        (odd.tobytes(), "TIFF", "EXIF tags 318 cannot be written as TIFF", True),
+        (large.tobytes(), "JPEG", "its EXIF block", False),
+    ):
+        raster = Raster(astronaut[:5, :6], exif=block, icc=icc)
+        with pytest.raises(ImageError):
+            encode_image(raster, target)
+        fitted = fit_to_format(raster, target)
+        assert len(fitted.notices) == 1 and fitted.notices[0].startswith(words) and target in fitted.notices[0]
+        again = read_image(encode_image(fitted, target))
+        assert (again.icc, again.exif is not None) == (icc, stays)
+        assert fit_to_format(raster, target, strip=True) is raster
+        assert fit_to_format(fitted, target) is fitted
