@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from comdefend_cli.classifiers.loading import load_classifier
 from comdefend_cli.data.labelled import load_labelled
+from comdefend_cli.errors import ComdefendError
 from comdefend_cli.evaluate.attacks.catalogue import make_attack
 from comdefend_cli.evaluate.detection import Detector, choose_threshold, make_squeezers
 from comdefend_cli.integrations.defended import Defended
@@ -77,8 +78,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    model = load_classifier(asked.classifier, data=asked.data).model
-    found = load_labelled(asked.data, asked.data_dir, limit=2 * asked.limit, size=asked.size, download=False)
+    try:
+        model = load_classifier(asked.classifier, data=asked.data).model
+        found = load_labelled(asked.data, asked.data_dir, limit=2 * asked.limit, size=asked.size, download=False)
+    except ComdefendError as error:
+        parser.error(str(error))
     half = len(found) // 2
     x, y = found.floats()[:half], found.labels[:half]
 

@@ -10,7 +10,7 @@ import typer
 
 from comdefend_cli.cli.epsilons import parse_epsilon
 from comdefend_cli.cli.training import is_given, make_config, refuse_idle
-from comdefend_cli.errors import UsageError
+from comdefend_cli.errors import UsageError, explain
 from comdefend_cli.training.config import TrainConfig, name_networks
 
 if TYPE_CHECKING:
@@ -91,6 +91,23 @@ def _load_judge(chosen: Mapping[str, Any]) -> Classifier | None:
     return load_classifier(chosen["classifier"], data=chosen["data"][0])
 
 
+def _try(classifier: Classifier, spec: str, data: Dataset) -> None:
+    """Let it answer for two test images, before hours of training.
+
+    Raises:
+        UsageError: it fails on them.
+    """
+    import torch
+
+    shown = data.test.pixels[:2].float().div(255)
+    try:
+        with torch.no_grad():
+            classifier.model.eval()(shown)
+    except Exception as error:  # The user's own code raises what it likes.
+        wrong = f"{type(error).__name__}: {explain(error)}"
+        raise UsageError(f"--features {spec}: fails on images of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
+
+
 def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
     if epochs is None:
         return TrainConfig.steps if steps is None else steps
@@ -132,6 +149,8 @@ def _load_features(
     for name, wanted in by_name.items():
         own = parts[data.index(name)].name
         loaded = [load_classifier(classifier, data=own) for classifier in wanted]
+        for each, classifier in zip(loaded, wanted, strict=True):
+            _try(each, classifier, parts[data.index(name)])
         seen[name] = [each.model for each in loaded]
         said = "+".join(each.sha256 or classifier for each, classifier in zip(loaded, wanted, strict=True))
         called.append(said if alone else f"{own}={said}")

@@ -372,6 +372,11 @@ def test_each_data_set_has_its_classifier(in_process: Any, photos: Path, tmp_pat
     assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--input-noise is there 3 times" in refused.output
     refused = in_process("--quiet", *data, *RESIDUAL, *chosen, *("--feature-weight", 0.2) * 2, "--overwrite")
     assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "--feature-weight" in refused.output
+    torch.manual_seed(0)
+    grey = ClassifierHeader("small", 1, ("a", "b"), (0.5,), (0.25,))
+    save_classifier(tmp_path / "grey.safetensors", build(grey), grey)
+    refused = in_process("--quiet", *RESIDUAL, "--features", tmp_path / "grey.safetensors", "--overwrite")
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "fails on images of the shape (2, 3, 32, 32)" in refused.output
     both = ("--features", tmp_path / "c.safetensors", "--features", "sees:make", "--stability-weight", 0.5)
     assert in_process(*RESIDUAL, *both, "--overwrite").exit_code == 0
     training = load_weights(str(tmp_path / "w.safetensors")).header.training
