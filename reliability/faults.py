@@ -3,7 +3,8 @@
 
     python reliability/faults.py --kills 50 --signals 25 --images 20000 --out faults.json
 
-Kills come at seeded random moments over the whole life of a process; a third of the runs are killed twice. Then the same command goes on
+Kills come at seeded random moments over the whole life of a process, half of them from its very start on, half in forks of a process that
+has imported PyTorch; a third of the runs are killed twice. Then the same command goes on
 (`train` with --resume where there is a checkpoint), and what it leaves must be byte for byte what an undisturbed run leaves, with nothing
 else in the folder nor among temporary files. Signals that ask to end must leave no half-written file and no traceback, and be answered by
 what was done.
@@ -18,12 +19,13 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from findings import write_findings
 from long_run import run_long
+from processes import Ended
 from runs import KINDS, Kind, Run
 from situations import try_situations
 
@@ -37,19 +39,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--kills", type=int, default=50, help="of each command")
     made.add_argument("--signals", type=int, default=25, help="of each kind, for each command")
     made.add_argument("--images", type=int, default=20_000, help="of the long run")
+    made.add_argument("--no-situations", action="store_true", help="leave these out")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, default=Path("faults.json"))
     arguments = made.parse_args(argv)
+    rows: list[dict[str, Any]] = []
+    situations: list[dict[str, Any]] = []
+    long: dict[str, Any] = {}
+
+    def write() -> None:
+        write_findings(arguments.out, {"stopped": rows, "situations": situations}, long_run=long, seed=arguments.seed)
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = []
         for kind in KINDS:
-            rows.append(kill(kind, folder / f"{kind.name}-kill", arguments.kills, arguments.seed))
-            for number in ASKED:
+            if arguments.kills:
+                rows.append(kill(kind, folder / f"{kind.name}-kill", arguments.kills, arguments.seed))
+                write()
+            for number in ASKED if arguments.signals else ():
                 rows.append(interrupt(kind, folder / f"{kind.name}-{number.name}", number, arguments.signals, arguments.seed))
-        situations = try_situations(folder / "situations")
-        long = run_long(folder / "long", arguments.images) if arguments.images else {}
-    write_findings(arguments.out, {"stopped": rows, "situations": situations}, long_run=long, seed=arguments.seed)
+                write()
+        if not arguments.no_situations:
+            situations += try_situations(folder / "situations")
+            write()
+        if arguments.images:
+            long |= run_long(folder / "long", arguments.images)
+            write()
     bad = [row for row in rows if row["faults"]] + [row for row in situations if row["verdict"] != "right"]
     print(*bad, sep="\n", file=sys.stderr)
     return 1 if bad or long.get("grew") else 0
@@ -59,48 +74,62 @@ def kill(kind: Kind, folder: Path, count: int, seed: int) -> dict[str, Any]:
     """SIGKILL at random moments, then the rest in peace; the row of what was found."""
     draw, run = random.Random(f"{seed} {kind.name} kill"), Run(kind, folder)
     faults: list[str] = []
-    killed, runs, moments = 0, 0, Counter[str]()
+    killed, runs, stages = 0, 0, Counter[str]()
     while killed < count:
         run.clear()
         runs += 1
         for _ in range(min(draw.choice((1, 1, 2)), count - killed)):
-            moment = draw.random() * run.seconds
-            code, _ = run.disturb(signal.SIGKILL, moment)
-            killed += code == -signal.SIGKILL
-            moments[run.find_stage()] += code == -signal.SIGKILL
-        code, said = run.finish()
-        faults += [f"{run.describe(moment)}: {text}" for text in [*run.compare(), *([f"exit code {code}: {said}"] if code else [])]]
+            cold, moment = draw_moment(draw, run)
+            hit = run.disturb(signal.SIGKILL, moment, cold=cold).code == -signal.SIGKILL
+            killed += hit
+            stages[run.find_stage()] += hit
+        ended = run.finish()
+        faults += [f"killed at {moment:.3f} s: {text}" for text in [*run.compare(), *([ended.said] if ended.code else [])]]
         _show(f"{kind.name}: killed {killed} times, {len(faults)} faults")
-    return {"command": kind.name, "how": "SIGKILL", "times": killed, "runs": runs, "found": _say(moments), "faults": faults}
+    return {"command": kind.name, "how": "SIGKILL", "times": killed, "runs": runs, "found": _say(stages), "faults": faults}
 
 
 def interrupt(kind: Kind, folder: Path, number: signal.Signals, count: int, seed: int) -> dict[str, Any]:
     """SIGINT or SIGTERM at random moments; the row of what was found."""
     draw, run = random.Random(f"{seed} {kind.name} {number.name}"), Run(kind, folder)
     faults: list[str] = []
-    codes, asked = Counter[str](), 0
+    asked, runs, codes = 0, 0, Counter[str]()
     while asked < count:
         run.clear()
-        moment = draw.random() * run.seconds
-        code, said = run.disturb(number, moment)
-        if code == 0:  # It had done everything; or it did not hear, which the stage below tells.
-            faults += [f"{run.describe(moment)}: {text}" for text in run.compare()]
-            if not run.late and run.lived > 1.5:  # Less is what an end takes that was reached before.
-                faults.append(f"{run.describe(moment)}: went on to its end")
-        elif code not in ASKED[number]:
-            faults.append(f"{run.describe(moment)}: exit code {code}: {said}")
-        asked += not run.late
-        if "Traceback" in said and "comdefend_cli" in said:
-            faults.append(f"{run.describe(moment)}: a traceback: {said}")
-        if run.find_stage() == "working" and code == 130 and not kind.says_summary(said):
-            faults.append(f"{run.describe(moment)}: no summary: {said}")
-        faults += [f"{run.describe(moment)}: left {path}" for path in run.list_litter()]
-        codes[{130: "130", 0: "done before"}.get(code, "by the signal")] += 1
-        if code:
-            code, said = run.finish()
-            faults += [f"{run.describe(moment)}, gone on: {text}" for text in [*run.compare(), *([said] if code else [])]]
-        _show(f"{kind.name}: {number.name} {asked} times, {len(faults)} faults")
-    return {"command": kind.name, "how": number.name, "times": asked, "runs": asked, "found": _say(codes), "faults": faults}
+        runs += 1
+        cold, moment = draw_moment(draw, run)
+        ended = run.disturb(number, moment, cold=cold)
+        asked += not ended.late
+        codes["" if ended.late else {130: "130", 0: "ended before it mattered"}.get(ended.code, "by the signal")] += 1
+        found = list(judge_interrupted(run, ended, number))
+        if ended.code:
+            rest = run.finish()
+            found += [f"gone on: {text}" for text in [*run.compare(), *([rest.said] if rest.code else [])]]
+        faults += [f"{number.name} at {moment:.3f} s: {text}" for text in found]
+        _show(f"{kind.name}: {number.name} {asked} times, {len(faults)} faults {found}")
+    del codes[""]
+    return {"command": kind.name, "how": number.name, "times": asked, "runs": runs, "found": _say(codes), "faults": faults}
+
+
+def draw_moment(draw: random.Random, run: Run) -> tuple[bool, float]:
+    """Whether to start a process as a person does, and after how many seconds to disturb it."""
+    cold = draw.random() < 0.5
+    return cold, draw.random() * run.seconds[cold]
+
+
+def judge_interrupted(run: Run, ended: Ended, number: signal.Signals) -> Iterator[str]:
+    """What is wrong with how a run that was asked to end did."""
+    if ended.code == 0:
+        yield from run.compare()
+        if ended.lived > 1.5:  # Less is what an end takes that was reached before.
+            yield f"went on for {ended.lived:.1f} s"
+    elif ended.code not in ASKED[number]:
+        yield f"exit code {ended.code}: {ended.said}"
+    elif run.find_stage() == "working" and not run.kind.says_summary(ended.said):
+        yield f"no summary: {ended.said}"
+    if "Traceback" in ended.said and "comdefend_cli" in ended.said:
+        yield f"a traceback: {ended.said}"
+    yield from (f"left {path}" for path in run.list_litter())
 
 
 def _say(counts: Counter[str]) -> str:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runs import make_images, start
+from processes import start
+from runs import make_images
 
 #: Seconds between two looks.
 _LOOK = 1.0

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from processes import Ended, disturb
 
 #: The journal of `purify-dir`, which stays, and tells times.
 JOURNAL = ".comdefend-state.jsonl"
@@ -46,7 +44,7 @@ class Kind:
 
 def list_training(source: Path, out: Path) -> list[object]:
     """A training of narrow networks on the folder's images."""
-    small = {"arch": "residual", "width": 8, "blocks": 0, "crop": 16, "steps": 400, "batch-size": 2}
+    small = {"arch": "residual", "width": 8, "blocks": 0, "crop": 16, "steps": 200, "batch-size": 2}
     chosen = {**small, "checkpoint-every": 20, "validate-every": 50, "device": "cpu", "precision": "float32", "out": out / "w.safetensors"}
     return ["train", "--data", source, "--no-download", *(part for name, value in chosen.items() for part in (f"--{name}", value))]
 
@@ -74,24 +72,25 @@ class Run:
     """One command over and over: disturbed, gone on with, and compared with an undisturbed run of it.
 
     Attributes:
-        seconds: that the undisturbed run took.
-        late: whether it had ended before it was disturbed.
-        lived: seconds that it lived on after it was disturbed.
+        seconds: that an undisturbed run takes, forked and (True) as a person starts it.
     """
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         self.kind, self.source, self.out, self.temporary = kind, folder / "in", folder / "out", folder / "tmp"
-        self.late, self.lived = False, 0.0
-        make_images(self.source, 240)
-        self.clear()
-        self.disturb(signal.SIGKILL, 600)  # Python's files of bytecode are there from now on.
-        self.clear()
-        began = time.monotonic()
-        code, said = self.disturb(signal.SIGKILL, 600)
-        if code:
-            raise RuntimeError(f"an undisturbed run ends with {code}: {said}")
-        self.seconds = time.monotonic() - began
-        self.expected = self._list_files()
+        self.seconds: dict[bool, float] = {}
+        self.expected: dict[str, bytes] = {}
+        make_images(self.source, 120)
+        for cold in (True, True, False, False):  # The first of each imports, and may write Python's bytecode.
+            self.clear()
+            began = time.monotonic()
+            ended = self.disturb(signal.SIGKILL, 600, cold=cold)
+            if ended.code:
+                raise RuntimeError(f"an undisturbed run ends with {ended.code}: {ended.said}")
+            self.seconds[cold] = time.monotonic() - began
+            found = self._list_files()
+            if self.expected and found != self.expected:
+                raise RuntimeError("two undisturbed runs differ")
+            self.expected = found
 
     def clear(self) -> None:
         """An empty output folder."""
@@ -101,27 +100,14 @@ class Run:
         if self.kind.name == "train":
             self.out.mkdir()
 
-    def disturb(self, number: signal.Signals, after: float) -> tuple[int, str]:
-        """Run it from where it is, with a signal after so many seconds; exit code, and what it said."""
-        more = self.kind.resume(self.out)
-        process = self._start(more or [])
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-        self.late, began = process.returncode is not None, time.monotonic()
-        said = process.communicate(timeout=120)[1]
-        self.lived = time.monotonic() - began
-        return process.returncode, said
+    def disturb(self, number: signal.Signals, after: float, *, cold: bool) -> Ended:
+        """Run it from where it is, with a signal after so many seconds."""
+        arguments = map(str, self.kind.arguments(self.source, self.out))
+        return disturb([*arguments, *(self.kind.resume(self.out) or [])], number, after, cold=cold, TMPDIR=str(self.temporary))
 
-    def finish(self) -> tuple[int, str]:
-        """Run it to its end; 0 where nothing is left to do."""
-        more = self.kind.resume(self.out)
-        if more is None:
-            return 0, ""
-        process = self._start(more)
-        said = process.communicate(timeout=120)[1]
-        return process.returncode, said
+    def finish(self) -> Ended:
+        """Run it to its end, unless nothing is left to do."""
+        return Ended(0, "") if self.kind.resume(self.out) is None else self.disturb(signal.SIGKILL, 600, cold=False)
 
     def find_stage(self) -> str:
         """How far it is: starting, working, or ending."""
@@ -140,26 +126,9 @@ class Run:
         hidden = [path for path in self.out.rglob(".*") if path.name != JOURNAL] if self.out.is_dir() else []
         return [path.name for path in [*hidden, *self.temporary.rglob("*")]]
 
-    def describe(self, moment: float) -> str:
-        """The moment, for a person."""
-        return f"{self.kind.name} at {moment:.3f} of {self.seconds:.2f} s"
-
-    def _start(self, more: list[str]) -> subprocess.Popen[str]:
-        arguments = map(str, self.kind.arguments(self.source, self.out))
-        return start([*arguments, *more], TMPDIR=str(self.temporary))
-
     def _list_files(self) -> dict[str, bytes]:
         paths = [path for path in self.out.rglob("*") if path.is_file() and path.name[0] != "."] if self.out.is_dir() else []
         return {str(path.relative_to(self.out)): _read_without_times(path) for path in paths}
-
-
-def start(arguments: list[str], before: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
-    """Start the command, by that of `before`, with one thread and a process group of its own, so that no terminal's signals reach it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200", **variables}
-    command = [*before, sys.executable, "-m", "comdefend_cli", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment, start_new_session=True
-    )
 
 
 def make_images(folder: Path, count: int, least: int = 16, most: int = 96, seed: int = 0) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runs import JOURNAL, list_training, make_images, start
+from processes import start
+from runs import JOURNAL, list_training, make_images
 from trying import (
     PRECISE,
     Wrong,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runs import JOURNAL, start
+from processes import start
+from runs import JOURNAL
 
 #: Runs as root without the right to pass over permissions, so that they hold.
 BOUND = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
