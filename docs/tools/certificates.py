@@ -6,18 +6,23 @@ from measured import make_table, read_json
 
 
 def make_certified(*names: str) -> str:
-    """A row a summary: sigma, then accuracy with its 95 % interval at each radius."""
+    """A row a summary: what was certified, then accuracy with its 95 % interval at each radius."""
     found = [read_json(name) for name in names]
     radii = {row["name"]: row["radius"] for summary in found for row in summary["certified"]}
     ordered = sorted(radii, key=lambda name: float(radii[name]))
     rows = []
     for summary in found:
-        held = {
-            row["name"]: f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}</small>" for row in summary["certified"]
-        }
-        rows.append([f"{summary['sigma']:g}", *(held.get(name, "-") for name in ordered)])
-    first = found[0]
-    bare = f"Without smoothing {first['clean']['accuracy']:.1f} % of the same images are right."
+        held = {row["name"]: _say(row) for row in summary["certified"]}
+        what = f"`{summary['classifier']}` behind `{summary['weights']}`"
+        draws = f"{summary['images']}, {summary['n']:,} draws"
+        rows.append([what, f"{summary['sigma']:g}", draws, _say(summary["clean"]), *(held.get(name, "-") for name in ordered)])
+    head = ["Smoothed", "Sigma", "n", "Clean, as it is", *("Right at all" if name == "0" else name for name in ordered)]
     links = ", ".join(f"[{name}.json](data/{name}.json)" for name in names)
-    note = f"Accuracy in % with its 95 % interval, n = {first['images']} images, {first['n']:,} draws each. {bare} {links}"
-    return make_table(["Sigma", *("radius 0: right at all" if name == "0" else name for name in ordered)], rows) + f"\n\n{note}"
+    return (
+        f"{make_table(head, rows)}\n\nAccuracy in % with its 95 % interval, at L2 radii for pixels in [0, 1]; *as it is*: the classifier "
+        f"alone, without noise or purifier; *right at all*: of the smoothed classifier, at radius 0. {links}"
+    )
+
+
+def _say(row: dict[str, float]) -> str:
+    return f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}</small>"

@@ -21,6 +21,9 @@ PAPER = re.compile(r"(?:paper (.*)<br>)?measured (.*)")
 COLUMNS = ("classifier", "defence", "threat", "epsilon", "attack", "gradient", "accuracy", "low", "high", "n")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 THREATS = ("grey-box", "adaptive", "black-box")
+#: What is smoothed in that table: summaries of `comdefend certify`. Its certificates hold for every attacker within `BALL` levels, too.
+SMOOTHED = ("certified-cifar10-0.25",)
+BALL = 2
 #: The defences that README shows.
 SHOWN = ("none", "comdefend-fast", "comdefend-fast-cifar10", "comdefend-12bit-denoise", "jpeg:quality=75", "median:size=3")
 #: In the column of attacks: all together, counted image by image; or the lowest of them, as earlier releases counted.
@@ -135,15 +138,20 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def make_protection() -> str:
-    """Clean, grey-box and adaptive accuracy on CIFAR-10, a row a defence of README."""
+    """Clean, grey-box, adaptive and certified accuracy on CIFAR-10, a row a defence of README."""
     found = read_evaluation("fast-cifar10")
     columns = [("clean", ""), ("grey-box", "2"), ("grey-box", "8"), ("adaptive", "2"), ("adaptive", "8")]
     head = ["Defence", *(f"{threat.capitalize()}, {epsilon}/255" if epsilon else threat.capitalize() for threat, epsilon in columns)]
     rows = []
     for defence in SHOWN:
         values = [found.find(defence, *column) for column in columns]
-        rows.append([name_defence(defence), *(value.accuracy if value else "-" for value in values)])
-    return make_table(head, rows)
+        rows.append([name_defence(defence), *(value.accuracy if value else "-" for value in values), "-"])
+    for summary in map(read_json, SMOOTHED):
+        held = {row["name"]: f"{row['accuracy']:.1f}" for row in summary["certified"]}
+        least = next((f"at least {value}" for radius, value in held.items() if f"{BALL}/255" in radius), "-")
+        what = f"smoothed, `{summary['weights']}`, classifier `{summary['classifier']}`"
+        rows.append([what, held["0"], least, "-", least, "-", held["0.25"]])
+    return make_table([*head, "Certified, L2 0.25"], rows)
 
 
 def make_parts(name: str) -> str:
