@@ -8,12 +8,13 @@ has imported PyTorch; a third of the runs are killed twice. Then the same comman
 (`train` with --resume where there is a checkpoint), and what it leaves must be byte for byte what an undisturbed run leaves, with nothing
 else in the folder nor among temporary files. Signals that ask to end must leave no half-written file and no traceback, and be answered by
 what was done.
-Situations are those of `situations.py`, the long run that of `long_run.py`.
+Situations are those of `situations.py`, the long run that of `long_run.py`. What is left out now stays in the file as it was found before.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import signal
 import sys
@@ -43,27 +44,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, default=Path("faults.json"))
     arguments = made.parse_args(argv)
-    rows: list[dict[str, Any]] = []
-    situations: list[dict[str, Any]] = []
-    long: dict[str, Any] = {}
+    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    rows: list[dict[str, Any]] = before.get("stopped", [])
+    situations: list[dict[str, Any]] = before.get("situations", [])
+    long: dict[str, Any] = before.get("long_run", {})
 
-    def write() -> None:
+    def write(row: dict[str, Any] | None = None) -> None:
+        rows[:] = [each for each in rows if not row or (each["command"], each["how"]) != (row["command"], row["how"])] + (
+            [row] if row else []
+        )
         write_findings(arguments.out, {"stopped": rows, "situations": situations}, long_run=long, seed=arguments.seed)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind in KINDS:
             if arguments.kills:
-                rows.append(kill(kind, folder / f"{kind.name}-kill", arguments.kills, arguments.seed))
-                write()
+                write(kill(kind, folder / f"{kind.name}-kill", arguments.kills, arguments.seed))
             for number in ASKED if arguments.signals else ():
-                rows.append(interrupt(kind, folder / f"{kind.name}-{number.name}", number, arguments.signals, arguments.seed))
-                write()
+                write(interrupt(kind, folder / f"{kind.name}-{number.name}", number, arguments.signals, arguments.seed))
         if not arguments.no_situations:
-            situations += try_situations(folder / "situations")
+            situations = try_situations(folder / "situations")
             write()
         if arguments.images:
-            long |= run_long(folder / "long", arguments.images)
+            long = run_long(folder / "long", arguments.images)
             write()
     bad = [row for row in rows if row["faults"]] + [row for row in situations if row["verdict"] != "right"]
     print(*bad, sep="\n", file=sys.stderr)
@@ -105,7 +108,8 @@ def interrupt(kind: Kind, folder: Path, number: signal.Signals, count: int, seed
         if ended.code:
             rest = run.finish()
             found += [f"gone on: {text}" for text in [*run.compare(), *([rest.said] if rest.code else [])]]
-        faults += [f"{number.name} at {moment:.3f} s: {text}" for text in found]
+        found = [f"{number.name} at {moment:.3f} s, {'cold' if cold else 'forked'}: {text}" for text in found]
+        faults += found
         _show(f"{kind.name}: {number.name} {asked} times, {len(faults)} faults {found}")
     del codes[""]
     return {"command": kind.name, "how": number.name, "times": asked, "runs": runs, "found": _say(codes), "faults": faults}

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,26 +41,30 @@ Images = list[np.ndarray]
 
 @dataclass
 class Difference:
-    """How many values of how many differ, how many by more than one level, and the most."""
+    """Over weights: how many values of how many differ, how many by more than one level, and the most; which weights have other bytes."""
 
     values: int = 0
     differ: int = 0
     more: int = 0
     most: int = 0
+    weights: list[str] = field(default_factory=list)
 
-    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
-        """Count the values of an image."""
-        apart = abs(expected.astype(int) - found.astype(int))
-        self.values += apart.size
-        self.differ += int((apart > 0).sum())
-        self.more += int((apart > 1).sum())
-        self.most = max(self.most, int(apart.max()))
+    def add(self, weights: str, expected: Images, found: Images) -> None:
+        """Count the values of images."""
+        for before, after in zip(expected, found, strict=True):
+            apart = abs(before.astype(int) - after.astype(int))
+            self.values += apart.size
+            self.differ += int((apart > 0).sum())
+            self.more += int((apart > 1).sum())
+            self.most = max(self.most, int(apart.max()))
+            if apart.any() and weights not in self.weights:
+                self.weights.append(weights)
 
-    def make_row(self, what: str, weights: str) -> dict[str, Any]:
+    def make_row(self, what: str) -> dict[str, Any]:
         """The row of a table; shares in percent."""
-        shares = [f"{100 * count / self.values:.3g}" for count in (self.differ, self.more)]
-        return {"changed": what, "weights": weights, "values": self.values, "differ, %": shares[0], "by more than one level, %": shares[1],
-                "at most, levels": self.most}  # fmt: skip
+        differ, more = (f"{100 * count / self.values:.3g}" for count in (self.differ, self.more))
+        shares = {"differ, %": differ, "by more than one level, %": more, "at most, levels": self.most}
+        return {"changed": what, "values": self.values, **shares, "weights": len(self.weights)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,28 +79,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.pixels:
         np.savez(arguments.pixels, *(image for name in names for image in purify_all(name)))
         return
-    rows: list[dict[str, Any]] = []
+    found: dict[str, Difference] = {}
+    engines: list[dict[str, Any]] = []
+
+    def compare(what: str, weights: str, images: Images) -> None:
+        found.setdefault(what, Difference()).add(weights, expected[weights], images)
+        print(weights, found[what].make_row(what), file=sys.stderr, flush=True)
+        write()
+
+    def write() -> None:
+        write_findings(arguments.out, {"compared": [each.make_row(what) for what, each in found.items()], "engines": engines})
+
     expected = {name: purify_all(name) for name in names}
     for name in names:
         for what, images in vary(name):
-            rows.append(compare(what, name, expected[name], images))
-            write_findings(arguments.out, {"compared": rows})
+            compare(what, name, images)
     with tempfile.TemporaryDirectory() as folder:
         for what, variables in INSTRUCTIONS.items():
-            found = run_older(Path(folder) / f"{what}.npz", variables)
-            rows += [compare(f"instructions of {what}", name, expected[name], [found.pop(0) for _ in SIZES]) for name in names]
-        engines = compare_engines(Path(folder), ray=not arguments.no_ray and find_spec("ray") is not None)
-    write_findings(arguments.out, {"compared": rows, "engines": engines})
-
-
-def compare(what: str, weights: str, expected: Images, found: Images) -> dict[str, Any]:
-    """The row of one comparison."""
-    difference = Difference()
-    for before, after in zip(expected, found, strict=True):
-        difference.add(before, after)
-    row = difference.make_row(what, weights)
-    print(row, file=sys.stderr, flush=True)
-    return row
+            older = run_older(Path(folder) / f"{what}.npz", variables)
+            for name in names:
+                compare(f"instructions of {what}", name, [older.pop(0) for _ in SIZES])
+        engines += compare_engines(Path(folder), ray=not arguments.no_ray and find_spec("ray") is not None)
+        write()
 
 
 def make_images(weights: str) -> Images:

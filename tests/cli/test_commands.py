@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,3 +195,24 @@ def test_defaults_are_the_dataclasses(name: str, made: type, others: set[str]) -
         else:
             assert option.default == expected, f"{name}: {option.name} is {option.default}, not {expected}"
     assert compared >= 2, f"{name} has hardly an option of {made.__name__}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes end by signals")
+def test_ctrl_c_while_modules_are_imported_ends_at_once() -> None:
+    """Without a traceback, and also where whatever imports them drops exceptions."""
+    code = """
+import signal, sys
+from comdefend_cli.__main__ import main
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "comdefend_cli.cli.helping":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                pass
+signal.signal(signal.SIGINT, signal.default_int_handler)  # It is ignored where the tests run in the background of a script.
+sys.meta_path.insert(0, Finder())
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
