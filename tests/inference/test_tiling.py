@@ -50,5 +50,6 @@ def test_paper_grid_is_patches_without_overlap(height: int, width: int) -> None:
 
 
 def test_area_adds_up_to_the_image() -> None:
-    """Areas of the cores sum to the image's, which is what progress counts."""
-    assert sum(tile.area for tile in cut_tiles(123, 457, 50, HALO)) == 123 * 457
+    """Areas of the cores sum to the image's, which is what progress counts; unless told otherwise, cores begin on any pixel."""
+    grid = cut_tiles(123, 457, 50, HALO)
+    assert sum(tile.area for tile in grid) == 123 * 457 and {tile.rows.core.start for tile in grid} == {0, 41, 82}
