@@ -48,12 +48,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "comdefend_cli/integrations/smoothed.py",
             "comdefend_cli/evaluate/certification.py",
         ),
-        (
-            "tests/integrations/test_grid_noise.py",
-            "tests/integrations/test_smoothed*.py",
-            "tests/evaluate/test_certification.py",
-            "tests/cli/test_certify_cli.py",
-        ),
+        ("tests/integrations/test_grid_noise.py", "tests/integrations/test_smoothed*.py", "tests/evaluate/test_certification.py"),
     ),
     "weights": (
         ("comdefend_cli/network/weight_file.py", "comdefend_cli/network/registry.py"),

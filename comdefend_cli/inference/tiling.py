@@ -70,7 +70,7 @@ def cut_side(length: int, tile: int, halo: int, step: int = 1) -> list[Span]:
     count = ceil(length / (max(tile // step, 1) * step))
     core = ceil(length / count / step) * step
     size = core + halo * min(count - 1, 2)  # Two windows reach beyond their cores on one side only.
-    size = min(size + (length - size) % step, length)  # The last one ends with the image, and begins on the grid.
+    size = min(size + length % step, length)  # The last one ends with the image, and begins on the grid.
     cut = []
     for start in range(0, length, core):
         origin = min(max(start - halo, 0), length - size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 from conftest import HALO
 from hypothesis import given
@@ -19,6 +21,7 @@ def test_spans_cover_once_with_their_halo(length: int, tile: int, halo: int, ste
     assert np.array_equal(covered, np.arange(length))
     sizes = {span.window.stop - span.window.start for span in cut}
     assert len(sizes) == 1, "windows of one size can be batched"
+    assert len(cut) <= ceil(length / (tile // step * step)), "no more tiles than it takes"
     for span in cut:
         assert 0 < span.core.stop - span.core.start <= tile
         assert span.window.start % step == span.core.start % step == 0
