@@ -25,7 +25,8 @@ def from_pillow(image: Image.Image) -> Raster:
     tell_frames(image, notices)
     depth, gray = count_bits(image), _is_gray(image)
     image = apply_transparent_level(image, depth)
-    image.load()  # What a file says about its image may stand behind the pixels.
+    image.load()  # What a file says about its image may stand behind the pixels; which mode those of an icon have, it says only now.
+    gray = gray or _is_gray(image)
     exif, orientation = read_exif(image, notices)
     xmp, iptc = read_xmp(image, notices), read_iptc(image, notices)
     if orientation != 1:
@@ -40,7 +41,7 @@ def from_pillow(image: Image.Image) -> Raster:
         notices.append(f"{depth}-bit samples are reduced to 8 bits: the code has 12 bits a pixel")
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, icc, notices), None
-    if key is not None or image.has_transparency_data:
+    if key is not None or has_alpha(image):
         image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
         alpha = np.array(image.getchannel("A"))
     wanted = "L" if gray else "RGB"
@@ -49,6 +50,11 @@ def from_pillow(image: Image.Image) -> Raster:
         notices.append("its ICC profile is for another kind of colour and was left out")
         icc = None
     return Raster(pixels[..., None] if gray else pixels, alpha, icc, exif, xmp, iptc, source, notices)
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an image has transparency, as samples, in its palette or as a colour; Pillow takes a palette for granted."""
+    return not (image.mode == "P" and image.palette is None and "transparency" not in image.info) and image.has_transparency_data
 
 
 def tell_frames(image: Image.Image, notices: list[str]) -> None:

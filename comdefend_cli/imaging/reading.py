@@ -16,7 +16,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError, _imaging
 
 from comdefend_cli.errors import ImageError, explain
-from comdefend_cli.imaging.conversion import from_pillow
+from comdefend_cli.imaging.conversion import from_pillow, has_alpha
 from comdefend_cli.imaging.formats import find_readable_formats
 from comdefend_cli.imaging.limits import MAX_MEGAPIXELS, refuse_megapixels
 from comdefend_cli.imaging.raster import Raster
@@ -95,7 +95,7 @@ def tells_alpha(file: BinaryIO) -> bool:
     """Whether the header of an image file tells of transparency; one that cannot be read tells of none."""
     try:
         with Image.open(file, formats=find_readable_formats()) as image:
-            return image.has_transparency_data
+            return has_alpha(image)
     except Exception:  # Reading the image will say it.
         return False
 

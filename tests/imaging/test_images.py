@@ -131,6 +131,16 @@ def test_alpha_in_a_palette_is_kept(gray: bool) -> None:
     assert image.pixels[0, :, 0].tolist() == colors[[3, 1, 0, 2], 2].tolist()
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_an_icon_is_what_the_image_in_it_is(astronaut: np.ndarray, mode: str) -> None:
+    """Of ICNS files Pillow knows the mode, and that there is a palette, only when they are decoded."""
+    inner = encoded(Image.fromarray(astronaut[:128, :128]).convert(mode), "PNG")
+    icon = read_image(b"icns" + struct.pack(">I", 16 + len(inner)) + b"ic07" + struct.pack(">I", 8 + len(inner)) + inner)
+    image = read_image(inner)
+    assert np.array_equal(icon.pixels, image.pixels)
+    assert (icon.alpha is None) == (image.alpha is None)
+
+
 def test_sixteen_bits_are_rounded_and_said() -> None:
     """16-bit grey becomes the nearest of 256 levels, and a notice says so; 16-bit colour is noticed too."""
     values = np.linspace(0, 65535, 64 * 4).astype(np.uint16).reshape(4, 64)
