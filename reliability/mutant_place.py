@@ -1,6 +1,6 @@
 """A mutant in the place of a module: what each process does at its start, so that the import of the module gives the mutant.
 
-Imports little, since processes that tests start do it too.
+And how processes of mutants end. Imports little, since processes that tests start do it too.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import marshal
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType, ModuleType
 
 #: The environment variable that names the file of :func:`write_place`.
 VARIABLE = "COMDEFEND_MUTANT"
+#: Exit statuses: a test took too long; the code could not be put in place; no test was found.
+TOO_LONG, MISPLACED, NO_TESTS = 77, 78, 5
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -45,3 +51,18 @@ def put_in_place(file: str | None) -> None:
     """From now on the import of the module that `file` tells of gives the mutant; nothing without a file."""
     if file:
         sys.meta_path.insert(0, _Finder(*marshal.loads(Path(file).read_bytes())))  # By write_place.
+
+
+def end_group(child: int, seconds: float) -> int | None:
+    """Wait for a process that leads a group, then end all of the group; its exit status, or None where it took longer."""
+    ended, status = 0, 0
+    limit = time.monotonic() + seconds
+    while not ended and time.monotonic() < limit:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0 if ended else 0.01)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if not ended:
+        os.waitpid(child, 0)
+        return None
+    return os.waitstatus_to_exitcode(status)

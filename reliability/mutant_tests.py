@@ -7,18 +7,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
+from mutant_place import TOO_LONG
 
-#: Exit status of a process in which a test took too long.
-TOO_LONG = 77
 #: The time that a test may take: so many times what it took without a mutant, and so many seconds.
 TIMES, SECONDS = 10.0, 5.0
+#: Under these names :class:`Recorder` notes what runs while tests are collected, and what runs outside of tests, or for several of them.
+COLLECTION, BETWEEN = "collection", ""
+
+
+def limit(seconds: float) -> float:
+    """Seconds that a test may take."""
+    return seconds * TIMES + SECONDS
 
 
 class Recorder:
@@ -29,9 +35,8 @@ class Recorder:
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
-        self._sources, self._now = frozenset(sources), ""
-        #: What runs outside of tests or for several of them, by import or in a fixture, stands under "".
-        self.lines: dict[str, set[tuple[str, int]]] = {"": set()}
+        self._sources, self._now = frozenset(sources), COLLECTION
+        self.lines: dict[str, set[tuple[str, int]]] = {COLLECTION: set(), BETWEEN: set()}
         self.seconds: dict[str, float] = {}
         self.ends: dict[str, str] = {}
         self.starting: set[str] = set()
@@ -58,13 +63,13 @@ class Recorder:
         try:
             return (yield)
         finally:
-            self._now = ""
+            self._now = BETWEEN
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
         """What is made for several tests is of none."""
         before = self._now
-        self._now = before if fixturedef.scope == "function" else ""
+        self._now = before if fixturedef.scope == "function" else BETWEEN
         try:
             return (yield)
         finally:
@@ -98,7 +103,7 @@ class Chooser:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """End the process if the test takes too long."""
         self._note.write_text(item.nodeid)
-        signal.setitimer(signal.ITIMER_REAL, self._seconds[item.nodeid] * TIMES + SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, limit(self._seconds[item.nodeid]))
         try:
             return (yield)
         finally:
@@ -136,3 +141,11 @@ def run_tests(seconds: Mapping[str, float], folder: Path) -> int:
     """Run some tests until the first one fails, whose name `folder`/test has then; pytest's exit status."""
     files = list(dict.fromkeys(name.partition("::")[0] for name in seconds))
     return _run_pytest(files, Chooser(seconds, folder / "test"), folder, "-x")
+
+
+def host_tests(works: Sequence[Any], folder: Path, grace: float, note: Callable[[str, int | None, str, float], None]) -> int:
+    """Try mutants in forks of this process, see :class:`mutant_host.Host`; pytest's exit status."""
+    from mutant_host import Host
+
+    files = dict.fromkeys(name.partition("::")[0] for work in works for name in work.seconds)
+    return _run_pytest(list(files), Host(works, folder, grace, note), folder)

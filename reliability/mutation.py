@@ -93,6 +93,12 @@ def find_mutants(path: Path, root: Path) -> list[Mutant]:
     return found
 
 
+def compile_module(file: str, root: Path) -> CodeType:
+    """The code of a module as it is."""
+    path = root / file
+    return compile(ast.parse(path.read_text(encoding="utf-8")), str(path), "exec", dont_inherit=True)
+
+
 def compile_mutant(mutant: Mutant, root: Path) -> CodeType:
     """The code of the mutant's module, which believes to come from the module's own file."""
     path = root / mutant.file
