@@ -34,12 +34,13 @@ class Trials:
         root: of the repository.
         modules, files: what is mutated, and the tests; paths in the repository.
         folder: for what processes leave to each other.
+        quick: leave out tests that start processes.
 
     Raises:
         RuntimeError: a test fails.
     """
 
-    def __init__(self, root: Path, modules: Sequence[str], files: Sequence[str], folder: Path) -> None:
+    def __init__(self, root: Path, modules: Sequence[str], files: Sequence[str], folder: Path, *, quick: bool = False) -> None:
         self._root, self._folder = root, folder
         self._set_variables(None)
         sources = [str(root / module) for module in modules]
@@ -48,7 +49,8 @@ class Trials:
         # What is mutated and what imports it is imported anew for each mutant.
         own = {*THREADED, *(Path(file).parts[0].removesuffix(".py") for file in (*modules, *files)), "conftest", "__main__"}
         _import_all(module for module in found["modules"] if module.partition(".")[0] not in own | {Path(file).stem for file in files})
-        passed = {test: took for test, took in found["seconds"].items() if found["ends"].get(test) == "passed"}
+        left = set(found["starting"]) if quick else set()
+        passed = {test: took for test, took in found["seconds"].items() if found["ends"].get(test) == "passed" and test not in left}
         by_file: dict[str, float] = {}
         for test, took in passed.items():
             by_file[test.partition("::")[0]] = by_file.get(test.partition("::")[0], 0.0) + took

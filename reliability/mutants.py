@@ -62,18 +62,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--log", type=Path, default=Path("mutants.jsonl"), help="what became of each mutant; gone on with")
     made.add_argument("--out", type=Path, default=Path("mutants.json"), help="what the packages of the log come to")
     made.add_argument("--again", action="store_true", help="try those again that survived, after tests were made stronger")
+    made.add_argument("--quick", action="store_true", help="leave out tests that start processes, which take most of the time")
     arguments = made.parse_args(argv)
+    log = arguments.log.resolve()  # Processes of mutants work in another folder.
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         for name in arguments.packages:
-            known = {entry["key"] for entry in read_log(arguments.log) if not (arguments.again and entry["state"] == "survived")}
+            known = {entry["key"] for entry in read_log(log) if not (arguments.again and entry["state"] == "survived")}
             drawn = draw(find_package(name), arguments.sample, arguments.seed)
-            try_package(name, [mutant for mutant in drawn if mutant.key not in known], arguments.log, Path(folder))
+            left = [mutant for mutant in drawn if mutant.key not in known]
+            try_package(name, left, log, Path(folder), quick=arguments.quick)
     # Imports the package, which the processes of mutants must find not imported yet.
     from mutant_report import sum_up, write_report
 
     current = {name: find_package(name) for name in PACKAGES}
     keys = {mutant.key for mutants in current.values() for mutant in mutants}
-    entries = [entry for entry in read_log(arguments.log) if entry["key"] in keys]
+    entries = [entry for entry in read_log(log) if entry["key"] in keys]
     everything = {name: len(mutants) for name, mutants in current.items()}
     write_report(sum_up(entries, everything, json.loads(REASONS.read_text(encoding="utf-8"))), arguments.out)
     print(arguments.out)
@@ -95,12 +98,12 @@ def draw(mutants: Sequence[Mutant], sample: int, seed: int) -> list[Mutant]:
     return sorted(drawn[: sample or None], key=mutants.index)
 
 
-def try_package(name: str, mutants: Sequence[Mutant], log: Path, folder: Path) -> None:
+def try_package(name: str, mutants: Sequence[Mutant], log: Path, folder: Path, *, quick: bool) -> None:
     """Try mutants of a package, and write a line of the log for each."""
     print(f"{name}: {len(mutants)} mutants to try", flush=True)
     if mutants:
         modules, files = map(list_files, PACKAGES[name])
-        Trials(ROOT, modules, files, folder).run(mutants, partial(note, log, name))
+        Trials(ROOT, modules, files, folder, quick=quick).run(mutants, partial(note, log, name))
 
 
 def note(log: Path, name: str, mutant: Mutant, state: str, test: str, seconds: float) -> None:
