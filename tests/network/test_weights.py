@@ -26,7 +26,7 @@ from comdefend_cli.errors import UsageError, WeightsError
 from comdefend_cli.network import registry, weight_file
 from comdefend_cli.network.architecture import Architecture, PaperArchitecture, ResidualArchitecture
 from comdefend_cli.network.model import ComDefend
-from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights, read_registry, read_weights_header
+from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights, read_registry, read_weights_header
 from comdefend_cli.network.weight_file import FORMAT, Header, save_weights
 from comdefend_cli.runtime import tensor_files
 from comdefend_cli.runtime.files import find_weights_folder
@@ -300,7 +300,7 @@ def test_every_shipped_file_is_in_the_registry() -> None:
     """The folder holds the files of the registry and no other, and the defaults are among the names there will be."""
     files = {path.name for path in find_weights_folder().iterdir() if path.suffix == ".safetensors"}
     assert files == {entry["file"] for entry in read_registry().values()}
-    assert DEFAULT_COLOR in read_registry()
+    assert {DEFAULT_COLOR, DEFAULT_GRAY} <= read_registry().keys()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
