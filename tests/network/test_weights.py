@@ -27,7 +27,7 @@ from comdefend_cli.network import registry, weight_file
 from comdefend_cli.network.architecture import Architecture, PaperArchitecture, ResidualArchitecture
 from comdefend_cli.network.model import ComDefend
 from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights, read_registry, read_weights_header
-from comdefend_cli.network.weight_file import FORMAT, Header, save_weights
+from comdefend_cli.network.weight_file import FORMAT, Header, Quantized, save_weights
 from comdefend_cli.runtime import tensor_files
 from comdefend_cli.runtime.files import find_weights_folder
 from comdefend_cli.runtime.tensor_files import read_metadata
@@ -205,6 +205,21 @@ def test_a_file_says_what_noise_belongs_before_its_networks(tmp_path: Path) -> N
     old = content(lambda fields, tensors: fields.pop("input_noise", None))
     (tmp_path / "old.safetensors").write_bytes(old)
     assert load_weights(str(tmp_path / "old.safetensors")).model.input_noise == 0.0
+
+
+def test_networks_in_integers_are_kept_beside_the_others(tmp_path: Path) -> None:
+    """Graph and constants come back byte for byte; one without the other, or of another kind, is refused."""
+    quantized = Quantized(b"<net/>\0\xff", bytes(range(7)))
+    save_weights(tmp_path / "w.safetensors", ComDefend(NARROW), {}, quantized=quantized)
+    assert load_weights(str(tmp_path / "w.safetensors")).quantized == quantized
+    for damage in (
+        {"int8.graph": torch.zeros(3, dtype=torch.uint8)},
+        {"int8.graph": torch.zeros(3), "int8.constants": torch.zeros(3, dtype=torch.uint8)},
+        {"int8.graph": torch.zeros(3, dtype=torch.uint8), "int8.constants": torch.zeros(3, 1, dtype=torch.uint8)},
+    ):
+        (tmp_path / "bad.safetensors").write_bytes(content(lambda fields, tensors, damage=damage: tensors.update(damage)))  # type: ignore[misc]
+        with pytest.raises(WeightsError, match="int8 networks are damaged; make them again"):
+            load_weights(str(tmp_path / "bad.safetensors"))
 
 
 def test_a_changed_byte_in_a_file_of_one_s_own_is_found(run: Run, tmp_path: Path) -> None:
