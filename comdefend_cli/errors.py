@@ -4,6 +4,9 @@ Every message is one line: what was wrong, and what to do about it. The command 
 catches :class:`ComdefendError` in one place, prints the message and exits with `exit_code`.
 """
 
+#: Characters of an exception's message that stand in one of ours, which name paths and remedies besides.
+_GIST = 400
+
 
 class ComdefendError(Exception):
     """The work could not be done: a bad file, a full disk, a collapsed training run."""
@@ -34,8 +37,9 @@ class TrainingError(ComdefendError):
 
 
 def explain(error: BaseException) -> str:
-    """The gist of an exception on one line; an `OSError` without its errno and path."""
+    """The gist of an exception on one line, its begin where it is long; an `OSError` without its errno and path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    # Of a hostile file, a message of Python's may hold all that is in it, megabytes too.
+    text = " ".join(str(error)[: 10 * _GIST].split())
+    return (text if len(text) <= _GIST else f"{text[:_GIST]}…") or type(error).__name__

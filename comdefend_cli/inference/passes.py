@@ -19,6 +19,8 @@ from comdefend_cli.network.model import ComDefend
 
 #: Streams of noise that one seed has; never 0, which `mix_seed` does not tell from no number.
 _INPUT, _LOGITS = 1, 2
+#: Of images; PyTorch has floats of 8 bits and fewer, with which it computes nothing.
+_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def keep_channels(x: Tensor) -> Tensor:
@@ -120,16 +122,23 @@ def choose_route(x: Tensor, routes: dict[int, Route]) -> Route:
         TypeError, ValueError: no batch of images.
         UsageError: a colour image and networks for grey ones only.
     """
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
+    if x.is_nested or x.layout != torch.strided:
+        raise TypeError(f"expected a dense tensor, not a {'nested' if x.is_nested else 'sparse'} one; use x.to_dense() or stack the images")
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape[2:]:
         remedy = "; use x[None] for a single image" if x.ndim == 3 and x.shape[0] in (1, 3) else ""
         raise ValueError(f"expected a tensor (N, C, H, W) with 1 or 3 channels and no empty side, not {tuple(x.shape)}{remedy}")
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise TypeError(f"expected a floating-point or uint8 tensor, not {x.dtype}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"expected a floating-point tensor of 16 to 64 bits or a uint8 one, not {x.dtype}")
     if x.shape[1] in routes:
         return routes[x.shape[1]]
     if 3 not in routes:
         raise UsageError("these weights are for grey images: give weights for colour, or turn the image grey")
     return replace(routes[3], adapt=repeat_gray, restore=take_luma)
+
+
+def wants_gradient(x: Tensor, settings: Settings) -> bool:
+    """Whether a result is to be differentiated."""
+    return torch.is_grad_enabled() and x.requires_grad and settings.gradient != "none"
 
 
 def _is_large(windows: Tensor, route: Route) -> bool:

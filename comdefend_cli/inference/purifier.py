@@ -16,9 +16,10 @@ from comdefend_cli.backends.select import Engine, describe
 from comdefend_cli.errors import UsageError
 from comdefend_cli.inference.arrays import purify_array, refuse_other_kinds
 from comdefend_cli.inference.loading import Networks, load_by_name, make_networks
-from comdefend_cli.inference.passes import Pass, Route, choose_route
+from comdefend_cli.inference.passes import Pass, Route, choose_route, wants_gradient
 from comdefend_cli.inference.planning import make_plan
 from comdefend_cli.inference.ranges import check_range
+from comdefend_cli.inference.recording import needs_no_pixels, record_call, refuse_script
 from comdefend_cli.inference.settings import Settings
 from comdefend_cli.inference.stitching import Network, Plan, Progress, run_in_tiles
 from comdefend_cli.inference.tiling import Batch
@@ -87,14 +88,15 @@ class Purifier(nn.Module):
         self._held: Plan | None = None  # Tiles and batches that memory held, once it ran out.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.engines.update(made.engines)
-        if made.names:
-            self.eval()
+        self.train(not made.names)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Purifier:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if next(self.parameters()).device.type != "cpu" or self.backend == "triton":
             self.engines.clear()
         return self
+
+    __prepare_scriptable__ = refuse_script
 
     @classmethod
     def from_pretrained(
@@ -145,10 +147,10 @@ class Purifier(nn.Module):
 
     def __repr__(self) -> str:
         """Weights and noise of what it has networks for, where and in what it computes, and settings that are not the default."""
-        names = {channels: self._names.get(channels, f"networks of {model.architecture.bits} bits") for channels, model in self._models()}
-        parts = [
-            f"{'color' if channels == 3 else 'gray'}: {name}, noise {self.input_noise(channels):g}" for channels, name in names.items()
-        ]
+        parts = []
+        for channels, model in self._models():
+            name = self._names.get(channels, f"networks of {model.architecture.bits} bits")
+            parts.append(f"{'color' if channels == 3 else 'gray'}: {name}, noise {self.input_noise(channels):g}")
         parts.append(f"on {next(self.parameters()).device} in {self.how}")
         if self.settings != Settings():
             parts.append(repr(self.settings))
@@ -174,7 +176,7 @@ class Purifier(nn.Module):
         """Purify.
 
         Args:
-            image: a float tensor (N, C, H, W) in [0, 1] on any device, with C = 1 or 3; a uint8 tensor of that
+            image: a float tensor (N, C, H, W) in [0, 1] on any device, with C = 1 or 3, and N = 0 too; a uint8 tensor of that
                 shape; a uint8 array (H, W), (H, W, C) or (N, H, W, C); or a Pillow image of any mode
                 (alpha is kept untouched, other modes come back as RGB or L).
 
@@ -190,6 +192,8 @@ class Purifier(nn.Module):
             return self.purify(image)
         if isinstance(image, np.ndarray):
             return purify_array(image, self.purify)
+        if isinstance(image, torch.fx.Proxy):
+            return record_call(self, image)
         refuse_other_kinds(image)
         from comdefend_cli.imaging.conversion import from_pillow
 
@@ -208,6 +212,8 @@ class Purifier(nn.Module):
             TypeError, ValueError, UsageError: as of :meth:`forward`.
         """
         route = self._choose_route(x)
+        if needs_no_pixels(x, route.parameter.device):
+            return (x if wants_gradient(x, self.settings) else x.detach()).clone()
         finish_check = check_range(x)
         result = self._purify(x, route, progress, top)
         finish_check()
@@ -220,7 +226,7 @@ class Purifier(nn.Module):
             if progress:
                 progress(x[:, 0].numel())
             return result
-        wanted = torch.is_grad_enabled() and x.requires_grad and self.settings.gradient != "none"
+        wanted = wants_gradient(x, self.settings)
         if route.engine and (wanted or self.settings.noise_std > 0):
             raise UsageError(f"the {route.engine.name} backend has neither gradients nor noise on the code: use backend torch")
         windows_through = Pass(route, self.settings, top).purify
@@ -244,12 +250,14 @@ class Purifier(nn.Module):
             uint8 (N, bits, H, W), on x's device.
         """
         route = replace(self._choose_route(x), engine=None)
-        check_range(x)()
         bits, encode = route.model.architecture.bits, Pass(route, self.settings).encode
 
         def room(x: Tensor) -> Tensor:
             return torch.empty((len(x), bits, *x.shape[2:]), dtype=torch.uint8, device=x.device)
 
+        if needs_no_pixels(x, route.parameter.device):
+            return room(x)
+        check_range(x)()
         return self._run(x, room, route, lambda windows, batch: (part.to(torch.uint8) for part in encode(windows, batch)))
 
     @property
@@ -267,8 +275,7 @@ class Purifier(nn.Module):
 
     def input_noise(self, channels: int) -> float:
         """Standard deviation of the noise before the networks of so many channels, in 8-bit levels: as asked for, or the weights' own."""
-        asked = self.settings.input_noise
-        model = self.color if channels == 3 else self.gray
+        asked, model = self.settings.input_noise, self.color if channels == 3 else self.gray
         return asked if asked is not None else model.input_noise if model is not None else 0.0
 
     def _choose_route(self, x: Tensor) -> Route:
@@ -283,8 +290,7 @@ class Purifier(nn.Module):
         """`network` over x in tiles; what is learned of the memory holds for the next image, and leaves the settings as they are."""
         plan = make_plan(route, self.settings, x.shape[2] * x.shape[3]).fit(self._held)
         out, held = run_in_tiles(x, room, network, plan, progress)
-        if held != plan:
-            self._held = held
+        self._held = held if held != plan else self._held
         return out
 
 

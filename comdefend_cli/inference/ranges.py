@@ -21,8 +21,7 @@ def check_range(x: Tensor) -> Callable[[], None]:
     Raises:
         ValueError: from here, or on a GPU from the function returned: the values are on another scale than [0, 1].
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta"  # type: ignore[attr-defined,no-untyped-call]
-    traced = traced or (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    traced = torch.compiler.is_compiling() or (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     if traced or not x.is_floating_point():
         return _do_nothing
     ends = torch.stack(torch.aminmax(x.detach()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -73,9 +72,5 @@ class PurifyTransform:
 
     def _load(self) -> Purifier:
         if self._purifier is None:
-            # New layers draw their first weights; the random steps of the pipeline must not notice.
-            with torch.random.fork_rng(devices=[]):
-                self._purifier = Purifier.from_pretrained(
-                    self.weights, device=self.device, precision=self.precision, settings=self.settings
-                )
+            self._purifier = Purifier.from_pretrained(self.weights, device=self.device, precision=self.precision, settings=self.settings)
         return self._purifier

@@ -74,12 +74,22 @@ class Network(nn.Sequential):
         height, width = x.shape[2:]
         # Not -side % scale, of which `torch.export` cannot tell that it makes any side a multiple.
         below, right = ((side + self.scale - 1) // self.scale * self.scale - side for side in (height, width))
-        y = compute(self, pixel_unshuffle(pad(x, (0, right, 0, below), "replicate"), self.scale))
+        y = compute(self, pixel_unshuffle(_continue_edges(x, below, right), self.scale))
         y = pixel_shuffle(y, self.scale)
-        if torch.compiler.is_compiling():  # Nor that slices are as long as what they are cut from, or shorter.
+        # Nor that slices are as long as what they are cut from, or shorter. The gradient of this, compiled, would write where it must not.
+        if torch.compiler.is_compiling() and not y.requires_grad:
             return y.index_select(2, torch.arange(height, device=y.device)).index_select(3, torch.arange(width, device=y.device))
         # Of a band of rows, another number comes back.
         return y[:, :, : y.shape[2] - below, : y.shape[3] - right]
+
+
+def _continue_edges(x: Tensor, below: int, right: int) -> Tensor:
+    """X (N, C, H, W) with its last row and column again, so many times."""
+    if not (torch.compiler.is_compiling() and x.requires_grad):
+        return pad(x, (0, right, 0, below), "replicate")
+    # PyTorch's compiler takes the gradient of `pad` to lie otherwise in memory than it does, and stops.
+    x = torch.cat([x, x[:, :, -1:].expand(-1, -1, below, -1)], 2)
+    return torch.cat([x, x[:, :, :, -1:].expand(-1, -1, -1, right)], 3)
 
 
 #: What computes the layers of a network, of an input in the weights' dtype: the layers themselves, or another backend in their place.
@@ -118,12 +128,17 @@ def to_image(x: Tensor) -> Tensor:
 class _Binarize(torch.autograd.Function):
     """Step function forward; backward the identity, or the slope of the sigmoid."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, soft: bool) -> Tensor:
-        ctx.soft = soft
-        if soft:
-            ctx.save_for_backward(logits)
+    def forward(logits: Tensor, soft: bool) -> Tensor:
         return (logits > 0).to(logits.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        logits, ctx.soft = inputs
+        if ctx.soft:
+            ctx.save_for_backward(logits)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:

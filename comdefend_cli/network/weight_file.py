@@ -108,10 +108,10 @@ def parse_weights(data: bytes, path: Path, name: str, sha256: str) -> Weights:
     if read_metadata(data, FORMAT.key).get("sha256") not in (None, _compute_digest(data)):
         raise WeightsError(f"{path}: not as it was saved: a byte was changed; copy or make it again")
     quantized = _take_quantized(tensors, path)
-    with torch.device("meta"):  # Takes no memory, whatever the header says.
-        FORMAT.check(tensors, ComDefend(header.architecture).state_dict(), path)
-    model = ComDefend(header.architecture, header.input_noise)
-    model.load_state_dict(tensors)
+    with torch.device("meta"):  # Takes no memory, whatever the header says; and the program's default device and dtype do not matter.
+        model = ComDefend(header.architecture, header.input_noise).float()
+    FORMAT.check(tensors, model.state_dict(), path)
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return Weights(name, sha256, header, model.eval().requires_grad_(False), quantized)
 
 

@@ -245,3 +245,12 @@ def test_damage_raises_dataset_errors_only(tmp_path: Path, binary: bool, data: s
     except DatasetError as error:
         assert "\n" not in str(error)
     path.unlink()  # The next example may be of the other release.
+
+
+def test_a_hostile_file_does_not_fill_the_message(tmp_path: Path) -> None:
+    """Where Python's error quotes what it could not read, ours quotes the begin of it; found by fuzzing."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "data_batch_1").write_bytes(b"F" + b"9" * 5000 + b"x\n.")
+    with pytest.raises(DatasetError, match=r"not a CIFAR-10 batch: could not convert string to float[^\n]{,420}…; get the official files$"):
+        load_dataset("cifar10", tmp_path, download=False)

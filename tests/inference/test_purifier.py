@@ -218,7 +218,7 @@ def test_kinds_agree_with_each_other(astronaut: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(0, 3, 8, 8), torch.rand(1, 3, 0, 8), np.zeros((1, 1, 1, 1, 3), np.uint8)],
+    [torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(1, 3, 0, 8), torch.rand(0, 3, 0, 0), np.zeros((1, 1, 1, 1, 3), np.uint8)],
 )
 def test_wrong_shapes_are_refused(bad: Tensor | np.ndarray) -> None:
     """A shape that is no batch of images raises ValueError."""
