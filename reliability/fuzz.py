@@ -146,8 +146,8 @@ def instrument_module(name: str) -> None:
 
 def keep(error: Exception, data: bytes, found: Path) -> None:
     """Write an input and its traceback down, the first of each type and place in our code."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "comdefend_cli" in frame.filename] or [None]
-    place = f"{Path(frames[-1].filename).stem}-{frames[-1].lineno}" if frames[-1] else "outside"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "comdefend_cli" in frame.filename]
+    place = f"{Path(frames[-1].filename).stem}-{frames[-1].lineno}" if frames else "outside"
     path = found / f"{type(error).__name__}-{place}"
     if not path.exists():
         path.write_bytes(data)

@@ -28,6 +28,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from comdefend_cli.data.datasets import load_dataset
+from comdefend_cli.data.sources import ImageArray
 from comdefend_cli.errors import ComdefendError
 from comdefend_cli.imaging.reading import read_image
 from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
@@ -154,6 +155,7 @@ def _read_dataset(name: str, folder: Path) -> None:
         _check_message(error)
         return
     for split in (dataset.train, dataset.test):
+        assert isinstance(split, ImageArray)
         if split.pixels.dtype != torch.uint8 or split.pixels.ndim != 4 or len(split.pixels) != len(split.labels):
             raise FindingError(f"{split.pixels.dtype} {tuple(split.pixels.shape)} and {len(split.labels)} labels")
 

@@ -40,7 +40,7 @@ def needs_no_pixels(x: Tensor, device: torch.device) -> bool:
         UsageError: there are pixels, and networks without values; or `torch.jit` records, which would keep one image's size, tiles and
             noise for all that follow.
     """
-    if not torch.compiler.is_compiling() and torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise UsageError(f"a purifier cannot be recorded by torch.jit.trace or torch.onnx.export(..., dynamo=False): {_EXPORT}")
     if device.type == "meta" and x.device.type != "meta":
         raise UsageError("the networks are on the meta device and have no values: use to_empty(device=...), then load_state_dict")
