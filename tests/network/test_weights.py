@@ -98,6 +98,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "noise in words": (content(lambda fields, tensors: fields.update(input_noise="much")), "not a number from 0 to 255"),
     "noise that is true": (content(lambda fields, tensors: fields.update(input_noise=True)), "not a number from 0 to 255"),
     "noise below none": (content(lambda fields, tensors: fields.update(input_noise=-1)), "not a number from 0 to 255"),
+    "noise above white": (content(lambda fields, tensors: fields.update(input_noise=256)), "not a number from 0 to 255"),
     "endless noise": (content(lambda fields, tensors: fields.update(input_noise=float("inf"))), "not a number from 0 to 255"),
     "huge widths": (set_architecture(hidden=[1024] * 8), "its header's architecture has"),
     "widths beyond all": (set_architecture(hidden=[10**9] * 8), "widths from 1 to 1024"),
@@ -198,10 +199,10 @@ def test_residual_weights_that_ship_are_listed_like_others(copied: Path) -> None
 
 def test_a_file_says_what_noise_belongs_before_its_networks(tmp_path: Path) -> None:
     """It is saved and loaded with the networks; a file from before there was such noise has none."""
-    model = ComDefend(NARROW, input_noise=20.0)
-    save_weights(tmp_path / "w.safetensors", model, {})
-    loaded = load_weights(str(tmp_path / "w.safetensors"))
-    assert loaded.header.input_noise == loaded.model.input_noise == 20.0
+    for level in (20.0, 255.0):
+        save_weights(tmp_path / "w.safetensors", ComDefend(NARROW, input_noise=level), {}, overwrite=True)
+        loaded = load_weights(str(tmp_path / "w.safetensors"))
+        assert loaded.header.input_noise == loaded.model.input_noise == level
     old = content(lambda fields, tensors: fields.pop("input_noise", None))
     (tmp_path / "old.safetensors").write_bytes(old)
     assert load_weights(str(tmp_path / "old.safetensors")).model.input_noise == 0.0
@@ -222,7 +223,7 @@ def test_networks_in_integers_are_kept_beside_the_others(tmp_path: Path) -> None
             load_weights(str(tmp_path / "bad.safetensors"))
 
 
-def test_a_changed_byte_in_a_file_of_one_s_own_is_found(run: Run, tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_file_of_one_s_own_is_found(tmp_path: Path) -> None:
     """What `save` wrote is refused after a change to a tensor or to the header; a file from before it said its hash is not."""
     path = tmp_path / "w.safetensors"
     save_weights(path, ComDefend(NARROW), {"psnr_db": 33.25, "name": "\N{SNOWMAN}", "numbers": {1: 2, 10: 3}})
@@ -234,8 +235,6 @@ def test_a_changed_byte_in_a_file_of_one_s_own_is_found(run: Run, tmp_path: Path
         path.write_bytes(changed)
         with pytest.raises(WeightsError, match="a byte was changed"):
             load_weights(str(path))
-    refused = run("weights", "verify", path)
-    assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1)
     path.write_bytes(GOOD)
     load_weights(str(path))
 
@@ -364,9 +363,13 @@ def test_the_real_command_refuses_in_one_line(run: Run, tmp_path: Path) -> None:
     """Bad weights end the command with one line and exit code 1, absent ones with 2, without a traceback."""
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(BAD["newer format"][0])
+    changed = tmp_path / "changed.safetensors"
+    save_weights(changed, ComDefend(NARROW), {"psnr_db": 33.25})
+    changed.write_bytes(changed.read_bytes().replace(b"33.25", b"34.25"))
     for arguments, code in [
         (("show", bad), 1),
         (("verify", tmp_path), 1),
+        (("verify", changed), 1),
         (("verify", tmp_path / "absent"), 2),
     ]:
         refused = run("weights", *arguments)
