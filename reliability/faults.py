@@ -91,7 +91,7 @@ def kill(kind: Kind, folder: Path, count: int, seed: int) -> dict[str, Any]:
             stages[run.find_stage()] += hit
         ended = run.finish()
         faults += [f"killed at {moment:.3f} s: {text}" for text in [*run.compare(), *([ended.said] if ended.code else [])]]
-        _show(f"{kind.name}: killed {killed} times, {len(faults)} faults")
+        _show(f"{kind.name}: killed {killed} times, {faults}")
     return {
         "command": kind.name,
         "how": "SIGKILL",
