@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, default=Path("faults.json"))
     arguments = made.parse_args(argv)
+    # Where this runs in the background of a script, Ctrl-C is ignored, and what it starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     rows: list[dict[str, Any]] = before.get("stopped", [])
     situations: list[dict[str, Any]] = before.get("situations", [])

@@ -73,7 +73,7 @@ class Forked:
 
 def fork(arguments: list[str], **variables: str) -> Forked:
     """The command in a fork of this process, in which no thread may run."""
-    import torch  # noqa: F401  # What the command imports is there after the first fork's parent did.
+    import torch._dynamo  # noqa: F401  # Which takes as long as PyTorch itself, and is imported by the first step of an optimizer.
 
     from comdefend_cli.__main__ import main
     from comdefend_cli.cli import purify_dir, train  # noqa: F401

@@ -64,7 +64,7 @@ class Difference:
         """The row of a table; shares in percent."""
         differ, more = (f"{100 * count / self.values:.3g}" for count in (self.differ, self.more))
         shares = {"differ, %": differ, "by more than one level, %": more, "at most, levels": self.most}
-        return {"changed": what, "values": self.values, **shares, "weights": len(self.weights)}
+        return {"changed": what, "values": self.values, **shares, "weights with other bytes": len(self.weights)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
