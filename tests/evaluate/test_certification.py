@@ -177,7 +177,7 @@ def test_the_curve_shows_the_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(shares) == [sum_up(ROWS, {"": place})[0]["accuracy"] for place in places]
     band = drawn.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (compute_percentages(0, 3)["low"], compute_percentages(2, 3)["high"])
-    assert set(np.asarray(drawn.lines[1].get_ydata())) == {88.9} and drawn.get_ylim() == (0, 100) and drawn.get_xlim()[0] == 0
+    assert set(np.asarray(drawn.lines[1].get_ydata())) == {88.9} and drawn.get_ylim() == (0, 100) and drawn.get_xlim() == (0, places[-1])
     words = [drawn.get_title("left"), drawn.get_xlabel(), drawn.get_ylabel(), *(text.get_text() for text in drawn.get_legend().get_texts())]
     assert "n = 3" in words[0] and "L2 radius" in words[1] and "%" in words[2] and "sigma 0.12" in words[3] and "clean" in words[4]
     assert picture.size == (690, 480) and "Software" not in picture.info

@@ -125,8 +125,8 @@ def test_settings_are_as_documented() -> None:
     assert (smoothed.n, smoothed.n0, smoothed.alpha, smoothed.draws, smoothed.batch, smoothed.seed) == (1000, 100, 0.001, 16, 256, None)
     assert "sigma=0.25, n=1000, n0=100, alpha=0.001" in repr(smoothed) and smoothed.sigma == 0.25 and not smoothed.training
     least = Smoothed(None, Parity(), sigma=0.25, n=1, n0=1, draws=1, batch=1, seed=0, alpha=0.49)
-    assert least.predict(image(1, 1, 2, 2)).tolist() == [ABSTAIN] and least.seed == 0
-    for wrong in ({"alpha": 0.5}, {"alpha": 0}, {"draws": 0}, {"draws": 1.0}, {"seed": 1.0}, {"n": "8"}):
+    assert least.predict(image(1, 1, 2, 2)).tolist() == [-1] == [ABSTAIN] and least.seed == 0
+    for wrong in ({"alpha": 0.5}, {"alpha": 0}, {"draws": 0}, {"draws": 1.0}, {"batch": 0}, {"seed": 1.0}, {"n": "8"}):
         with pytest.raises(UsageError, match=f"{next(iter(wrong))} must be|a seed must be"):
             Smoothed(None, Parity(), **{"sigma": 0.25, **wrong})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="the purifier must be"):
