@@ -122,15 +122,15 @@ def without_network() -> Iterator[None]:
         yield
 
 
-def run_here(*arguments: str) -> Ran:
-    """Run the command in this process."""
+def run_here(*arguments: str, patience: int = PATIENCE) -> Ran:
+    """Run the command in this process, for so many seconds at most."""
 
     def end(*_: Any) -> None:
         raise Hang
 
     before = _reset_peak()
     signal.signal(signal.SIGALRM, end)
-    signal.alarm(PATIENCE)
+    signal.alarm(patience)
     began = time.perf_counter()
     try:
         result = _RUNNER.invoke(app, arguments)

@@ -3,8 +3,9 @@
 
     python reliability/others.py FOLDER [FOLDER ...] [--json FILE] [--list FILE] [--most 16]
 
-Goes through all files below the folders that have an ending of an image; the same bytes are tried once. The network is put aside, so that
-the output must hold the pixels that Pillow decodes. The JSON holds counts; --list writes a line a file that is not plainly correct.
+Goes through all files below the folders that have an ending of an image; the same bytes are tried once, by `purify`, and then all by one
+run of `purify-dir`. The network is put aside, so that the output must hold the pixels that Pillow decodes. The JSON holds counts; --list
+writes a line a file that is not plainly correct.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from findings import write_findings
@@ -46,41 +48,49 @@ def main() -> None:
     parser.add_argument("--list", type=Path)
     parser.add_argument("--most", type=float, default=16, help="megapixels that Pillow itself is to decode; larger files are left out")
     arguments = parser.parse_args()
-    verdicts: Counter[str] = Counter()
-    sources: dict[str, Counter[str]] = {}
-    reasons: Counter[str] = Counter()
-    lines = []
     with without_network(), tempfile.TemporaryDirectory() as name:
-        for path in find_files(arguments.folders):
-            verdict, said, known = try_file(path, Path(name), arguments.most * 1e6)
-            if verdict == "too large":
-                continue
-            reads = isinstance(known, Decoded)
-            if verdict == "refused":
-                verdict = "refused, though Pillow decodes it" if reads else "refused, as Pillow does"
-                reasons[name_reason(said)] += 1
-            verdicts[verdict.split(":")[0]] += 1
-            root = next(folder for folder in arguments.folders if path.is_relative_to(folder))
-            part = path.relative_to(root).parts[0] if len(arguments.folders) == 1 else root.name
-            sources.setdefault(part, Counter())[verdict.split(":")[0]] += 1
-            if verdict != "correct":
-                lines.append(json.dumps([verdict, str(path), known.mode if isinstance(known, Decoded) else known, said.strip()[-300:]]))
+        base = Path(name)
+        tried = [each for path in find_files(arguments.folders) if (each := try_file(path, base, arguments.most * 1e6))]
+        together = try_folder(tried, base)
+    verdicts = Counter(each.verdict.split(":")[0] for each in tried)
+    sources: dict[str, Counter[str]] = {}
+    for each in tried:
+        root = next(folder for folder in arguments.folders if each.path.is_relative_to(folder))
+        below = each.path.relative_to(root).parts
+        part = below[0] if len(arguments.folders) == 1 and len(below) > 1 else root.name
+        sources.setdefault(part, Counter())[each.verdict.split(":")[0]] += 1
+    reasons = Counter(name_reason(each.said) for each in tried if each.verdict.startswith("refused"))
     if arguments.list:
-        arguments.list.write_text("\n".join(lines) + "\n")
+        arguments.list.write_text("".join(f"{each.describe()}\n" for each in tried if each.verdict != "correct"))
     write_findings(
         arguments.json,
         {
             "verdicts": [{"what came of a file": what, "files": count} for what, count in verdicts.most_common()],
-            "sources": [
-                {"where the files come from": part, "files": each.total(), **_split(each)} for part, each in sorted(sources.items())
-            ],
-            "reasons": [{"why refused": reason, "files": count} for reason, count in reasons.most_common(25)],
+            "together": [{"what came of it in purify-dir": what, "files": count} for what, count in together.most_common()],
+            "sources": [{"where the files come from": part, **_split(each)} for part, each in sorted(sources.items())],
+            "reasons": [{"why refused": reason, "files": count} for reason, count in reasons.most_common(12)],
         },
-        files=verdicts.total(),
+        files=len(tried),
     )
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A file, the verdict on it, what the command said, and what Pillow decodes, or why it does not."""
+
+    path: Path
+    verdict: str
+    said: str
+    known: Decoded | str
+
+    def describe(self) -> str:
+        """As a line."""
+        known = self.known.mode if isinstance(self.known, Decoded) else self.known
+        return json.dumps([self.verdict, str(self.path), known, self.said.strip()[-300:]])
+
+
 def _split(each: Counter[str]) -> dict[str, int]:
+    """Counts of verdicts, as a row of a table."""
     refused = sum(count for verdict, count in each.items() if verdict.startswith("refused"))
     return {
         "files": each.total(),
@@ -91,20 +101,41 @@ def _split(each: Counter[str]) -> dict[str, int]:
     }
 
 
-def try_file(path: Path, base: Path, most: float) -> tuple[str, str, Decoded | str]:
-    """The verdict on a file, written as PNG and in its own format, what the command said, and what Pillow decodes."""
+def try_file(path: Path, base: Path, most: float) -> Tried | None:
+    """What came of a file, written as PNG and in its own format; None for one of more pixels than are to be tried."""
     data = path.read_bytes()
     known = decode(data, most)
     if known == "too large":
-        return known, "", known
+        return None
     verdict, said = purify(path, data, base / "out" / "out.png", known)
     own = list_suffixes(writable=True).get(path.suffix.lower())
-    if verdict == "correct" and own not in (None, "PNG") and isinstance(known, Decoded) and (known.alpha is None or own in ALPHA):
+    if verdict == "refused":
+        verdict = "refused, though Pillow decodes it" if isinstance(known, Decoded) else "refused, as Pillow does"
+    elif verdict == "correct" and own not in (None, "PNG") and isinstance(known, Decoded) and (known.alpha is None or own in ALPHA):
         again, more = purify(path, data, base / "out" / f"out{path.suffix}", known)
         differs = again.startswith(("pixels", "profile", "grey", "colour", "alpha")) and own != "TIFF"  # Not all formats hold all of these.
         if again != "correct" and not differs:
-            return f"as {own}, {again}", more, known
-    return verdict, said, known
+            return Tried(path, f"as {own}, {again}", more, known)
+    return Tried(path, verdict, said, known)
+
+
+def try_folder(tried: list[Tried], base: Path) -> Counter[str]:
+    """How many came to what in one run of `purify-dir`, beside what came of each alone."""
+    (base / "in").mkdir()
+    named = {f"{number:05}-{each.path.name}": each for number, each in enumerate(tried)}
+    for name, each in named.items():
+        (base / "in" / name).symlink_to(each.path.resolve())
+    places = ("-o", str(base / "outputs"), "--report", str(base / "report"))
+    ran = run_here("purify-dir", str(base / "in"), *places, "--weights", "comdefend-fast", "--device", "cpu", patience=3600)
+    if ran.crash or ran.code not in (0, 1):
+        return Counter({f"the run ended: {ran.crash or ran.said[-300:]}": len(tried)})
+    counts: Counter[str] = Counter()
+    for line in (base / "report").read_text().splitlines():
+        record = json.loads(line)
+        alone = named.pop(Path(record["input"]).name).verdict.split(",")[0].split(":")[0]
+        reason = name_reason("error: x: " + record["reason"]) if record["status"] == "failed" and alone != "refused" else ""
+        counts[f"{record['status']}; alone {alone}{reason and ': '}{reason}"] += 1
+    return counts + Counter({"passed over, for its ending": len(named)})
 
 
 def purify(path: Path, data: bytes, out: Path, known: Decoded | str) -> tuple[str, str]:
