@@ -131,6 +131,7 @@ def try_folder(cases: list[Case], known: dict[str, Decoded | str], base: Path, *
     ran = run_process(PATIENCE_FOLDER, "purify-dir", str(base / "in"), *arguments)
     by_name = {case.name: case for case in cases}
     if "Traceback" in ran.said or ran.code not in (0, 1) or ran.memory > 2 * MOST_MEMORY:
+        print(f"{len(by_name)} files, {ran.memory / 1e6:.0f} MB, code {ran.code}", ran.said[-500:])
         return [(case, f"the run ended with {ran.code}, {ran.memory / 1e6:.0f} MB", ran.said) for case in cases]
     found = []
     outputs = set()

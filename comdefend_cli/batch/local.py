@@ -10,6 +10,7 @@ What was finished stands in the journal of the output folder (:mod:`comdefend_cl
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Hashable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from comdefend_cli.batch.budget import BUDGET, Stopped, fit_budget
 from comdefend_cli.batch.engine import Result, prepare, report_known
@@ -29,9 +30,9 @@ from comdefend_cli.batch.plan import Job, Plan, explain_output
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.batch.storage.place import Place
 from comdefend_cli.errors import ImageError, explain
-from comdefend_cli.imaging.formats import find_format, find_readable_formats
+from comdefend_cli.imaging.formats import find_format
 from comdefend_cli.imaging.raster import Raster
-from comdefend_cli.imaging.reading import read_image
+from comdefend_cli.imaging.reading import read_image, read_size
 from comdefend_cli.imaging.writing import encode_image, fit_to_format
 from comdefend_cli.inference.planning import BATCH_PIXELS
 from comdefend_cli.runtime.machine import count_cores, use_one_thread
@@ -145,11 +146,8 @@ class LocalEngine:
             item.data = self._source.read(name)
         pixels = 0  # Unless the header says more; if it says nothing, reading will say why.
         try:
-            with (
-                io.BytesIO(item.data) if item.data else self._source.open(name) as file,
-                Image.open(file, formats=find_readable_formats()) as image,
-            ):
-                pixels = image.width * image.height
+            with io.BytesIO(item.data) if item.data else self._source.open(name) as file:
+                pixels = math.prod(read_size(file))
         except UnidentifiedImageError as error:
             if size > _LARGE_FILE:
                 raise ImageError("not an image, or of an unknown format") from error

@@ -260,6 +260,10 @@ class Pipeline(Generic[ItemT]):
 
     def _finish(self, item: ItemT, error: Exception | None) -> None:
         item.error = error
+        chained: BaseException | None = error
+        while chained is not None:  # Frames hold what was in work, and the item: together they would stay until garbage is collected.
+            chained.__traceback__ = None
+            chained = chained.__cause__ or chained.__context__
         self._stages.release(item)
         if item.cost:
             self._budget.give_back(item.cost)

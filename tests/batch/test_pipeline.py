@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +79,33 @@ def test_a_bad_item_does_not_take_its_batch_along() -> None:
     failed = {item.value: str(item.error) for item in results if item.error}
     assert failed == {6: "bad number", 31: "bad number"}
     assert sorted(stages.written) == [value for value in range(40) if value not in failed]
+
+
+def test_what_failed_is_let_go_of_at_once() -> None:
+    """Nothing that a stage held when it failed stays until garbage is collected: a folder of damaged files took gigabytes so."""
+
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    class Failing(Recorder):
+        def read(self, item: Number) -> None:
+            image = Held()
+            held.append(weakref.ref(image))
+            try:
+                raise ValueError("damaged")
+            except ValueError as error:
+                raise OSError("damaged image") from error
+
+    gc.collect()
+    gc.disable()
+    try:
+        results = list(Pipeline(Failing(), map(Number, range(5)), readers=1, writers=1).results())
+        assert [str(item.error) for item in results] == ["damaged image"] * 5
+        assert [reference() for reference in held] == [None] * 5
+    finally:
+        gc.enable()
 
 
 def test_what_is_in_work_stays_within_the_budget() -> None:

@@ -20,7 +20,7 @@ from comdefend_cli.imaging.conversion import from_pillow
 from comdefend_cli.imaging.formats import ALPHA, LOSSY, WRITABLE, find_format, list_suffixes, refuse_misfit
 from comdefend_cli.imaging.limits import MAX_SIDE
 from comdefend_cli.imaging.raster import Raster
-from comdefend_cli.imaging.reading import read_image
+from comdefend_cli.imaging.reading import read_image, read_size
 from comdefend_cli.imaging.writing import encode_image, write_image
 
 ORIENTATION = 0x0112
@@ -139,6 +139,15 @@ def test_an_icon_is_what_the_image_in_it_is(astronaut: np.ndarray, mode: str) ->
     image = read_image(inner)
     assert np.array_equal(icon.pixels, image.pixels)
     assert (icon.alpha is None) == (image.alpha is None)
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"xmp": b"<x/>"}, {"lossless": True, "save_all": True}])
+def test_the_size_of_a_webp_is_known_before_its_memory_is_taken(astronaut: np.ndarray, options: dict[str, object]) -> None:
+    """Of all three kinds, and of other formats as Pillow tells it."""
+    image = Image.fromarray(astronaut[:301, :222])
+    for mode in ("RGB", "RGBA"):
+        assert read_size(io.BytesIO(encoded(image.convert(mode), "WEBP", **options))) == (222, 301)
+    assert read_size(io.BytesIO(encoded(image, "PNG"))) == (222, 301)
 
 
 def test_sixteen_bits_are_rounded_and_said() -> None:
