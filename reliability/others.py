@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Files that others wrote: each through `comdefend purify`, and what comes of it beside Pillow's own decoding.
 
-    python reliability/others.py FOLDER [FOLDER ...] [--json FILE] [--list FILE] [--most 16]
+    python reliability/others.py FOLDER [FOLDER ...] [--json FILE] [--list FILE] [--most 16] [--together]
 
-Goes through all files below the folders that have an ending of an image; the same bytes are tried once, by `purify`, and then all by one
-run of `purify-dir`. The network is put aside, so that the output must hold the pixels that Pillow decodes. The JSON holds counts; --list
-writes a line a file that is not plainly correct.
+Goes through all files below the folders that have an ending of an image; the same bytes are tried once, by `purify`, or, with --together,
+all by one run of `purify-dir`. The network is put aside, so that the output must hold the pixels that Pillow decodes. The JSON holds
+counts; --list writes a line a file that is not plainly correct.
 """
 
 from __future__ import annotations
@@ -47,11 +47,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("others.json"))
     parser.add_argument("--list", type=Path)
     parser.add_argument("--most", type=float, default=16, help="megapixels that Pillow itself is to decode; larger files are left out")
+    parser.add_argument("--together", action="store_true", help="all in one run of purify-dir")
     arguments = parser.parse_args()
     with without_network(), tempfile.TemporaryDirectory() as name:
-        base = Path(name)
-        tried = [each for path in find_files(arguments.folders) if (each := try_file(path, base, arguments.most * 1e6))]
-        together = try_folder(tried, base)
+        if arguments.together:
+            lines = try_folder(list(find_files(arguments.folders)), Path(name), arguments.most)
+            counts = Counter(f"failed: {name_reason('error: x: ' + reason)}" if reason else "done" for reason in lines)
+            rows = [{"what came of it in purify-dir": what, "files": count} for what, count in counts.most_common(12)]
+            write_findings(arguments.json, {"together": rows}, files=len(lines))
+            return
+        tried = [each for path in find_files(arguments.folders) if (each := try_file(path, Path(name), arguments.most * 1e6))]
     verdicts = Counter(each.verdict.split(":")[0] for each in tried)
     sources: dict[str, Counter[str]] = {}
     for each in tried:
@@ -66,7 +71,6 @@ def main() -> None:
         arguments.json,
         {
             "verdicts": [{"what came of a file": what, "files": count} for what, count in verdicts.most_common()],
-            "together": [{"what came of it in purify-dir": what, "files": count} for what, count in together.most_common()],
             "sources": [{"where the files come from": part, **_split(each)} for part, each in sorted(sources.items())],
             "reasons": [{"why refused": reason, "files": count} for reason, count in reasons.most_common(12)],
         },
@@ -119,23 +123,20 @@ def try_file(path: Path, base: Path, most: float) -> Tried | None:
     return Tried(path, verdict, said, known)
 
 
-def try_folder(tried: list[Tried], base: Path) -> Counter[str]:
-    """How many came to what in one run of `purify-dir`, beside what came of each alone."""
+def try_folder(paths: list[Path], base: Path, most: float) -> list[str]:
+    """Why each file failed in one run of `purify-dir`, or "", of those that have an ending that it reads.
+
+    Raises:
+        RuntimeError: the run itself failed.
+    """
     (base / "in").mkdir()
-    named = {f"{number:05}-{each.path.name}": each for number, each in enumerate(tried)}
-    for name, each in named.items():
-        (base / "in" / name).symlink_to(each.path.resolve())
-    places = ("-o", str(base / "outputs"), "--report", str(base / "report"))
+    for number, path in enumerate(paths):
+        (base / "in" / f"{number:05}-{path.name}").symlink_to(path.resolve())
+    places = ("-o", str(base / "outputs"), "--report", str(base / "report"), "--max-megapixels", str(most))
     ran = run_here("purify-dir", str(base / "in"), *places, "--weights", "comdefend-fast", "--device", "cpu", patience=3600)
     if ran.crash or ran.code not in (0, 1):
-        return Counter({f"the run ended: {ran.crash or ran.said[-300:]}": len(tried)})
-    counts: Counter[str] = Counter()
-    for line in (base / "report").read_text().splitlines():
-        record = json.loads(line)
-        alone = named.pop(Path(record["input"]).name).verdict.split(",")[0].split(":")[0]
-        reason = name_reason("error: x: " + record["reason"]) if record["status"] == "failed" and alone != "refused" else ""
-        counts[f"{record['status']}; alone {alone}{reason and ': '}{reason}"] += 1
-    return counts + Counter({"passed over, for its ending": len(named)})
+        raise RuntimeError(ran.crash or ran.said)
+    return [json.loads(line)["reason"] for line in (base / "report").read_text().splitlines()]
 
 
 def purify(path: Path, data: bytes, out: Path, known: Decoded | str) -> tuple[str, str]:
