@@ -25,7 +25,7 @@ _JPEG_XMP, _JPEG_IPTC = 65504, 65506
 #: another file they would contradict it. And profile, XMP, IPTC and Photoshop blocks, which are not EXIF.
 _STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292, 293, 301),
-    *(317, *range(320, 344), 347, *range(512, 522), 529, 530, 531, 532),
+    *(317, *range(320, 344), 347, *range(512, 522), 529, 530, 531, 532, *range(32995, 32999)),
     *(_XMP_TAG, _IPTC_TAG, _PHOTOSHOP_TAG, 34675, 37724),
 }
 

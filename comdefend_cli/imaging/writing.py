@@ -120,10 +120,12 @@ def _only(raster: Raster, **said: bytes) -> Raster:
 
 
 def _takes(raster: Raster, format_name: str) -> bool:
-    """Whether a format's writer takes what is said about an image, found out on one pixel of it."""
+    """Whether a format's writer takes what is said about an image, and its reader too, found out on one pixel of it."""
     try:
-        encode_image(replace(raster, pixels=raster.pixels[:1, :1], alpha=None), format_name)
-    except ImageError:
+        data = encode_image(replace(raster, pixels=raster.pixels[:1, :1], alpha=None), format_name)
+        with Image.open(io.BytesIO(data), formats=[format_name]) as image:
+            image.load()
+    except Exception:  # Pillow's decoders raise whatever their parsing meets.
         return False
     return True
 

@@ -263,3 +263,15 @@ def test_what_a_format_refuses_is_left_out_and_said(astronaut: np.ndarray) -> No
         assert (again.icc, again.exif is not None) == (icc, stays)
         assert fit_to_format(raster, target, strip=True) is raster
         assert fit_to_format(fitted, target) is fitted
+
+
+def test_what_could_not_be_read_again_is_left_out(astronaut: np.ndarray) -> None:
+    """A profile that Pillow writes into a PNG and then refuses to read for its length, and a tag that makes a TIFF unreadable."""
+    profile = bytes(16) + b"RGB " + bytes(2**20)
+    fitted = fit_to_format(Raster(astronaut[:5, :6], icc=profile), "PNG")
+    assert fitted.notices == ["its ICC profile cannot be written as PNG and was left out"]
+    assert np.array_equal(read_image(encode_image(fitted, "PNG")).pixels, astronaut[:5, :6])
+    exif = Image.Exif()
+    exif[0x010F], exif[32996] = "maker", 2  # How an old file holds its samples.
+    raster = read_image(encoded(photo_of(astronaut), "TIFF", exif=exif.tobytes()))
+    assert np.array_equal(read_image(encode_image(raster, "TIFF")).pixels, raster.pixels)
