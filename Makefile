@@ -7,7 +7,7 @@ DEMO := demo-output
 # PyTorch, oneDNN and MKL take each CPU's own instructions; these let a newer CPU work as one without AVX-512.
 OLDER_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test pictures docs clean
+.PHONY: demo test audit pictures docs clean
 
 demo: .venv/installed
 	@mkdir -p $(DEMO)
@@ -24,6 +24,13 @@ test: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile
 	@# That tiles equal the whole image bit by bit must hold with an older CPU's instructions too.
 	OMP_NUM_THREADS=1 $(OLDER_CPU) $(BIN)/python -m pytest -m exactness --numprocesses auto tests/network tests/backends tests/inference tests/batch
+
+# Known vulnerabilities of what is installed; where the database cannot be asked, says so and goes on.
+audit: .venv/tested
+	@$(PIP) 'pip-audit>=2.7' 2>/dev/null \
+	  && $(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=20)" 2>/dev/null \
+	  || { echo "no audit: pip-audit or its database cannot be reached"; exit 0; }; \
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 # The pictures of README and docs, anew; the charts are those of docs/tools/make.py.
 pictures: .venv/tested

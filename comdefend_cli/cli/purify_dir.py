@@ -18,6 +18,7 @@ from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.engines import open_engine, refuse_engine
 from comdefend_cli.cli.run_report import open_report
 from comdefend_cli.cli.run_summary import Summary
+from comdefend_cli.cli.work import tell_origin
 from comdefend_cli.errors import ComdefendError
 from comdefend_cli.inference.settings import Settings
 
@@ -156,6 +157,7 @@ def _go_through(
         with opening as engine:
             if tell_device:
                 console.notice(f"computing on {engine.where} in {engine.identity.how}", quiet=summary.quiet)
+            tell_origin(engine.identity.sha256s, quiet=summary.quiet)
             summary.begin(engine)
 
             def stop(number: int) -> None:

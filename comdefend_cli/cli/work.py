@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.cli import progress
@@ -48,6 +48,7 @@ class Purifiers:
 
             purifier = made[0]
             notice(f"computing on {describe_device(next(purifier.parameters()).device)} in {purifier.how}{how}", quiet=self._quiet)
+        tell_origin([made[1].sha256], quiet=self._quiet)
         return made
 
     def _load(self, request: Request, name: str) -> tuple[Purifier, Weights]:
@@ -57,6 +58,19 @@ class Purifiers:
         limit_threads()
         loaded = load_weights(name)
         return request.build(loaded), loaded
+
+
+def tell_origin(sha256s: Iterable[str], *, quiet: bool) -> None:
+    """Say of weights, by their files' SHA-256, where they are none of those that ship."""
+    from comdefend_cli.network.registry import read_registry
+
+    shipped = {entry["sha256"] for entry in read_registry().values()}
+    for sha256 in sha256s:
+        if sha256 not in shipped:
+            notice(
+                f"weights of unknown origin, SHA-256 {sha256[:16]}: they run no code; what they make of images, their maker chose",
+                quiet=quiet,
+            )
 
 
 def describe_settings(settings: Settings, device: str, precision: str, backend: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Archive:
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "cifar10": (Archive("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
     "fashion-mnist": tuple(
-        Archive(f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}", md5)
+        Archive(f"https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{name}", md5)
         for name, md5 in (
             ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
             ("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
@@ -118,6 +118,8 @@ def _transfer(url: str, timeout: float) -> Iterator[tuple[bytes, int]]:
     """The pieces of a file on a server, each with the bytes that the server promised in all, or 0."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310  # Addresses are ours, above.
+            if url.startswith("https:") and not response.url.startswith("https:"):
+                raise DatasetError(f"{url}: the server sends elsewhere, without encryption")
             total = int(response.headers.get("Content-Length") or 0)
             while chunk := response.read(1 << 16):
                 yield chunk, total

@@ -167,8 +167,9 @@ def test_several_images_go_beside_their_own_or_into_a_folder(run: Run, image: Pa
     (folder / "bad.png").write_bytes(b"not an image")
     given = ("--weights", small_weights, "--device", "cpu", "--input-noise", "7")
     done = run("purify", image, folder / "b.jpg", folder / "bad.png", *given, "--json")
-    said = done.stderr.decode().splitlines()
+    origin, *said = done.stderr.decode().splitlines()
     assert done.returncode == 1
+    assert origin.startswith("note: weights of unknown origin, SHA-256 ")
     assert said[0].startswith(f"{folder / 'in.purified.png'}  50x40  small.safetensors  noise 7  ") and said[0].endswith(" s")
     assert said[1].startswith(f"{folder / 'b.purified.png'}  30x20  ") and "bad.png: not an image" in said[2]
     assert [Path(json.loads(line)["output"]).name for line in done.stdout.splitlines()] == ["in.purified.png", "b.purified.png"]

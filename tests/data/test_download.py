@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import socket
 import struct
 import threading
@@ -278,3 +279,14 @@ def test_official_addresses_and_checksums() -> None:
     for archive in archives:
         assert len(bytes.fromhex(archive.md5)) == 16
         assert archive.url.endswith(f"/{archive.name}") and archive.name.endswith(".gz")
+        assert archive.url.startswith("https://")
+
+
+def test_a_server_may_not_send_to_an_address_without_encryption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect from https to http ends in an error, and no file."""
+    answer = io.BytesIO(CONTENT)
+    answer.url = "http://elsewhere/file.gz"  # type: ignore[attr-defined]
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: answer)
+    with pytest.raises(DatasetError, match="without encryption"):
+        download_archive(ARCHIVES["mnist"][0], tmp_path / "file.gz")
+    assert not any(tmp_path.iterdir())
