@@ -115,7 +115,7 @@ def interrupt(kind: Kind, folder: Path, number: signal.Signals, count: int, seed
         cold, moment = draw_moment(draw, run)
         ended = run.disturb(number, moment, cold=cold)
         asked += not ended.late
-        codes["" if ended.late else {130: "130", 0: "ended before it mattered"}.get(ended.code, "by the signal")] += 1
+        codes["" if ended.late else {130: "with exit code 130", 0: "ended before it mattered"}.get(ended.code, "by the signal")] += 1
         found = list(judge_interrupted(run, ended, number))
         if ended.code:
             rest = run.finish()
