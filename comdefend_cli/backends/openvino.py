@@ -29,6 +29,8 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 _TILES = {"float32": 512, "bfloat16": 1024, "int8": 1024}
 #: Pixels of an image above which tiles are `_LARGE_TILE` a side at most: it takes so much memory itself that activations should take less.
 _LARGE, _LARGE_TILE = 2**25, 512
+#: Kernels that are kept for shapes seen before, a dozen a shape; of OpenVINO's own 5000, a folder of many shapes makes a gigabyte.
+_KERNELS = "256"
 #: All that `comdefend quantize` writes. A weight file comes from outside: a graph with anything else, such as a loop, is refused.
 _OPERATIONS = {"Parameter", "Constant", "Convert", "Subtract", "Multiply", "Add", "Convolution", "Elu", "Greater", "Sigmoid", "Result"}
 _OPERATIONS |= {"FakeQuantize", "PRelu", "SpaceToDepth", "DepthToSpace", "ShapeOf", "Gather", "FloorMod", "Pad", "Slice"}
@@ -245,4 +247,5 @@ def _compile(networks: ComDefend | Quantized, channels: int, precision: str) -> 
     model = read_int8(networks, channels) if isinstance(networks, Quantized) else build_graph(networks)
     hint = _HINTS[precision] if cpu_has_bfloat16() else "f32"
     hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    hints["CPU_RUNTIME_CACHE_CAPACITY"] = _KERNELS
     return get_core().compile_model(model, "CPU", hints)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import resource
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -89,6 +90,19 @@ def test_the_graph_is_made_of_what_weight_files_may_hold(family: str) -> None:
     """A graph in a weight file is refused for other operations, so those that the networks are built of are all allowed."""
     read = openvino.read_int8(serialize(openvino.build_graph(small_model(1, family=family))), 1)
     assert {operation.get_type_name() for operation in read.get_ops()} <= openvino._OPERATIONS
+
+
+@pytest.mark.slow
+def test_images_of_many_sizes_take_no_more_and_more_memory() -> None:
+    """Kernels of sizes seen before are let go: after a hundred sizes, three hundred others add little. Left alone, they add 100 MB."""
+    networks = OpenVINONetworks(small_model(family="residual-2"), "float32")
+    sizes = [(1 + index % 4, 3, 16 + 2 * (index % 10), 16 + 2 * (index // 40)) for index in range(400)]
+    held = []
+    for index, size in enumerate(sizes):
+        networks(torch.rand(size))
+        if index in (100, 399):
+            held.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6)
+    assert held[1] - held[0] < 60
 
 
 def test_tiles_of_very_large_images_are_smaller(monkeypatch: pytest.MonkeyPatch, photograph: torch.Tensor) -> None:
