@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from comdefend_cli.errors import ImageError
+from comdefend_cli.errors import ImageError, UsageError
 from comdefend_cli.imaging.conversion import from_pillow
 from comdefend_cli.imaging.depth import count_bits
+from comdefend_cli.imaging.formats import ALPHA, LOSSY, READABLE, WITH_QUALITY, WRITABLE, find_readable_formats, refuse_quality
 from comdefend_cli.imaging.limits import MAX_SIDE, refuse_megapixels, refuse_sides
+from comdefend_cli.imaging.reading import read_image
+from comdefend_cli.imaging.writing import encode_image
 
 
 def test_pixels_are_limited_to_the_last_one() -> None:
@@ -73,6 +77,35 @@ def test_cmyk_is_told_of_and_a_damaged_profile_too() -> None:
     damaged = from_pillow(image)
     assert damaged.notices == ["CMYK is converted to RGB", "its ICC profile is damaged and was not used"] and damaged.icc is None
     assert np.array_equal(plain.pixels, damaged.pixels)
+
+
+def test_formats_are_named_as_pillow_names_them() -> None:
+    """A name that Pillow does not know would be a format that is refused without a word; three of them may be built without."""
+    Image.init()
+    optional = {"AVIF", "JPEG2000", "WEBP"}
+    assert READABLE - optional <= Image.OPEN.keys() and WRITABLE - optional <= Image.SAVE.keys() and optional <= WRITABLE
+    assert {*LOSSY, *WITH_QUALITY, *ALPHA, *MAX_SIDE} <= WRITABLE <= READABLE
+    assert set(find_readable_formats()) == READABLE & Image.OPEN.keys()
+    for name in WITH_QUALITY:
+        refuse_quality(name, 80)
+    with pytest.raises(UsageError, match="--quality is for JPEG and AVIF, PNG has none"):
+        refuse_quality("PNG", 80)
+
+
+def test_what_pillow_made_itself_has_no_format() -> None:
+    """Its colours and size are known all the same; premultiplied grey is grey."""
+    raster = from_pillow(Image.new("L", (3, 2)))
+    assert (raster.source, raster.megapixels, raster.gray) == ("", 6e-6, True)
+    assert from_pillow(Image.new("LA", (3, 2), (9, 255)).convert("La")).gray
+
+
+def test_iptc_in_a_png_is_written_as_imagemagick_does() -> None:
+    """Its kind, its length in eight places, and hexadecimal lines."""
+    raster = replace(from_pillow(Image.new("L", (3, 2))), iptc=b"\x1c\x02\x78\x00\x05hello")
+    text = Image.open(io.BytesIO(encode_image(raster, "PNG"))).info["Raw profile type iptc"]
+    _, kind, length, *lines = text.split("\n")
+    assert kind == "iptc" and len(length) == 8 and int(length) == len(bytes.fromhex("".join(lines)))
+    assert read_image(encode_image(raster, "PNG")).iptc == raster.iptc
 
 
 def test_looking_for_the_depth_leaves_the_file_where_it_was() -> None:
