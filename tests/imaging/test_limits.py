@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffTags
 
 from comdefend_cli.errors import ImageError, UsageError
 from comdefend_cli.imaging.conversion import from_pillow
@@ -97,6 +97,18 @@ def test_what_pillow_made_itself_has_no_format() -> None:
     raster = from_pillow(Image.new("L", (3, 2)))
     assert (raster.source, raster.megapixels, raster.gray) == ("", 6e-6, True)
     assert from_pillow(Image.new("LA", (3, 2), (9, 255)).convert("La")).gray
+
+
+def test_of_tiff_s_tags_those_that_tell_of_the_image_are_kept() -> None:
+    """Of all that TIFF 6.0 names, by Pillow's names; the others tell how a file holds its pixels, and would contradict another file."""
+    image = Image.new("L", (3, 2))
+    tags, names = image.getexif(), {tag: TiffTags.lookup(tag).name for tag in range(254, 533)}
+    tags.update({tag: 1 for tag, name in names.items() if name != "unknown"})
+    kept = Image.Exif()
+    kept.load(from_pillow(image).exif or b"")
+    texts = "DocumentName ImageDescription Make Model PageName Software DateTime Artist HostComputer"
+    numbers = "XResolution YResolution XPosition YPosition ResolutionUnit PageNumber WhitePoint PrimaryChromaticities"
+    assert {names[tag] for tag in kept} == {*texts.split(), *numbers.split()}
 
 
 def test_iptc_in_a_png_is_written_as_imagemagick_does() -> None:
