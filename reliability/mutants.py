@@ -7,7 +7,7 @@
 A mutant (reliability/mutation.py) meets the tests that run its lines, quickest first, and if it survives them those that start processes,
 until one fails or takes ten times as long as without it. A fault within a function is put into it in a fork of a process that has collected
 the tests (mutant_host.py); others are imported in their modules' places in processes of their own, as are all by processes of tests.
-The log is gone on with: what it has is not tried again, but survivors are with --again. Why a mutant survives, survivors.json says.
+The log is gone on with: what it has is not tried again but for survivors, with --again. Why a mutant survives, survivors.json says.
 """
 
 from __future__ import annotations
@@ -62,15 +62,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--seed", type=int, default=0, help="of the sample")
     made.add_argument("--log", type=Path, default=Path("mutants.jsonl"), help="what became of each mutant; gone on with")
     made.add_argument("--out", type=Path, default=Path("mutants.json"), help="what the packages of the log come to")
-    made.add_argument("--again", action="store_true", help="try those again that survived, after tests were made stronger")
+    made.add_argument("--again", action="store_true", help="try those of the log again that survived, and no others")
     made.add_argument("--quick", action="store_true", help="leave out tests that start processes, which take most of the time")
     arguments = made.parse_args(argv)
     log = arguments.log.resolve()  # Processes of mutants work in another folder.
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         for name in arguments.packages:
-            known = {entry["key"] for entry in read_log(log) if not (arguments.again and entry["state"] == "survived")}
-            drawn = draw(find_package(name), arguments.sample, arguments.seed)
-            left = [mutant for mutant in drawn if mutant.key not in known]
+            states = {entry["key"]: entry["state"] for entry in read_log(log)}
+            everything = find_package(name)
+            drawn = everything if arguments.again else draw(everything, arguments.sample, arguments.seed)
+            wanted = "survived" if arguments.again else None
+            left = [mutant for mutant in drawn if states.get(mutant.key) == wanted]
             try_package(name, left, log, Path(folder), quick=arguments.quick)
     # Imports the package, which the processes of mutants must find not imported yet.
     from mutant_report import sum_up, write_report
@@ -78,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     current = {name: find_package(name) for name in PACKAGES}
     keys = {mutant.key for mutants in current.values() for mutant in mutants}
     entries = [entry for entry in read_log(log) if entry["key"] in keys]
-    everything = {name: len(mutants) for name, mutants in current.items()}
-    write_report(sum_up(entries, everything, json.loads(REASONS.read_text(encoding="utf-8"))), arguments.out)
+    counts = {name: len(mutants) for name, mutants in current.items()}
+    write_report(sum_up(entries, counts, json.loads(REASONS.read_text(encoding="utf-8"))), arguments.out)
     print(arguments.out)
 
 
