@@ -79,6 +79,9 @@ def test_an_output_folder_that_goes_meanwhile_ends_in_an_error(tmp_path: Path, r
     with pytest.raises(ComdefendError, match=r"was removed while the run went on"), open_journal(Folder(out)) as journal:
         journal.begin(["a.png"])
         remove(out)
+        for name in ("a.png", "sub/b.png"):
+            with pytest.raises((ComdefendError, OSError)):
+                Folder(out).write(name, b"", overwrite=False)
         journal.begin(["b.png"])
     assert not out.exists()
 

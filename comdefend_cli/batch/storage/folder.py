@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
 from comdefend_cli.batch.storage.listing import Found, make_read_error
@@ -60,7 +60,9 @@ class Folder:
     def write(self, name: str, data: bytes, *, overwrite: bool) -> os.stat_result:
         """Put a file into its place whole, making folders; its stamp. Errors as of :func:`comdefend_cli.runtime.open_atomically`."""
         target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not the root: where somebody deletes it, a run must not make it again, without its journal.
+        for folder in reversed(PurePath(name).parents[:-1]):
+            (self.root / folder).mkdir(exist_ok=True)
         write_atomically(target, data, overwrite=overwrite, sweep=False)  # A folder may be long, and `sweep` did.
         return target.stat()
 
