@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--log", type=Path, default=Path("mutants.jsonl"), help="what became of each mutant; gone on with")
     made.add_argument("--out", type=Path, default=Path("mutants.json"), help="what the packages of the log come to")
     made.add_argument("--again", action="store_true", help="try those of the log again that survived, and no others")
+    made.add_argument("--tests", nargs="+", metavar="FILE", help="run these in place of the package's, such as the new ones with --again")
     made.add_argument("--quick", action="store_true", help="leave out tests that start processes, which take most of the time")
     arguments = made.parse_args(argv)
     log = arguments.log.resolve()  # Processes of mutants work in another folder.
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             drawn = everything if arguments.again else draw(everything, arguments.sample, arguments.seed)
             wanted = "survived" if arguments.again else None
             left = [mutant for mutant in drawn if states.get(mutant.key) == wanted]
-            try_package(name, left, log, Path(folder), quick=arguments.quick)
+            try_package(name, left, log, Path(folder), arguments.tests or list_files(PACKAGES[name][1]), quick=arguments.quick)
     # Imports the package, which the processes of mutants must find not imported yet.
     from mutant_report import sum_up, write_report
 
@@ -101,12 +102,11 @@ def draw(mutants: Sequence[Mutant], sample: int, seed: int) -> list[Mutant]:
     return sorted(drawn[: sample or None], key=mutants.index)
 
 
-def try_package(name: str, mutants: Sequence[Mutant], log: Path, folder: Path, *, quick: bool) -> None:
-    """Try mutants of a package, and write a line of the log for each."""
+def try_package(name: str, mutants: Sequence[Mutant], log: Path, folder: Path, files: Sequence[str], *, quick: bool) -> None:
+    """Try mutants of a package on files of tests, and write a line of the log for each."""
     print(f"{name}: {len(mutants)} mutants to try", flush=True)
     if mutants:
-        modules, files = map(list_files, PACKAGES[name])
-        Trials(ROOT, modules, files, folder, quick=quick).run(mutants, partial(note, log, name))
+        Trials(ROOT, list_files(PACKAGES[name][0]), files, folder, quick=quick).run(mutants, partial(note, log, name))
 
 
 def note(log: Path, name: str, mutant: Mutant, state: str, test: str, seconds: float) -> None:
