@@ -1,0 +1,66 @@
+"""Small parts by themselves: names of outputs, room for images in work, threads, and time."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from comdefend_cli.batch import local
+from comdefend_cli.batch.budget import Budget
+from comdefend_cli.batch.pipeline import _measure_time
+from comdefend_cli.batch.plan import explain_output, name_output
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "alpha", "output", "why"),
+    [
+        ("a/x.jpg", None, False, "a/x.jpg", []),
+        ("a/x.JPEG", ".jpg", False, "a/x.JPEG", []),
+        ("a/x.jpg", ".png", False, "a/x.png", []),
+        ("x.png", None, True, "x.png", []),
+        ("x.psd", None, False, "x.png", ["written as PNG: PSD is not written"]),
+        ("x.gif", None, False, "x.gif", []),
+        ("x.gif", None, True, "x.png", ["written as PNG: GIF is written without transparency"]),
+        ("x.y.ico", ".webp", True, "x.y.webp", []),
+    ],
+)
+def test_outputs_are_called_as_their_inputs(name: str, ending: str | None, alpha: bool, output: str, why: list[str]) -> None:
+    """Unless their format cannot be written, would lose transparency, or is not the one wanted; a reason is told where nobody asked."""
+    assert name_output(name, ending, lambda: alpha) == output
+    assert explain_output(name, output, ending) == why
+
+
+def test_a_numbered_output_is_explained() -> None:
+    assert explain_output("x.jpg", "x-2.jpg", None) == ["its output is numbered: another image's has its name"]
+
+
+@pytest.mark.timeout(20)
+def test_room_is_given_up_to_the_limit() -> None:
+    """To the last bit of it, beside what others hold."""
+    budget = Budget(10.0)
+    budget.acquire(2.0)
+    budget.acquire(2.0)
+    budget.grow(2.0, 6.0)
+    budget.give_back(8.0)
+    budget.give_back(2.0)
+    budget.acquire(10.0)
+
+
+def test_threads_are_from_two_to_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are cores, within that, for a GPU; few where the CPU is the network's."""
+    for cores, threads in ((1, 2), (2, 2), (8, 8), (16, 16), (64, 16)):
+        monkeypatch.setattr(local, "count_cores", lambda cores=cores: cores)
+        assert local._count_threads(torch.device("cuda")) == (threads, threads)
+    assert local._count_threads(torch.device("cpu")) == (2, 4)
+
+
+def test_time_is_shared_by_those_it_was_spent_on() -> None:
+    """Added to what each took before, also where the work failed."""
+    items = [SimpleNamespace(seconds=1.0), SimpleNamespace(seconds=2.0)]
+    with pytest.raises(ValueError), _measure_time(items):  # type: ignore[type-var]
+        time.sleep(0.02)
+        raise ValueError
+    assert 1.01 <= items[0].seconds < 2 and items[1].seconds == pytest.approx(items[0].seconds + 1)
