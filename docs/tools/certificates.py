@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from measured import make_table, read_json
+from measured import NO_BREAK, make_table, read_json
 
 
 def make_certified(*names: str) -> str:
@@ -26,3 +26,15 @@ def make_certified(*names: str) -> str:
 
 def _say(row: dict[str, float]) -> str:
     return f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}</small>"
+
+
+def say_certified(name: str, radius: str) -> str:
+    """A number for a sentence: "52.8 %".
+
+    Raises:
+        ValueError: it was not certified at that radius.
+    """
+    for row in read_json(name)["certified"]:
+        if row["name"].split()[0] == radius:
+            return f"{row['accuracy']:g}{NO_BREAK}%"
+    raise ValueError(f"{name}: nothing was certified at radius {radius}")

@@ -11,6 +11,7 @@
     speed, calculator                of docs/data/machines.json: a table, and a form that computes
     detection NAME                   of docs/data/NAME.json: what the detector found
     certified NAME ...               of docs/data/NAME.json: what was certified
+    proved NAME RADIUS               one of its numbers
     commands, variables              the reference of the commands, and of the environment variables
 
 What is short stands in the page, so that it can be read there: `<!-- accuracy fast-cifar10 comdefend-fast clean -->82 %<!-- / -->`, which
@@ -48,6 +49,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "variables": commands.make_variables,
     "detection": detectors.make_detection,
     "certified": certificates.make_certified,
+    "proved": certificates.say_certified,
 }
 BUILT = re.compile(r"(^ +)?\{\{ (\w+(?: [^\s{}]+)*) \}\}", re.MULTILINE)
 IN_PLACE = re.compile(r"(^)?<!-- (\w+(?: [^\s<>]+)*) -->.*?<!-- / -->", re.MULTILINE | re.DOTALL)

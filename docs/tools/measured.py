@@ -21,8 +21,9 @@ PAPER = re.compile(r"(?:paper (.*)<br>)?measured (.*)")
 COLUMNS = ("classifier", "defence", "threat", "epsilon", "attack", "gradient", "accuracy", "low", "high", "n")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 THREATS = ("grey-box", "adaptive", "black-box")
-#: What is smoothed in that table: summaries of `comdefend certify`. Its certificates hold for every attacker within `BALL` levels, too.
-SMOOTHED = ("certified-cifar10-0.25",)
+#: What is smoothed in that table: summaries of `comdefend certify`, and what is said of their classifiers. Their certificates also hold for
+#: every attacker within `BALL` levels.
+SMOOTHED = {"certified-cifar10-0.25": "", "certified-tuned-0.25": ", `medium` trained for it"}
 BALL = 2
 #: The defences that README shows.
 SHOWN = ("none", "comdefend-fast", "comdefend-fast-cifar10", "comdefend-12bit-denoise", "jpeg:quality=75", "median:size=3")
@@ -146,10 +147,11 @@ def make_protection() -> str:
     for defence in SHOWN:
         values = [found.find(defence, *column) for column in columns]
         rows.append([name_defence(defence), *(value.accuracy if value else "-" for value in values), "-"])
-    for summary in map(read_json, SMOOTHED):
+    for name, how in SMOOTHED.items():
+        summary = read_json(name)
         held = {row["name"]: f"{row['accuracy']:.1f}" for row in summary["certified"]}
         least = next((f"at least {value}" for radius, value in held.items() if f"{BALL}/255" in radius), "-")
-        what = f"smoothed, `{summary['weights']}`, classifier `{summary['classifier']}`"
+        what = f"smoothed, `{summary['weights']}`{how} (n = {summary['images']})"
         rows.append([what, held["0"], least, "-", least, "-", held["0.25"]])
     return make_table([*head, "Certified, L2 0.25"], rows)
 

@@ -4,7 +4,8 @@
     python docs/tools/store.py NAME=FILE [NAME=FILE ...]
     python docs/tools/make.py                               # then: the numbers in place, and the charts
 
-FILE is `results.json` of `comdefend evaluate`, which becomes docs/data/NAME.csv, a line a measurement; or the JSON of a benchmark or the
+FILE is `results.json` of `comdefend evaluate`, which becomes docs/data/NAME.csv, a line a measurement; `summary.json` of
+`comdefend certify`, which is taken as it is; or the JSON of a benchmark or the
 Markdown of a table of benchmarks/paper, which become docs/data/NAME.json. Of benchmarks/fidelity.py and benchmarks/colors.py, whose output
 may be given as it was printed, the weights that were measured replace those of docs/data, and others stay: call them fidelity and colors.
 """
@@ -42,9 +43,9 @@ def main(argv: Sequence[str] | None = None, data: Path = DATA) -> None:
         name, _, file = part.partition("=")
         suffix, text = convert(Path(file), data / f"{name}.json")
         for other in {".csv", ".json"} - {suffix}:
-            (data / name).with_suffix(other).unlink(missing_ok=True)
-        write_atomically((data / name).with_suffix(suffix), text.encode(), overwrite=True)
-        print((data / name).with_suffix(suffix))
+            (data / f"{name}{other}").unlink(missing_ok=True)
+        write_atomically(data / f"{name}{suffix}", text.encode(), overwrite=True)
+        print(data / f"{name}{suffix}")
 
 
 def convert(file: Path, old: Path) -> tuple[str, str]:
@@ -64,6 +65,8 @@ def convert(file: Path, old: Path) -> tuple[str, str]:
         raise UsageError(f"{file}: is neither the results.json of comdefend evaluate nor the JSON of a benchmark")
     if "results" in result:
         return ".json", write_by_weights({**(json.loads(old.read_text()) if old.is_file() else {}), **result["results"]})
+    if "certified" in result:
+        return ".json", json.dumps(result, indent=1) + "\n"
     if "cells" in result:
         return ".csv", list_measurements(result)
     if speed_report.KINDS & result.keys():
