@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,8 +19,12 @@ from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.training.classifier_config import ClassifierConfig
 
 if TYPE_CHECKING:
+    import torch
+
+    from comdefend_cli.classifiers.loading import Classifier
     from comdefend_cli.data.sources import Dataset
     from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.network.weight_file import Weights
     from comdefend_cli.training.classifier import ClassifierTrainer
 
 
@@ -100,13 +105,10 @@ def train_classifier(
     """
     from comdefend_cli.classifiers.loading import default_path, load_classifier_file
     from comdefend_cli.data.labelled import CLASSES
-    from comdefend_cli.inference.purifier import Purifier
-    from comdefend_cli.inference.settings import Settings
     from comdefend_cli.network.registry import load_weights
     from comdefend_cli.runtime.device import resolve_device
     from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.classifier import ClassifierTrainer
-    from comdefend_cli.training.smoothing import SmoothedClassifierTrainer
 
     if data not in CLASSES:
         raise UsageError(f"unknown data set {data!r}: a classifier learns from {', '.join(CLASSES)}")
@@ -128,14 +130,7 @@ def train_classifier(
     overwrite = refuse_outputs([out], ClassifierTrainer.command, overwrite=overwrite, resume=resume, what="a classifier file")
     with hold_outputs(out):
         tell_device(context.params, where, config.precision, quiet=quiet)
-        bare = Settings(input_noise=0.0 if sigma else None)
-        purifier = Purifier.from_weights([purifying], device=where, settings=bare) if purifying else None
-        dataset = _dataset(config, data_dir, None if sigma else purifier, download=not no_download, quiet=quiet)
-        trainer = (
-            SmoothedClassifierTrainer(config, dataset, CLASSES[data], where, start, purifier=purifier)
-            if sigma
-            else ClassifierTrainer(config, dataset, CLASSES[data], where, start)
-        )
+        trainer = _make_trainer(config, context.params, where, start, purifying)
         checkpoint = out.with_suffix(".checkpoint")
         train_to_end(trainer, checkpoint, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet)
         _finish(trainer, out, overwrite=overwrite, quiet=quiet)
@@ -147,6 +142,26 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ComdefendError(f"{folder}: cannot make this folder: {explain(error)}") from error
+
+
+def _make_trainer(
+    config: ClassifierConfig, chosen: Mapping[str, Any], where: torch.device, start: Classifier | None, purifying: Weights | None
+) -> ClassifierTrainer:
+    """The run that the options ask for, with its images."""
+    from comdefend_cli.data.labelled import CLASSES
+    from comdefend_cli.inference.purifier import Purifier
+    from comdefend_cli.inference.settings import Settings
+    from comdefend_cli.training.classifier import ClassifierTrainer
+    from comdefend_cli.training.smoothing import SmoothedClassifierTrainer
+
+    # Under the noise of `sigma` the purifier works in each step, without noise of its own.
+    settings = Settings(input_noise=0.0 if config.sigma else None)
+    purifier = Purifier.from_weights([purifying], device=where, settings=settings) if purifying else None
+    once = None if config.sigma else purifier
+    dataset = _dataset(config, chosen["data_dir"], once, download=not chosen["no_download"], quiet=chosen["quiet"])
+    if config.sigma:
+        return SmoothedClassifierTrainer(config, dataset, CLASSES[config.data], where, start, purifier=purifier)
+    return ClassifierTrainer(config, dataset, CLASSES[config.data], where, start)
 
 
 def _dataset(config: ClassifierConfig, data_dir: Path, purifier: Purifier | None, *, download: bool, quiet: bool) -> Dataset:

@@ -34,7 +34,7 @@ make = Bright
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine flat images of 32x32 in sub-folders by class, of which one lies in the middle, and a classifier of brightness."""
     folder = tmp_path_factory.mktemp("work")
-    (folder / "mine.py").write_text(CLASSIFIER)
+    (folder / "bright_images.py").write_text(CLASSIFIER)
     for label, levels in (("dark", (10, 40, 60, 90)), ("light", (160, 190, 220, 250)), ("other", (127,))):
         for level in levels:
             path = folder / "images" / label / f"{level}.png"
@@ -43,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-BASE = ("certify", "--data", "images", "--classifier", "mine:make", "--sigma", 0.12, "--n", 200, "--n0", 20)
+BASE = ("certify", "--data", "images", "--classifier", "bright_images:make", "--sigma", 0.12, "--n", 200, "--n0", 20)
 
 
 def certify(work: Path, *options: object) -> subprocess.CompletedProcess[str]:
@@ -147,7 +147,7 @@ def test_certificates_stand_in_the_report(work: Path, in_process: Callable[..., 
         "--data",
         "images",
         "--classifier",
-        "mine:make",
+        "bright_images:make",
         "--attacks",
         "fgsm",
         "--threat-models",
