@@ -1,4 +1,4 @@
-"""`comdefend train` as a person runs it: real processes, Ctrl-C, cut-off runs, collapse, two processes."""
+"""`comdefend train` as a person runs it: real processes, Ctrl-C, cut-off runs, collapse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ import pytest
 import torch
 from conftest import SMALL, Run, photo
 from PIL import Image
-from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
 from comdefend_cli import __version__
@@ -92,25 +91,25 @@ def in_process(monkeypatch: pytest.MonkeyPatch, cifar: Path, tmp_path: Path) -> 
 
     def invoke(*arguments: object, out: str = "w.safetensors") -> Result:
         given = list(map(str, arguments))
-        fixed = _arguments(cifar, tmp_path / out, [] if "--data" in given else ["cifar10"])
+        fixed = list_arguments(cifar, tmp_path / out, [] if "--data" in given else ["cifar10"])
         return CliRunner().invoke(app, [*fixed, "--steps", "2", "--batch-size", "2", *given])
 
     yield invoke
     torch.set_num_threads(threads)
 
 
-def _arguments(data: Path, out: Path, names: Sequence[str] = ("cifar10",)) -> list[str]:
+def list_arguments(data: Path, out: Path, names: Sequence[str] = ("cifar10",)) -> list[str]:
     options = {"--data-dir": data, "--out": out, "--device": "cpu", "--precision": "float32"}
     named = [part for name in names for part in ("--data", name)]
     return ["train", "--no-download", *named, *(str(part) for option in options.items() for part in option)]
 
 
-def _process(script: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_process(script: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, **variables}, check=False, timeout=300)
 
 
-def _torchrun(script: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_torchrun(script: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, **variables}, check=False, timeout=300)
@@ -140,7 +139,7 @@ def test_a_run_leaves_weights_log_and_images(run: Run, cifar: Path, tmp_path: Pa
     """A whole run at full width: a loadable weight file with a complete header, a log, two images, no checkpoint."""
     out = tmp_path / "w.safetensors"
     done = run(
-        *_arguments(cifar, out),
+        *list_arguments(cifar, out),
         "--steps",
         3,
         "--batch-size",
@@ -182,12 +181,12 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(narrow: Path, cifar: Pat
     """Stopped by SIGINT with exit code 130 and a checkpoint; --resume ends in the same file, byte for byte."""
     options = ["--steps", 120, "--batch-size", 2, "--validate-every", 5, "--input-noise", 20]
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
-    assert _process(narrow, *_arguments(cifar, whole), *options).returncode == 0
-    code, said = _interrupt(narrow, 1, *_arguments(cifar, stopped), *options)
+    assert run_process(narrow, *list_arguments(cifar, whole), *options).returncode == 0
+    code, said = _interrupt(narrow, 1, *list_arguments(cifar, stopped), *options)
     assert code == 130, said
     assert "--resume" in said
     assert [path.name for path in tmp_path.glob("stopped*")] == ["stopped.checkpoint"]
-    done = _process(narrow, *_arguments(cifar, stopped), *options, "--resume")
+    done = run_process(narrow, *list_arguments(cifar, stopped), *options, "--resume")
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stderr
     assert _sha256(stopped) == _sha256(whole)
@@ -199,7 +198,7 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(narrow: Path, cifar: Pat
 def test_ctrl_c_twice_ends_at_once(narrow: Path, cifar: Path, tmp_path: Path) -> None:
     """Two SIGINTs: exit code 130, no traceback, no weights, and a checkpoint that can still be read."""
     out = tmp_path / "w.safetensors"
-    code, said = _interrupt(narrow, 2, *_arguments(cifar, out), "--steps", 100_000, "--batch-size", 2, "--validate-every", 5)
+    code, said = _interrupt(narrow, 2, *list_arguments(cifar, out), "--steps", 100_000, "--batch-size", 2, "--validate-every", 5)
     assert code == 130, said
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["w.checkpoint"]
@@ -209,14 +208,14 @@ def test_ctrl_c_twice_ends_at_once(narrow: Path, cifar: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_run_cut_off_while_it_wrote_its_results_can_be_finished(narrow: Path, cifar: Path, tmp_path: Path) -> None:
     """Killed after the weight file and before the images: --resume writes all of them, and the same weights."""
-    arguments = [*_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 3, "--batch-size", 2]
-    assert _process(narrow, *arguments, CUT_OFF="1").returncode == 9
+    arguments = [*list_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 3, "--batch-size", 2]
+    assert run_process(narrow, *arguments, CUT_OFF="1").returncode == 9
     before = _sha256(tmp_path / "w.safetensors")
     assert (tmp_path / "w.checkpoint").exists()
     for name in ("safetensors", "checkpoint", "json"):  # As a process leaves them that is killed a little earlier.
         (tmp_path / f".w.{name}.0123abcd.part").touch()
     (tmp_path / ".w.safetensors.lock").touch()
-    done = _process(narrow, *arguments, "--resume")
+    done = run_process(narrow, *arguments, "--resume")
     assert done.returncode == 0, done.stderr
     assert _sha256(tmp_path / "w.safetensors") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w-curves.png", "w-pictures.png", "w.json", "w.safetensors"]
@@ -225,7 +224,7 @@ def test_a_run_cut_off_while_it_wrote_its_results_can_be_finished(narrow: Path, 
 @pytest.mark.slow
 def test_a_collapsed_run_writes_no_weights(run: Run, cifar: Path, tmp_path: Path) -> None:
     """Full-width networks under a learning rate far too high: exit code 1, one line with the remedy, no weight file."""
-    arguments = [*_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 30, "--batch-size", 2, "--optimizer", "adam", "--lr", 0.3]
+    arguments = [*list_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 30, "--batch-size", 2, "--optimizer", "adam", "--lr", 0.3]
     done = run(*arguments, "--warmup", 0, "--quiet")
     said = done.stderr.decode()
     assert done.returncode == 1, said
@@ -234,64 +233,6 @@ def test_a_collapsed_run_writes_no_weights(run: Run, cifar: Path, tmp_path: Path
     assert "--lr" in said
     assert "--optimizer muon" in said
     assert not any(path.exists() for path in _outputs(tmp_path / "w.safetensors").values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("precision", "losses", "values"), [("float32", 1e-4, 1e-3), ("bfloat16", 1e-2, 1e-2)])
-def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path, precision: str, losses: float, values: float) -> None:
-    """With two processes of torchrun and the same global batch: the same losses and weights but for rounding; one of them speaks.
-
-    In bfloat16 each process rounds its share of the gradient to 8 bits, so they differ by more.
-    """
-    options = ["--steps", 6, "--batch-size", 4, "--validate-every", 3, "--warmup", 2, "--precision", precision]
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    assert _process(narrow, *_arguments(cifar, one), *options).returncode == 0
-    done = _torchrun(narrow, *_arguments(cifar, two), *options)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("step 3/6") == 1
-    logs = [json.loads(path.with_suffix(".json").read_text()) for path in (one, two)]
-    assert logs[1]["machine"]["processes"] == 2
-    first, second = ([report["loss"] for report in log["history"]] for log in logs)
-    assert second == pytest.approx(first, rel=losses)
-    expected, found = load_file(one), load_file(two)
-    for name, tensor in expected.items():
-        assert np.abs(found[name] - tensor).max() < values * max(1.0, np.abs(tensor).max()), name
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_mixture_s_batches(narrow: Path, cifar: Path, tmp_path: Path) -> None:
-    """Of several data sets, varied, with residual networks: the same losses and weights as of one process, but for rounding."""
-    options = ["--steps", 6, "--batch-size", 4, "--warmup", 2, *RESIDUAL, "--jitter", 0.5, "--small", 0.3, "--crop", 64]
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    assert _process(narrow, *_arguments(cifar, one, ("cifar10", "drawings")), *options).returncode == 0
-    done = _torchrun(narrow, *_arguments(cifar, two, ("cifar10", "drawings")), *options)
-    assert done.returncode == 0, done.stderr
-    first, second = ([r["loss"] for r in json.loads(path.with_suffix(".json").read_text())["history"]] for path in (one, two))
-    assert second == pytest.approx(first, rel=1e-3)
-    expected, found = load_file(one), load_file(two)
-    for name, tensor in expected.items():
-        assert np.abs(found[name] - tensor).max() < 1e-2 * max(1.0, np.abs(tensor).max()), name
-
-
-@pytest.mark.slow
-def test_an_error_ends_all_processes_and_is_said_once(narrow: Path, cifar: Path, tmp_path: Path) -> None:
-    """Under torchrun an output that exists, which only the first process looks for, ends both soon, with one message."""
-    (tmp_path / "w.safetensors").write_bytes(b"mine")
-    done = _torchrun(narrow, *_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 2, "--batch-size", 2)
-    assert done.returncode != 0
-    assert done.stderr.count("already exists") == 1
-    assert (tmp_path / "w.safetensors").read_bytes() == b"mine"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["raise", "exit"])
-def test_an_error_of_one_process_is_told_from_its_loss(narrow: Path, cifar: Path, tmp_path: Path, fault: str) -> None:
-    """What the second process met in its computation is shown as it is, and the first says that it lost the other."""
-    done = _torchrun(narrow, *_arguments(cifar, tmp_path / "w.safetensors"), "--steps", 2, "--batch-size", 2, FAULT=fault)
-    assert done.returncode != 0
-    assert done.stderr.count("error: another process was lost") == 1
-    assert ("RuntimeError: a kernel failed" in done.stderr) == (fault == "raise")
-    assert [path.name for path in tmp_path.iterdir()] == ["w.checkpoint"]
 
 
 def test_a_folder_of_images(in_process: Any, tmp_path: Path) -> None:
