@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 
 from comdefend_cli.batch import local
 from comdefend_cli.batch.budget import Budget
+from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.pipeline import _measure_time
-from comdefend_cli.batch.plan import explain_output, name_output
+from comdefend_cli.batch.plan import explain_output, find_images, name_output
+from comdefend_cli.batch.storage.folder import Folder
 
 
 @pytest.mark.parametrize(
@@ -64,3 +67,19 @@ def test_time_is_shared_by_those_it_was_spent_on() -> None:
         time.sleep(0.02)
         raise ValueError
     assert 1.01 <= items[0].seconds < 2 and items[1].seconds == pytest.approx(items[0].seconds + 1)
+
+
+def test_what_can_be_read_is_found_whether_it_can_be_written_or_not(tmp_path: Path) -> None:
+    """By the ending alone, in any case; each is given the name of its output."""
+    for name in ("b.psd", "a.JPG", "c.txt", "d"):
+        (tmp_path / name).write_bytes(b"")
+    found, outputs = find_images(Folder(tmp_path), Folder(tmp_path / "out"), Options())
+    assert dict(zip(found.names, outputs, strict=True)) == {"a.JPG": "a.JPG", "b.psd": "b.png"} and found.skipped == 2
+
+
+def test_images_go_together_by_their_shape() -> None:
+    """As many of them as have the pixels of a batch, and at least one."""
+    engine = SimpleNamespace(_networks=SimpleNamespace(device=torch.device("cpu")))
+    for shape in ((3, 2, 3), (10, 20, 1), (10**5, 10**5, 3)):
+        group = local.LocalEngine.group(engine, SimpleNamespace(shape=shape))  # type: ignore[arg-type]
+        assert group == (shape, max(1, local.BATCH_PIXELS["cpu"] // (shape[0] * shape[1])))
