@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from comdefend_cli.batch import local
+from comdefend_cli.batch import local, rows_file
 from comdefend_cli.batch.budget import Budget
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.pipeline import _measure_time
@@ -83,3 +86,14 @@ def test_images_go_together_by_their_shape() -> None:
     for shape in ((3, 2, 3), (10, 20, 1), (10**5, 10**5, 3)):
         group = local.LocalEngine.group(engine, SimpleNamespace(shape=shape))  # type: ignore[arg-type]
         assert group == (shape, max(1, local.BATCH_PIXELS["cpu"] // (shape[0] * shape[1])))
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+@pytest.mark.parametrize("strip", [1, 40, 2**20])
+def test_decoded_rows_are_a_tiff(bands: int, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands before them says all that a reader needs, for grey and colours, with alpha and without, in one strip or many."""
+    monkeypatch.setattr(rows_file, "_TIFF_STRIP", strip)
+    pixels = np.arange(7 * 5 * bands, dtype=np.uint8).reshape(7, 5, bands)
+    image = Image.open(io.BytesIO(rows_file._make_tiff_head(5, 7, bands) + pixels.tobytes()), formats=["TIFF"])
+    assert image.mode == {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[bands]
+    assert np.array_equal(np.array(image).reshape(pixels.shape), pixels)
