@@ -13,15 +13,21 @@ def make_certified(*names: str) -> str:
     rows = []
     for summary in found:
         held = {row["name"]: _say(row) for row in summary["certified"]}
-        what = f"`{summary['classifier']}` behind `{summary['weights']}`"
-        draws = f"{summary['images']}, {summary['n']:,} draws"
-        rows.append([what, f"{summary['sigma']:g}", draws, _say(summary["clean"]), *(held.get(name, "-") for name in ordered)])
-    head = ["Smoothed", "Sigma", "n", "Clean, as it is", *("Right at all" if name == "0" else name for name in ordered)]
+        how = f"sigma {summary['sigma']:g}, n = {summary['images']}, {summary['n']:,} draws"
+        what = f"`{summary['classifier']}` behind<br>`{summary['weights']}`<br><small>{how}</small>"
+        rows.append([what, _say(summary["clean"]), *(held.get(name, "-") for name in ordered)])
+    head = ["Smoothed", "Clean, as it is", *("Right at all" if name == "0" else _head(name) for name in ordered)]
     links = ", ".join(f"[{name}.json](data/{name}.json)" for name in names)
     return (
         f"{make_table(head, rows)}\n\nAccuracy in % with its 95 % interval, at L2 radii for pixels in [0, 1]; *as it is*: the classifier "
-        f"alone, without noise or purifier; *right at all*: of the smoothed classifier, at radius 0. {links}"
+        f"alone, without noise or purifier; *right at all*: "
+        f"of the smoothed classifier, at radius 0; small: the L-infinity ball within. {links}"
     )
+
+
+def _head(name: str) -> str:
+    """A radius, with the L-infinity ball below."""
+    return name.replace(" (L-infinity ", "<br><small>").replace(")", "</small>")
 
 
 def _say(row: dict[str, float]) -> str:
