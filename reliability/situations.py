@@ -39,6 +39,8 @@ NAMES = [os.fsencode(f"{name}.png") for name in (
 
 #: Images of which some are not read yet when the first are written.
 MANY = 300
+#: More than are read before the first are written.
+MORE = 3000
 
 
 def try_situations(folder: Path) -> list[dict[str, Any]]:
@@ -133,7 +135,7 @@ def lose_the_output_half_way(here: Path) -> str:
 def lose_the_input_half_way(here: Path) -> str:
     """Folder: the right to read is lost half-way, then given back and the run repeated."""
     source, out = here / "in", here / "out"
-    make_images(source, MANY)
+    make_images(source, MORE)
     process = start_bound(list_purify(here, out))
     wait_until(lambda: count(out) > 5, process)
     source.chmod(0)
@@ -146,7 +148,7 @@ def lose_the_input_half_way(here: Path) -> str:
 
 def remove_the_input(here: Path) -> str:
     """Folder: all images are deleted half-way."""
-    make_images(here / "in", MANY)
+    make_images(here / "in", MORE)
     out = here / "out"
     process = start(list_purify(here, out))
     wait_until(lambda: count(out) > 5, process)
