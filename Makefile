@@ -25,10 +25,10 @@ test: .venv/tested
 	@# That tiles equal the whole image bit by bit must hold with an older CPU's instructions too.
 	OMP_NUM_THREADS=1 $(OLDER_CPU) $(BIN)/python -m pytest -m exactness --numprocesses auto tests/network tests/backends tests/inference tests/batch
 
-# Known vulnerabilities of what is installed; where the database cannot be asked, says so and goes on.
+# Known vulnerabilities of what is installed; where the database cannot be asked (it is at PyPI, a page a version), says so and goes on.
 audit: .venv/tested
-	@$(PIP) 'pip-audit>=2.7' 2>/dev/null \
-	  && $(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/json', timeout=20)" 2>/dev/null \
+	@$(BIN)/python -c "import urllib.request as r; r.urlopen('https://pypi.org/pypi/pip/24.0/json', timeout=20)" 2>/dev/null \
+	  && $(PIP) 'pip-audit>=2.7' 2>/dev/null \
 	  || { echo "no audit: pip-audit or its database cannot be reached"; exit 0; }; \
 	$(BIN)/pip-audit --skip-editable --progress-spinner off
 

@@ -17,13 +17,9 @@ __all__ = ["cifar", "narrow"]  # Fixtures.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "losses", "values"), [("float32", 1e-4, 1e-3), ("bfloat16", 1e-2, 1e-2)])
-def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path, precision: str, losses: float, values: float) -> None:
-    """With two processes of torchrun and the same global batch: the same losses and weights but for rounding; one of them speaks.
-
-    In bfloat16 each process rounds its share of the gradient to 8 bits, so they differ by more.
-    """
-    options = ["--steps", 6, "--batch-size", 4, "--validate-every", 3, "--warmup", 2, "--precision", precision]
+def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path) -> None:
+    """With two processes of torchrun and the same global batch: the same losses and weights but for rounding; one of them speaks."""
+    options = ["--steps", 6, "--batch-size", 4, "--validate-every", 3, "--warmup", 2, "--precision", "float32"]
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert run_process(narrow, *list_arguments(cifar, one), *options).returncode == 0
     done = run_torchrun(narrow, *list_arguments(cifar, two), *options)
@@ -32,22 +28,26 @@ def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path, prec
     logs = [json.loads(path.with_suffix(".json").read_text()) for path in (one, two)]
     assert logs[1]["machine"]["processes"] == 2
     first, second = ([report["loss"] for report in log["history"]] for log in logs)
-    assert second == pytest.approx(first, rel=losses)
+    assert second == pytest.approx(first, rel=1e-4)
     expected, found = load_file(one), load_file(two)
     for name, tensor in expected.items():
-        assert np.abs(found[name] - tensor).max() < values * max(1.0, np.abs(tensor).max()), name
+        assert np.abs(found[name] - tensor).max() < 1e-3 * max(1.0, np.abs(tensor).max()), name
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_mixture_s_batches(narrow: Path, cifar: Path, tmp_path: Path) -> None:
-    """Of several data sets, varied, with residual networks: the same losses and weights as of one process, but for rounding."""
+    """Of several data sets, varied, with residual networks: the same losses and weights as of one process, but for rounding.
+
+    In bfloat16 each process rounds its share of the gradient to 8 bits, so they differ by more.
+    """
     options = ["--steps", 6, "--batch-size", 4, "--warmup", 2, *RESIDUAL, "--jitter", 0.5, "--small", 0.3, "--crop", 64]
+    options += ["--precision", "bfloat16"]
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert run_process(narrow, *list_arguments(cifar, one, ("cifar10", "drawings")), *options).returncode == 0
     done = run_torchrun(narrow, *list_arguments(cifar, two, ("cifar10", "drawings")), *options)
     assert done.returncode == 0, done.stderr
     first, second = ([r["loss"] for r in json.loads(path.with_suffix(".json").read_text())["history"]] for path in (one, two))
-    assert second == pytest.approx(first, rel=1e-3)
+    assert second == pytest.approx(first, rel=1e-2)
     expected, found = load_file(one), load_file(two)
     for name, tensor in expected.items():
         assert np.abs(found[name] - tensor).max() < 1e-2 * max(1.0, np.abs(tensor).max()), name

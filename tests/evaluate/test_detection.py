@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from comdefend_cli.cli import app
 from comdefend_cli.errors import ImageError, UsageError
 from comdefend_cli.evaluate.detection import Calibration, Detector, choose_threshold, fit_image
 
@@ -109,15 +112,24 @@ def test_images_are_fitted_to_the_classifier() -> None:
 
 
 def run(work: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A real process."""
     command = [sys.executable, "-m", "comdefend_cli", *map(str, arguments)]
     return subprocess.run(command, cwd=work, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_commands(tmp_path: Path) -> None:
+def call(*arguments: object) -> SimpleNamespace:
+    """The same in this process: so many starts would take half a minute."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), env=ENVIRONMENT)
+    return SimpleNamespace(returncode=result.exit_code, stdout=result.stdout, stderr=result.stderr)
+
+
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean images pass, an attacked one is flagged with exit code 3 and is in the report; what cannot be read is told."""
     pytest.importorskip("scipy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     rng = np.random.default_rng(0)
-    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    (tmp_path / "fine_images.py").write_text(CLASSIFIER)
     for folder, count in (("clean", 24), ("new", 3)):
         (tmp_path / folder).mkdir()
         for number in range(count):
@@ -126,34 +138,34 @@ def test_commands(tmp_path: Path) -> None:
     chequers = np.indices((32, 32)).sum(0) % 2 * 12
     attacked = np.asarray(Image.open(tmp_path / "new" / "0.png")) + chequers[..., None]
     Image.fromarray(attacked.astype(np.uint8)).save(tmp_path / "attacked.png")
-    made = run(tmp_path, "calibrate-detector", "--data", "clean", "--classifier", "mine:make", "--squeezers", "median:size=3")
+    made = run(tmp_path, "calibrate-detector", "--data", "clean", "--classifier", "fine_images:make", "--squeezers", "median:size=3")
     assert made.returncode == 0 and "24 clean images" in made.stderr and "one who does passes it" in made.stderr, made.stderr
-    unnamed = run(tmp_path, "detect", "new")
+    unnamed = call("detect", "new")
     assert unnamed.returncode == 2 and "run only if you name it too" in unnamed.stderr
-    mine = ("--classifier", "mine:make")
-    passed = run(tmp_path, "detect", "new", "--quiet", "--json", *mine)
+    mine = ("--classifier", "fine_images:make")
+    passed = call("detect", "new", "--quiet", "--json", *mine)
     assert passed.returncode == 0 and [json.loads(line)["flagged"] for line in passed.stdout.splitlines()] == [False] * 3
     (tmp_path / "new" / "broken.png").write_bytes(b"no image")
-    assert run(tmp_path, "detect", "new", *mine).returncode == 1
-    found = run(tmp_path, "detect", "attacked.png", "new", "--report", "report.jsonl", *mine)
+    assert call("detect", "new", *mine).returncode == 1
+    found = call("detect", "attacked.png", "new", "--report", "report.jsonl", *mine)
     assert found.returncode == 3 and found.stdout.startswith("attacked  ") and "broken.png" in found.stderr, found.stderr
     records = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert [record["flagged"] for record in records] == [True, False, False, False, False] and records[4]["error"]
-    again = run(tmp_path, "detect", "attacked.png", "--report", "report.jsonl", *mine)
+    again = call("detect", "attacked.png", "--report", "report.jsonl", *mine)
     assert again.returncode == 2 and "already exists" in again.stderr
     before = (tmp_path / "attacked.png").read_bytes()
     for report in ("attacked.png", "detector.json"):
-        refused = run(tmp_path, "detect", "attacked.png", "--report", report, "--overwrite", *mine)
+        refused = call("detect", "attacked.png", "--report", report, "--overwrite", *mine)
         assert refused.returncode == 2 and "name another file" in refused.stderr
     assert (tmp_path / "attacked.png").read_bytes() == before
-    (tmp_path / "mine.py").write_text(CLASSIFIER.replace("class Fine", "class Other").replace("= Fine", "= Other"))
+    (tmp_path / "fine_images.py").write_text(CLASSIFIER.replace("class Fine", "class Other").replace("= Fine", "= Other"))
     changed = run(tmp_path, "detect", "attacked.png", *mine)
     assert changed.returncode == 2 and "not the classifier" in changed.stderr and changed.stderr.count("\n") == 1
     for arguments, part in (
         (("detect", "absent.png"), "no such image"),
         (("detect", "attacked.png", "--detector", "absent.json"), "cannot read"),
-        (("calibrate-detector", "--data", "new", "--classifier", "mine:make", "--out", "few.json"), "19 or more"),
+        (("calibrate-detector", "--data", "new", "--classifier", "fine_images:make", "--out", "few.json"), "19 or more"),
     ):
-        refused = run(tmp_path, *arguments)
+        refused = call(*arguments)
         lines = [line for line in refused.stderr.splitlines() if not line.startswith("note:")]
         assert refused.returncode in (1, 2) and len(lines) == 1 and part in lines[0], refused.stderr
