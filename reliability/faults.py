@@ -100,7 +100,7 @@ def kill(kind: Kind, folder: Path, count: int, seed: int) -> dict[str, Any]:
         "times": killed,
         "runs": runs,
         "ended": _say(stages),
-        "wrong": "; ".join(faults) or NOTHING,
+        "wrong": " ".join("; ".join(faults).split()) or NOTHING,
     }
 
 
@@ -130,7 +130,7 @@ def interrupt(kind: Kind, folder: Path, number: signal.Signals, count: int, seed
         "times": asked,
         "runs": runs,
         "ended": _say(codes),
-        "wrong": "; ".join(faults) or NOTHING,
+        "wrong": " ".join("; ".join(faults).split()) or NOTHING,
     }
 
 

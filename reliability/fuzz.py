@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "hours": round(sum(result["seconds"] for result in results.values()) / 3600, 3),
         "executions": sum(result["executions"] for result in results.values()),
         "findings": sum(len(result["findings"]) for result in results.values()),
-        "targets": results,
+        "readers": [{"reader": name, **result, "findings": ", ".join(result["findings"])} for name, result in results.items()],
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['executions']} executions in {report['hours']} hours, {report['findings']} findings: {options.out}")

@@ -1,8 +1,7 @@
 """What is fuzzed: the readers of files that anybody may have made, each with seeds that are made here.
 
 A target takes bytes and makes of them what its reader reads. It raises `FindingError`, or whatever else escapes the reader, where that is
-not one of the errors that it documents. Nothing here needs a fuzzer: tests run the same targets on the seeds, on what was found, and on a
-few changes.
+not one of the errors that it documents. Nothing here needs a fuzzer: tests run the same targets on the seeds and a few changes of each.
 """
 
 from __future__ import annotations

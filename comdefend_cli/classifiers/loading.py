@@ -91,6 +91,20 @@ class Normalized(nn.Module):
         return cast(Tensor, self.body(self.normalize(x).contiguous(memory_format=torch.channels_last)).float())
 
 
+def try_classifier(model: nn.Module, shown: Tensor, name: str) -> Tensor:
+    """What a classifier answers for some images, float32 (N, C, H, W) in [0, 1], before much work hangs on it.
+
+    Raises:
+        UsageError: it fails on them; `name` is how the person named it.
+    """
+    try:
+        with torch.no_grad():
+            return cast(Tensor, model(shown))
+    except Exception as error:  # The user's own code raises what it likes.
+        wrong = f"{type(error).__name__}: {explain(error)}"
+        raise UsageError(f"{name}: fails on images of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
+
+
 def build(header: ClassifierHeader) -> Normalized:
     """The network that a header describes, with new weights."""
     return Normalized(ARCHITECTURES[header.arch](header.channels, len(header.classes)), header.mean, header.std)

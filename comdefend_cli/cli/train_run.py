@@ -10,7 +10,7 @@ import typer
 
 from comdefend_cli.cli.epsilons import parse_epsilon
 from comdefend_cli.cli.training import is_given, make_config, refuse_idle
-from comdefend_cli.errors import UsageError, explain
+from comdefend_cli.errors import UsageError
 from comdefend_cli.training.config import TrainConfig, name_networks
 
 if TYPE_CHECKING:
@@ -91,23 +91,6 @@ def _load_judge(chosen: Mapping[str, Any]) -> Classifier | None:
     return load_classifier(chosen["classifier"], data=chosen["data"][0])
 
 
-def _try(classifier: Classifier, spec: str, data: Dataset) -> None:
-    """Let it answer for two test images, before hours of training.
-
-    Raises:
-        UsageError: it fails on them.
-    """
-    import torch
-
-    shown = data.test.pixels[:2].float().div(255)
-    try:
-        with torch.no_grad():
-            classifier.model.eval()(shown)
-    except Exception as error:  # The user's own code raises what it likes.
-        wrong = f"{type(error).__name__}: {explain(error)}"
-        raise UsageError(f"--features {spec}: fails on images of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
-
-
 def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:
     if epochs is None:
         return TrainConfig.steps if steps is None else steps
@@ -131,7 +114,7 @@ def _load_features(
     specs: list[str], weights: list[float], data: list[str], parts: list[Dataset]
 ) -> tuple[list[list[nn.Module]], str, float | list[float]]:
     """The classifiers of each part of the data; what the settings call them; their weight, or that of each part."""
-    from comdefend_cli.classifiers.loading import load_classifier
+    from comdefend_cli.classifiers.loading import load_classifier, try_classifier
 
     alone = len(set(data)) == 1
     by_name: dict[str, list[str]] = {}
@@ -150,7 +133,7 @@ def _load_features(
         own = parts[data.index(name)].name
         loaded = [load_classifier(classifier, data=own) for classifier in wanted]
         for each, classifier in zip(loaded, wanted, strict=True):
-            _try(each, classifier, parts[data.index(name)])
+            try_classifier(each.model.eval(), parts[data.index(name)].test.pixels[:2].float().div(255), f"--features {classifier}")
         seen[name] = [each.model for each in loaded]
         said = "+".join(each.sha256 or classifier for each, classifier in zip(loaded, wanted, strict=True))
         called.append(said if alone else f"{own}={said}")

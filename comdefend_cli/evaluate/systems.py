@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers.loading import Classifier
+from comdefend_cli.classifiers.loading import Classifier, try_classifier
 from comdefend_cli.data.labelled import Labelled
-from comdefend_cli.errors import UsageError, explain
+from comdefend_cli.errors import UsageError
 from comdefend_cli.evaluate.attacks.victim import Expectation
 from comdefend_cli.evaluate.defences.base import Defence
 from comdefend_cli.integrations.defended import Defended
@@ -65,12 +65,7 @@ def fit_classifier(classifier: Classifier, data: Labelled, device: torch.device)
         UsageError: it fails on the images, or does not return logits of enough classes for them.
     """
     shown = data.first(PROBED).floats().to(device)
-    try:
-        with torch.no_grad():
-            logits = classifier.model(shown)
-    except Exception as error:  # The user's own code raises what it likes.
-        wrong = f"{type(error).__name__}: {explain(error)}"
-        raise UsageError(f"{classifier.name}: fails on images of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error
+    logits = try_classifier(classifier.model, shown, classifier.name)
     classes = max(2, int(data.labels.max()) + 1)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != len(shown) or shape[1] < classes:

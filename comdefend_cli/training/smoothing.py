@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -57,7 +58,7 @@ class SmoothedClassifierTrainer(ClassifierTrainer):
             logits = self.model(noisy)
         answers = logits.float().log_softmax(1).view(draws, len(x), -1)
         right = cross_entropy(logits.float(), y.repeat(draws), label_smoothing=self.config.label_smoothing)
-        mean = answers.logsumexp(0).sub(torch.tensor(float(draws)).log())
+        mean = answers.logsumexp(0) - math.log(draws)
         apart = (mean.exp() * (mean - answers)).sum(2).mean()
         entropy = -(mean.exp() * mean).sum(1).mean()
         weight = self.config.consistency

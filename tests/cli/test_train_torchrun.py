@@ -16,6 +16,15 @@ from test_train_cli import RESIDUAL, cifar, list_arguments, narrow, run_process,
 __all__ = ["cifar", "narrow"]  # Fixtures.
 
 
+def expect_alike(one: Path, two: Path, *, losses: float, values: float) -> None:
+    """Two runs' losses and weights differ by no more than that."""
+    first, second = ([r["loss"] for r in json.loads(path.with_suffix(".json").read_text())["history"]] for path in (one, two))
+    assert second == pytest.approx(first, rel=losses)
+    expected, found = load_file(one), load_file(two)
+    for name, tensor in expected.items():
+        assert np.abs(found[name] - tensor).max() < values * max(1.0, np.abs(tensor).max()), name
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path) -> None:
     """With two processes of torchrun and the same global batch: the same losses and weights but for rounding; one of them speaks."""
@@ -25,13 +34,8 @@ def test_two_processes_equal_one(narrow: Path, cifar: Path, tmp_path: Path) -> N
     done = run_torchrun(narrow, *list_arguments(cifar, two), *options)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("step 3/6") == 1
-    logs = [json.loads(path.with_suffix(".json").read_text()) for path in (one, two)]
-    assert logs[1]["machine"]["processes"] == 2
-    first, second = ([report["loss"] for report in log["history"]] for log in logs)
-    assert second == pytest.approx(first, rel=1e-4)
-    expected, found = load_file(one), load_file(two)
-    for name, tensor in expected.items():
-        assert np.abs(found[name] - tensor).max() < 1e-3 * max(1.0, np.abs(tensor).max()), name
+    assert json.loads(two.with_suffix(".json").read_text())["machine"]["processes"] == 2
+    expect_alike(one, two, losses=1e-4, values=1e-3)
 
 
 @pytest.mark.slow
@@ -46,11 +50,7 @@ def test_two_processes_share_a_mixture_s_batches(narrow: Path, cifar: Path, tmp_
     assert run_process(narrow, *list_arguments(cifar, one, ("cifar10", "drawings")), *options).returncode == 0
     done = run_torchrun(narrow, *list_arguments(cifar, two, ("cifar10", "drawings")), *options)
     assert done.returncode == 0, done.stderr
-    first, second = ([r["loss"] for r in json.loads(path.with_suffix(".json").read_text())["history"]] for path in (one, two))
-    assert second == pytest.approx(first, rel=1e-2)
-    expected, found = load_file(one), load_file(two)
-    for name, tensor in expected.items():
-        assert np.abs(found[name] - tensor).max() < 1e-2 * max(1.0, np.abs(tensor).max()), name
+    expect_alike(one, two, losses=1e-2, values=1e-2)
 
 
 @pytest.mark.slow
