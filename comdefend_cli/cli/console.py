@@ -50,7 +50,17 @@ def run_app(app: typer.Typer) -> int:
         else:
             err.print(f"error: {escape_unprintable(_describe_usage(error))}", style="red")
         return UsageError.exit_code
+    _forget_interrupt()
     return code if isinstance(code, int) else 0
+
+
+def _forget_interrupt() -> None:
+    """Let the exit code be the command's where its work was interrupted within source text.
+
+    Where KeyboardInterrupt leaves :func:`exec` or :func:`eval` of a text, as of a data class that is made while modules are imported,
+    Python notes it, and `python -m` ends itself by SIGINT whatever became of it. The next text that is run takes the note away.
+    """
+    exec("")  # noqa: S102
 
 
 def _describe_usage(error: Any) -> str:
