@@ -49,7 +49,10 @@ PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "imaging": (("comdefend_cli/imaging/*.py",), ("tests/imaging/*.py",)),
     # Not the modules of the Ray engine, each of whose tests starts a cluster.
-    "batch": (("comdefend_cli/batch/[!r]*.py", "comdefend_cli/batch/r[!a]*.py"), ("tests/batch/test_[!r]*.py",)),
+    "batch": (
+        ("comdefend_cli/batch/[!r]*.py", "comdefend_cli/batch/r[!a]*.py"),
+        ("tests/batch/test_[!r]*.py", "tests/cli/test_purify_dir.py"),
+    ),
 }
 REASONS = SCRIPTS / "survivors.json"
 

@@ -39,14 +39,13 @@ class Identity:
     def make_key(self, sha256: str, options: Options) -> str:
         """16 hexadecimal digits that differ if an output of these weights may differ; the format stands in the output's name."""
         settings = self.settings
-        exact = settings.tiling == "exact"
         # The weights' SHA-256, beside this, says what noise they have of their own.
         noise = settings.random or settings.input_noise is None
         parts = [
             sha256,
             self.how,
             settings.tiling,
-            settings.tile if exact and self.how != "float32" else None,
+            settings.tile if self.how != "float32" else None,
             settings.noise_std,
             settings.input_noise,
             *([settings.seed, settings.samples] if noise else []),

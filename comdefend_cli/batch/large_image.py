@@ -156,7 +156,7 @@ def _make_loader(path: Path, kind: str, *, orientation: int, notices: list[str])
 def _cut_to_8_bits(path: Path, image: Any) -> Any:
     """As :func:`comdefend_cli.imaging.reading.read_image` does it: grey rounded to the nearest level, colour cut."""
     deep = image.format == "ushort"
-    if image.format not in ("uchar", "ushort") or image.bands > 4:
+    if image.format not in ("uchar", "ushort"):
         raise ImageError(f"{path}: images of {image.bands} bands of {image.format} are not read in strips; use --no-strips")
     if deep and image.bands == 1:
         image = (image * (255 / 65535) + 0.5).floor().cast("uchar")

@@ -144,18 +144,14 @@ class LocalEngine:
         size = item.before.st_size if item.before else 0
         if size <= _LARGE_FILE:  # Read once, for its header and its pixels.
             item.data = self._source.read(name)
-        pixels = 0  # Unless the header says more; if it says nothing, reading will say why.
         try:
             with io.BytesIO(item.data) if item.data else self._source.open(name) as file:
-                pixels = math.prod(read_size(file))
-        except UnidentifiedImageError as error:
-            if size > _LARGE_FILE:
+                megapixels = math.prod(read_size(file)) / 1e6
+        except Exception as error:
+            if size > _LARGE_FILE and isinstance(error, UnidentifiedImageError):
                 raise ImageError("not an image, or of an unknown format") from error
-        except Exception:
-            pixels = 0
-        if pixels > self._options.max_megapixels * 1e6:
-            pixels = 0  # Will be refused without being decoded.
-        return pixels / 1e6
+            return 0.0  # Reading will say why.
+        return megapixels if megapixels <= self._options.max_megapixels else 0.0  # A larger one is refused without being decoded.
 
     def read(self, item: _File) -> None:
         """Decode."""

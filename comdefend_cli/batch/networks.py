@@ -50,7 +50,7 @@ class Networks:
         loaded = load_weights(DEFAULT_GRAY)
         settings = self._request.settings
         # Samples that were asked for because of the colour weights' own noise are all the same without noise.
-        noise = settings.random or (settings.input_noise is None and loaded.header.input_noise > 0)
+        noise = settings.random or loaded.header.input_noise > 0
         parameter = next(self.purifier.parameters())
         request = replace(
             self._request,

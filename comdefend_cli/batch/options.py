@@ -40,9 +40,10 @@ class Options:
             return
         from comdefend_cli.imaging.formats import list_suffixes, refuse_quality  # Imports Pillow.
 
-        if self.ending not in list_suffixes(writable=True):
+        able = list_suffixes(writable=True)
+        if self.ending not in able:
             raise UsageError(f"cannot write images of the format {self.format!r}; use png, jpg, webp, tiff or bmp")
-        refuse_quality(list_suffixes(writable=True)[self.ending], self.quality)
+        refuse_quality(able[self.ending], self.quality)
 
     @property
     def ending(self) -> str | None:

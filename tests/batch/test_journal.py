@@ -45,6 +45,55 @@ def test_the_state_file_survives_torn_and_strange_lines(tmp_path: Path) -> None:
         pass
 
 
+def test_what_may_appear_is_on_the_disk_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The beginning of outputs, what is asked for, and all at the end; what can be done again is not waited for."""
+    durable: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda number: durable.append((tmp_path / STATE).read_bytes()))
+    stamp = status(tmp_path / "file")
+    with open_journal(Folder(tmp_path)) as state:
+        state.begin(["a", "b"])
+        assert [len(each.splitlines()) for each in durable] == [2]
+        state.finish("a", "a", stamp, stamp, "key")
+        state.drop("b")
+        assert len(durable) == 1
+        state.sync()
+        assert [len(each.splitlines()) for each in durable] == [2, 4]
+        state.finish("c", "c", stamp, stamp, "key")
+    assert [len(each.splitlines()) for each in durable] == [2, 4, 5]
+
+
+def test_a_dropped_output_is_not_ours(tmp_path: Path) -> None:
+    """Nor in the same run, nor in the next one, unless it is begun again."""
+    with open_journal(Folder(tmp_path)) as state:
+        state.begin(["a", "b"])
+        state.drop("a")
+        state.drop("never begun")
+        assert not state.knows("a") and state.knows("b")
+        assert list(state.list_leftovers()) == ["b"]
+        state.begin(["c"])
+        state.drop("c")
+        state.begin(["c"])
+    with open_journal(Folder(tmp_path)) as state:
+        assert not state.knows("a") and state.knows("b") and state.knows("c")
+
+
+def test_after_a_full_disk_the_next_line_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a line, a part was written: that is an error, and what is said next, once there is room, is understood."""
+    with open_journal(Folder(tmp_path)) as state:
+        state.begin(["a"])
+        write = os.write
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda number, data: write(number, data[: len(data) // 2]))
+            with pytest.raises(ComdefendError, match="no space left"):
+                state.begin(["b"])
+        assert not state.knows("b")
+        state.begin(["c"])
+        state.begin(["d"])
+    assert len((tmp_path / STATE).read_text().splitlines()) == 5
+    with open_journal(Folder(tmp_path)) as state:
+        assert [state.knows(name) for name in "abcd"] == [True, False, True, True]
+
+
 def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     """Of the half-written files, those of outputs that were begun and not finished go; all others stay."""
     out = tmp_path / "out"

@@ -16,11 +16,15 @@ from PIL import Image
 
 from comdefend_cli import Purifier
 from comdefend_cli.batch import local
+from comdefend_cli.batch.budget import BUDGET
+from comdefend_cli.batch.engine import Result
 from comdefend_cli.batch.local import LocalEngine, open_local
 from comdefend_cli.batch.networks import Networks
 from comdefend_cli.batch.options import Options
+from comdefend_cli.batch.plan import Job, Plan
 from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.errors import UsageError
 
 
@@ -88,7 +92,8 @@ def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weigh
     for index in range(8):
         Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / f"{index}.bmp")
     monkeypatch.setattr(local, "_BYTES_A_MEGAPIXEL", (source / "0.bmp").stat().st_size)  # Each takes one megapixel.
-    monkeypatch.setattr(local, "fit_budget", lambda *arguments: 1.5)
+    asked: list[tuple[float, ...]] = []
+    monkeypatch.setattr(local, "fit_budget", lambda *arguments: (asked.append(arguments), 1.5)[1])
     held: set[str] = set()
     most: list[int] = []
 
@@ -104,6 +109,7 @@ def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weigh
     with open_local(Folder(source), Folder(tmp_path / "out"), Networks(Request(str(small_weights), "cpu", backend="torch"))) as work:
         assert [result.status for result in work.results()] == ["done"] * 8
     assert most == [1] * 8
+    assert asked == [(1.0, BUDGET)]  # All the memory is this run's.
 
 
 def test_no_thread_outlives_a_run_that_is_left_half_way(tmp_path: Path, small_weights: Path) -> None:
@@ -124,6 +130,56 @@ def test_no_thread_outlives_a_run_that_is_left_half_way(tmp_path: Path, small_we
     assert done < 30
     with open_local(Folder(source), Folder(tmp_path / "out"), networks) as engine:
         assert Counter(result.status for result in engine.results()) == {"kept": done, "done": 30 - done}
+
+
+class Said:
+    """A state that writes down what it is told, and what is in the output folder then."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.lines = out, list[tuple[str, object, list[str]]]()
+
+    def _note(self, word: str, what: object) -> None:
+        self.lines.append((word, what, sorted(path.name for path in self.out.iterdir())))
+
+    def begin(self, outputs: list[str]) -> None:
+        self._note("begin", outputs)
+
+    def finish(self, output: str, source: str, before: Stamp, after: Stamp, key: str) -> None:
+        assert after.st_size == (self.out / output).stat().st_size
+        self._note("finish", (output, source, before.st_size, key))
+
+    def drop(self, output: str) -> None:
+        self._note("drop", output)
+
+
+def test_what_is_said_of_an_output_is_true(tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is begun before it is there and finished once it is; one that cannot be written is dropped, unless an older one stays there."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / "a.png")
+    size = (source / "a.png").stat().st_size
+    networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
+    key = networks.identity.make_key(networks.identity.sha256s[0], Options())
+
+    def go(*, replaces: bool) -> tuple[Result, list[tuple[str, object, list[str]]]]:
+        said = Said(out)
+        plan = Plan([Job("a.png", "a.png", size, replaces)])
+        engine = LocalEngine(Folder(source), Folder(out), networks, Options(), plan, said)
+        (result,) = engine.results()
+        return result, said.lines
+
+    result, lines = go(replaces=False)
+    assert lines == [("begin", ["a.png"], []), ("finish", ("a.png", "a.png", size, key), ["a.png"])]
+    assert (result.status, result.reason, result.size, result.width, result.height, result.format) == ("done", "", size, 16, 16, "PNG")
+    assert result.notices == () and result.seconds > 0
+    result, lines = go(replaces=False)  # Somebody's file has come between.
+    assert [line[:2] for line in lines] == [("begin", ["a.png"]), ("drop", "a.png")]
+    assert (result.status, result.format) == ("failed", "") and result.reason.startswith("already exists")
+    monkeypatch.setattr(local, "encode_image", lambda *arguments, **more: 1 / 0)
+    result, lines = go(replaces=True)
+    assert [line[:2] for line in lines] == [("begin", ["a.png"])]
+    assert result.status == "failed"
 
 
 def test_an_input_that_is_a_link_to_an_output_is_not_overwritten(tmp_path: Path, small_weights: Path) -> None:

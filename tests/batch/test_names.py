@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from comdefend_cli.batch import budget as budgets
 from comdefend_cli.batch import local, rows_file
-from comdefend_cli.batch.budget import Budget
+from comdefend_cli.batch.budget import Budget, fit_budget
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.pipeline import _measure_time
 from comdefend_cli.batch.plan import explain_output, find_images, name_output
 from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.errors import ImageError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -39,8 +41,43 @@ def test_outputs_are_called_as_their_inputs(name: str, ending: str | None, alpha
     assert explain_output(name, output, ending) == why
 
 
-def test_a_numbered_output_is_explained() -> None:
+def test_a_numbered_output_is_explained(tmp_path: Path) -> None:
+    """The later of two has a 2, or the next number that nobody has."""
     assert explain_output("x.jpg", "x-2.jpg", None) == ["its output is numbered: another image's has its name"]
+    for name in ("x.bmp", "x.jpg", "x.png", "y-2.jpg", "y.jpg", "y.webp"):
+        (tmp_path / name).write_bytes(b"")
+    options = Options(format="png", on_collision="number")
+    found, outputs = find_images(Folder(tmp_path), Folder(tmp_path / "out"), options)
+    assert dict(zip(found.names, outputs, strict=True)) == {
+        **{"x.bmp": "x.png", "x.jpg": "x-2.png", "x.png": "x-3.png"},
+        **{"y-2.jpg": "y-2.png", "y.jpg": "y.png", "y.webp": "y-3.png"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "; name a folder of images"),
+        (["a.txt"], " (1 other file); name a folder of images"),
+        (["a.txt", "b.txt"], " (2 other files); name a folder of images"),
+        (["sub/a.png"], "; 1 subfolder was not looked into: add --recursive"),
+        (["a", "sub/a.png", "other/b.png"], " (1 other file); 2 subfolders were not looked into: add --recursive"),
+    ],
+)
+def test_what_a_folder_without_images_holds_is_told(tmp_path: Path, names: list[str], said: str) -> None:
+    """Nothing, one, or several, of files and of folders."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError) as raised:
+        find_images(Folder(tmp_path), Folder(tmp_path / "out"), Options())
+    assert str(raised.value) == f"{tmp_path}: holds no images{said}"
+
+
+def test_a_reason_does_not_begin_with_the_path() -> None:
+    """Of input or output, however many spaces are in it."""
+    assert local._cut_path("in/a b.png: cannot read: c", "in/a \n b.png", Path("out/a.png")) == "cannot read: c"
+    assert local._cut_path("out/a.png: full", "in/a.png", Path("out/a.png")) == "full"
 
 
 @pytest.mark.timeout(20)
@@ -53,6 +90,41 @@ def test_room_is_given_up_to_the_limit() -> None:
     budget.give_back(8.0)
     budget.give_back(2.0)
     budget.acquire(10.0)
+
+
+def test_room_goes_by_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of what the process may use, of that its share, at 20 bytes a pixel, up to the most; without a limit the usual."""
+    monkeypatch.setattr(budgets, "find_memory_limit", lambda: None)
+    assert (fit_budget(), fit_budget(0.5, 1000.0), fit_budget(1.0, 10.0)) == (64.0, 64.0, 10.0)
+    monkeypatch.setattr(budgets, "find_memory_limit", lambda: 2_000_000_000)
+    assert (fit_budget(), fit_budget(0.5), fit_budget(1.0, 10.0)) == (25.0, 12.5, 10.0)
+    monkeypatch.setattr(budgets, "find_memory_limit", lambda: 10**12)
+    assert (fit_budget(), fit_budget(1.0, 100.0)) == (64.0, 100.0)
+
+
+def test_images_are_measured_by_their_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In megapixels; nothing where the header says none or more than allowed; a large file that is no image is not read at all."""
+    place = Folder(tmp_path)
+    engine = SimpleNamespace(_source=place, _options=Options(max_megapixels=0.0006))
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    Image.new("L", (30, 21)).save(tmp_path / "larger.png")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+
+    def measure(name: str) -> tuple[float, bool]:
+        item = SimpleNamespace(job=SimpleNamespace(source=name), before=place.stamp(name), data=None)
+        return local.LocalEngine.measure(engine, item), item.data is not None  # type: ignore[arg-type]
+
+    found = {name: measure(name) for name in ("a.png", "larger.png", "text.png", "empty.png")}
+    assert found == {"a.png": (0.0006, True), "larger.png": (0.0, True), "text.png": (0.0, True), "empty.png": (0.0, True)}
+    monkeypatch.setattr(local, "_LARGE_FILE", (tmp_path / "a.png").stat().st_size)
+    assert measure("a.png")[1]
+    monkeypatch.setattr(local, "_LARGE_FILE", 7)
+    assert measure("a.png") == (0.0006, False)
+    with pytest.raises(ImageError, match="not an image, or of an unknown format"):
+        measure("text.png")
+    with pytest.raises(ImageError, match="cannot read"):
+        measure("absent.png")
 
 
 def test_threads_are_from_two_to_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -70,6 +71,16 @@ def test_the_pipeline_does_each_item_once_in_batches_of_one_group() -> None:
     assert sorted(values) == sorted(stages.written) == list(range(100))
     assert all(len({value % 2 for value in batch}) == 1 and len(batch) <= 4 for batch in stages.batches)
     assert len(stages.batches) < 100
+
+
+def test_an_item_holds_as_much_of_the_budget_as_it_takes() -> None:
+    """What its file takes or its pixels, whichever is more, and a least; all of it is given back."""
+    pipeline = Pipeline(Recorder(), [Number(0, 3.0), Number(1, 0.02), Number(2, 0.001)], readers=1, writers=1)
+    assert {item.value: item.cost for item in pipeline.results()} == {0: 3.0, 1: 0.02, 2: 0.01}
+    assert pipeline._budget._used == 0.0
+    heavy = Recorder()
+    heavy.weigh = lambda item: 5.0  # type: ignore[method-assign]
+    assert [item.cost for item in Pipeline(heavy, [Number(0, 3.0)], readers=1, writers=1).results()] == [5.0]
 
 
 def test_a_bad_item_does_not_take_its_batch_along() -> None:
@@ -240,6 +251,31 @@ def test_results_that_nobody_takes_any_more_can_be_ended() -> None:
     next(results)
     pipeline.close()
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.timeout(60)
+def test_who_insists_does_not_wait_for_the_networks() -> None:
+    """Ctrl-C where the results are waited for comes out at once, while a batch is still computed."""
+    computing, go_on = threading.Event(), threading.Event()
+
+    class Slow(Recorder):
+        def compute(self, items: list[Number]) -> None:
+            computing.set()
+            go_on.wait(30)
+
+    class Interrupted(SimpleQueue[Any]):
+        def get(self, *arguments: object, **more: object) -> Any:
+            computing.wait(30)
+            raise KeyboardInterrupt
+
+    pipeline = Pipeline(Slow(), map(Number, range(10)), readers=1, writers=1)
+    pipeline._results = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        list(pipeline.results())
+    assert any(thread.is_alive() for thread in pipeline._threads)
+    go_on.set()
+    pipeline.close()
+    assert not any(thread.is_alive() for thread in pipeline._threads)
 
 
 def test_a_closed_budget_lets_nobody_wait() -> None:

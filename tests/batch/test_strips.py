@@ -228,7 +228,9 @@ def test_existing_files_stay(tmp_path: Path, astronaut: np.ndarray) -> None:
     with pytest.raises(UsageError, match="already exists"):
         in_strips(tmp_path / "in.png", tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes() == b"mine"
+    (tmp_path / ".out.png.0123abcd.part").touch()  # What a killed run left goes.
     assert in_strips(tmp_path / "in.png", tmp_path / "out.png", overwrite=True).shape == (40, 40, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
 
 
 def test_samples_without_noise_are_refused_in_strips_too(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
