@@ -148,7 +148,7 @@ def judge_interrupted(run: Run, ended: Ended, number: signal.Signals) -> Iterato
             yield f"went on for {ended.lived:.1f} s"
     elif ended.code not in ASKED[number]:
         yield f"exit code {ended.code}: {ended.said}"
-    elif run.find_stage() == "working" and not run.kind.says_summary(ended.said):
+    elif run.find_stage() in ("working", "writing") and not run.kind.says_summary(ended.said):
         yield f"no summary: {ended.said}"
     if "Traceback" in ended.said and "comdefend_cli" in ended.said:
         yield f"a traceback: {ended.said}"

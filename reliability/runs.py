@@ -44,7 +44,7 @@ class Kind:
 
 def list_training(source: Path, out: Path) -> list[object]:
     """A training of narrow networks on the folder's images."""
-    small = {"arch": "residual", "width": 8, "blocks": 0, "crop": 16, "steps": 600, "batch-size": 2}
+    small = {"arch": "residual", "width": 8, "blocks": 0, "crop": 16, "steps": 1500, "batch-size": 2}
     chosen = {**small, "checkpoint-every": 20, "validate-every": 50, "device": "cpu", "precision": "float32", "out": out / "w.safetensors"}
     return ["train", "--data", source, "--no-download", *(part for name, value in chosen.items() for part in (f"--{name}", value))]
 
@@ -64,7 +64,7 @@ KINDS = (
         "*.*",
         ("interrupted: ",),
     ),
-    Kind("train", list_training, resume_training, "w.checkpoint", ("stopped after step", "interrupted")),
+    Kind("train", list_training, resume_training, "w*.*", ("stopped after step", "interrupted")),
 )
 
 
@@ -80,6 +80,7 @@ class Run:
         self.seconds: dict[bool, float] = {}
         self.expected: dict[str, bytes] = {}
         self.usual: set[str] = set()  # PyTorch's folder for compiled code, say.
+        self._began = 0  # When the last process was started, in nanoseconds.
         make_images(self.source, 120)
         for cold in (True, True, False, False):  # The first of each imports, and may write Python's bytecode.
             self.clear()
@@ -105,6 +106,7 @@ class Run:
     def disturb(self, number: signal.Signals, after: float, *, cold: bool) -> Ended:
         """Run it from where it is, with a signal after so many seconds."""
         arguments = map(str, self.kind.arguments(self.source, self.out))
+        self._began = time.time_ns()
         return disturb([*arguments, *(self.kind.resume(self.out) or [])], number, after, cold=cold, TMPDIR=str(self.temporary))
 
     def finish(self) -> Ended:
@@ -112,10 +114,15 @@ class Run:
         return Ended(0, "") if self.kind.resume(self.out) is None else self.disturb(signal.SIGKILL, 600, cold=False)
 
     def find_stage(self) -> str:
-        """How far it is: starting, working, or ending."""
-        if not [path for path in self.out.glob(self.kind.first) if path.name[0] != "."] and not (self.out / "w.safetensors").exists():
-            return "starting"
-        return "ending" if self.expected.keys() <= {path.name for path in self.out.iterdir()} else "working"
+        """How far the last process came: starting until it wrote something, working, writing if a half-written file is left, or ending."""
+        names = {path.name for path in self.out.glob("*")}
+        if self.expected.keys() <= names:
+            return "ending"
+        if any(name.endswith(".part") for name in names):
+            return "writing"
+        written = [path for path in self.out.glob(self.kind.first) if path.name[0] != "."]
+        # What an earlier process wrote says nothing of this one.
+        return "working" if any(path.stat().st_mtime_ns > self._began for path in written) else "starting"
 
     def compare(self) -> list[str]:
         """What is not as an undisturbed run leaves it, temporary files too."""
