@@ -12,6 +12,7 @@ import typer
 
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.origin import load_told
 from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.errors import ComdefendError, explain
 
@@ -131,12 +132,12 @@ def _prepare(chosen: Mapping[str, Any], images: Labelled, where: torch.device) -
     from comdefend_cli.evaluate.systems import fit_classifier
     from comdefend_cli.inference.purifier import Purifier
     from comdefend_cli.integrations.smoothed import Smoothed
-    from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
+    from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY
     from comdefend_cli.runtime.device import dtype_name, resolve_precision
 
     found = fit_classifier(load_classifier(chosen["classifier"], where, data=chosen["data"]), images, where)
     name = chosen["weights"] or (DEFAULT_COLOR if images.pixels.shape[1] == 3 else DEFAULT_GRAY)
-    loaded = None if name == NO_PURIFIER else load_weights(name)
+    loaded = None if name == NO_PURIFIER else load_told(name, quiet=chosen["quiet"])
     purifier = None if loaded is None else Purifier.from_weights([loaded], device=str(where), precision=chosen["precision"])
     numbers = {key: chosen[key] for key in ("sigma", "n", "n0", "alpha")}
     precision = dtype_name(resolve_precision(chosen["precision"], where))

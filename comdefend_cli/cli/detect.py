@@ -11,6 +11,7 @@ import typer
 
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.origin import tell_origin_of_defences
 from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.errors import ComdefendError, DatasetError, ImageError, UsageError
 
@@ -71,6 +72,7 @@ def calibrate_detector(
     where = resolve_device(device)
     watched = load_classifier(classifier, where, data=data)
     purifying = detection.make_squeezers(squeezers.split(), where, precision)
+    tell_origin_of_defences(purifying, quiet=quiet)
     images = _gather(data, data_dir, size=size, limit=limit, seed=seed, download=not no_download, quiet=quiet)
     detection.refuse_false_alarms(false_alarms, len(images))
     scores = _score_all(detection.Detector(watched.model, purifying), images, data, quiet=quiet)
@@ -135,6 +137,7 @@ def detect(
     prepare_pillow()
     limit_threads()
     loaded = load_detector(calibration, classifier, resolve_device(device), precision)
+    tell_origin_of_defences(loaded.squeezers, quiet=quiet)
     records: list[dict[str, Any]] = []
     try:
         for path in paths:

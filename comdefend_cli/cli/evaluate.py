@@ -15,6 +15,7 @@ from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import err, notice
 from comdefend_cli.cli.earlier_results import accept_earlier
 from comdefend_cli.cli.epsilons import parse_epsilons
+from comdefend_cli.cli.origin import tell_origin_of_defences
 from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.cli.run_record import describe_run
 from comdefend_cli.errors import ComdefendError, UsageError
@@ -154,7 +155,9 @@ def evaluate(
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
     images = fetch_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download, quiet=quiet)
-    evaluation = _plan(protocol, images, _make_systems(classifier, defences, data, where, precision), out, where)
+    systems = _make_systems(classifier, defences, data, where, precision)
+    tell_origin_of_defences((system.defence for system in systems), quiet=quiet)
+    evaluation = _plan(protocol, images, systems, out, where)
     if accept_earlier(out / "results.json", {**evaluation.to_json(), "precision": precision}, overwrite=overwrite):
         notice(f"{out} holds results of the same settings: what is measured there is kept", quiet=quiet)
     certified = [read_certificates(folder, evaluation.to_json()) for folder in certificates or []]

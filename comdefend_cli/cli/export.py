@@ -9,6 +9,7 @@ import typer
 
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.origin import load_told
 from comdefend_cli.cli.preparation import fetch_dataset, refuse_tensor_file
 from comdefend_cli.errors import UsageError
 from comdefend_cli.runtime.extras import require
@@ -42,6 +43,7 @@ def export(
     ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write weights for other software, after comparing its output with PyTorch's.
 
@@ -49,7 +51,7 @@ def export(
     the weights are made for is not in it: add it to the image, as a note says. openvino writes two files, OUT.xml and OUT.bin.
     """
     from comdefend_cli.backends import export as exports
-    from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
+    from comdefend_cli.network.registry import DEFAULT_COLOR
     from comdefend_cli.runtime.files import refuse_existing, refuse_unwritable_folder
     from comdefend_cli.runtime.machine import limit_threads
 
@@ -58,10 +60,10 @@ def export(
     refuse_existing(target, overwrite=overwrite)
     refuse_unwritable_folder(target)
     limit_threads()
-    loaded = load_weights(weights or DEFAULT_COLOR)
+    loaded = load_told(weights or DEFAULT_COLOR, quiet=quiet)
     images = [_read(path, loaded.header.architecture.channels) for path in check or ()]
     done = exports.export(loaded, format, target, images=images, int8=precision == "int8", overwrite=overwrite)
-    _tell(done, loaded, "images" if check else "made images", as_json=as_json)
+    _tell(done, loaded, "images" if check else "made images", as_json=as_json, quiet=quiet)
 
 
 def _read(path: Path, channels: int) -> Tensor:
@@ -78,7 +80,7 @@ def _read(path: Path, channels: int) -> Tensor:
     return pixels[:, :, top : top + SIDE, left : left + SIDE].expand(-1, channels, -1, -1).contiguous()
 
 
-def _tell(done: Exported, loaded: Weights, compared: str, *, as_json: bool) -> None:
+def _tell(done: Exported, loaded: Weights, compared: str, *, as_json: bool, quiet: bool) -> None:
     """What was written, how near it is, and the noise that its user has to add."""
     names = [str(path) for path in done.paths]
     psnr_db = done.psnr_db if done.psnr_db < float("inf") else None
@@ -86,12 +88,12 @@ def _tell(done: Exported, loaded: Weights, compared: str, *, as_json: bool) -> N
     if as_json:
         fidelity = {"psnr_db": psnr_db, "pictures": done.images}
         console.print_json({"written": names, **fidelity, "input_noise": noise, "weights_sha256": loaded.sha256})
-    else:
+    elif not quiet:
         near = "the same levels as" if psnr_db is None else f"at least {psnr_db:.1f} dB to"
         console.print_line(f"wrote {' and '.join(names)}: {near} PyTorch's float32 output on {done.images} {compared}")
     if noise:
         said = f"Gaussian noise of standard deviation {noise:g}/255, clipped to [0, 1] with the image"
-        notice(f"these networks are made for images with noise, which the file does not add: give it {said}", quiet=as_json)
+        notice(f"these networks are made for images with noise, which the file does not add: give it {said}", quiet=quiet or as_json)
 
 
 @console.command
@@ -114,7 +116,7 @@ def quantize(
     """
     from comdefend_cli.backends import quantize as quantizing
     from comdefend_cli.data.calibration import draw_calibration_images
-    from comdefend_cli.network.registry import DEFAULT_COLOR, load_weights
+    from comdefend_cli.network.registry import DEFAULT_COLOR
     from comdefend_cli.network.weight_file import save_weights
     from comdefend_cli.runtime.machine import limit_threads
 
@@ -122,7 +124,7 @@ def quantize(
     for module in ("openvino", "nncf"):  # Before the data, which may have to be downloaded.
         require(module, extra="int8")
     limit_threads()
-    loaded = load_weights(weights or DEFAULT_COLOR)
+    loaded = load_told(weights or DEFAULT_COLOR, quiet=quiet)
     dataset = fetch_dataset(data, data_dir, download=not no_download, quiet=quiet)
     crops = draw_calibration_images(dataset, count, seed)
     with progress.show_spinner("quantizing, which takes a minute or so", quiet=quiet):

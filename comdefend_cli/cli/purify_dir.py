@@ -16,9 +16,9 @@ from comdefend_cli.batch.ray_cluster import Cluster
 from comdefend_cli.batch.request import Request
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.engines import open_engine, refuse_engine
+from comdefend_cli.cli.origin import tell_origin
 from comdefend_cli.cli.run_report import open_report
 from comdefend_cli.cli.run_summary import Summary
-from comdefend_cli.cli.work import tell_origin
 from comdefend_cli.errors import ComdefendError
 from comdefend_cli.inference.settings import Settings
 

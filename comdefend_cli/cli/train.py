@@ -189,7 +189,7 @@ def train(
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank), ExitStack() as held:
         quiet = quiet or rank > 0
         with together():  # Only the first process looks: the others could take its fresh checkpoint for an old one.
-            chosen, start = choose_networks(context)
+            chosen, start = choose_networks(context, quiet=quiet)
             if rank == 0:
                 overwrite = refuse_outputs([*paths.values()], PurifierTrainer.command, overwrite=overwrite, resume=resume, room=ROOM)
                 held.enter_context(hold_outputs(out))

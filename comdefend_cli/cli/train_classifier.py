@@ -12,6 +12,7 @@ import typer
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.epsilons import parse_epsilon
+from comdefend_cli.cli.origin import load_told
 from comdefend_cli.cli.preparation import fetch_dataset
 from comdefend_cli.cli.training import hold_outputs, make_config, refuse_idle, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.errors import ComdefendError, UsageError, explain
@@ -105,7 +106,6 @@ def train_classifier(
     """
     from comdefend_cli.classifiers.loading import default_path, load_classifier_file
     from comdefend_cli.data.labelled import CLASSES
-    from comdefend_cli.network.registry import load_weights
     from comdefend_cli.runtime.device import resolve_device
     from comdefend_cli.runtime.machine import limit_threads
     from comdefend_cli.training.classifier import ClassifierTrainer
@@ -120,7 +120,7 @@ def train_classifier(
         refuse_idle(context, ["draws", "consistency"], "--sigma")
     where = resolve_device(device)
     limit_threads()
-    purifying = load_weights(purify) if purify else None
+    purifying = load_told(purify, quiet=quiet) if purify else None
     start = load_classifier_file(init) if init else None
     hashes = {"purify": purifying.sha256 if purifying else "", "init": start.sha256 if start else ""}
     epsilon = parse_epsilon("--adversarial-epsilon", adversarial_epsilon)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from comdefend_cli.cli.epsilons import parse_epsilon
+from comdefend_cli.cli.origin import load_told
 from comdefend_cli.cli.training import is_given, make_config, refuse_idle
 from comdefend_cli.errors import UsageError
 from comdefend_cli.training.config import TrainConfig, name_networks
@@ -23,12 +24,10 @@ if TYPE_CHECKING:
     from comdefend_cli.training.purifier import PurifierTrainer
 
 
-def choose_networks(context: typer.Context) -> tuple[dict[str, Any], Weights | None]:
+def choose_networks(context: typer.Context, *, quiet: bool) -> tuple[dict[str, Any], Weights | None]:
     """The options, and the weights to start from, whose family and sizes of networks stand for those that are not given."""
-    from comdefend_cli.network.registry import load_weights
-
     chosen = dict(context.params)
-    start = load_weights(chosen["init"]) if chosen["init"] else None
+    start = load_told(chosen["init"], quiet=quiet) if chosen["init"] else None
     for name, value in name_networks(start.header.architecture).items() if start else ():
         if is_given(context, name):
             if chosen[name] == value or name == "bits":

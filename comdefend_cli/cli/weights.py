@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from comdefend_cli.cli import console, options
+from comdefend_cli.cli.origin import tell_origin
 from comdefend_cli.cli.preparation import refuse_tensor_file
 from comdefend_cli.errors import ComdefendError, WeightsError, explain
 
@@ -93,6 +94,7 @@ def verify(
             if loaded.quantized and openvino_is_installed():
                 read_int8(loaded.quantized, loaded.header.architecture.channels)
             console.print_line(f"ok {name} {loaded.sha256}")
+            tell_origin([loaded.sha256], quiet=False)
         except WeightsError as error:  # Go on: a person wants to know of all that are damaged.
             if which is not None:
                 raise

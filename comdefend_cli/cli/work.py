@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from comdefend_cli.cli import progress
 from comdefend_cli.cli.console import notice
+from comdefend_cli.cli.origin import tell_origin
 
 if TYPE_CHECKING:
     from comdefend_cli.batch.request import Request
@@ -58,19 +59,6 @@ class Purifiers:
         limit_threads()
         loaded = load_weights(name)
         return request.build(loaded), loaded
-
-
-def tell_origin(sha256s: Iterable[str], *, quiet: bool) -> None:
-    """Say of weights, by their files' SHA-256, where they are none of those that ship."""
-    from comdefend_cli.network.registry import read_registry
-
-    shipped = {entry["sha256"] for entry in read_registry().values()}
-    for sha256 in sha256s:
-        if sha256 not in shipped:
-            notice(
-                f"weights of unknown origin, SHA-256 {sha256[:16]}: they run no code; what they make of images, their maker chose",
-                quiet=quiet,
-            )
 
 
 def describe_settings(settings: Settings, device: str, precision: str, backend: str) -> dict[str, Any]:

@@ -114,7 +114,18 @@ def test_the_command_compares_on_the_users_images(run: Run, small_weights: Path,
     """`comdefend export` writes the file, says on how many images it was compared, and refuses a second time."""
     pytest.importorskip("onnxruntime")
     Image.fromarray(astronaut[:40, :50]).save(tmp_path / "photo.png")
-    options = ["export", tmp_path / "out.onnx", "--format", "onnx", "--weights", small_weights, "--check", tmp_path / "photo.png", "--json"]
+    options = [
+        "export",
+        tmp_path / "out.onnx",
+        "--format",
+        "onnx",
+        "--weights",
+        small_weights,
+        "--check",
+        tmp_path / "photo.png",
+        "--json",
+        "--quiet",
+    ]
     done = run(*options)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
