@@ -132,6 +132,9 @@ def train(
         TrainConfig.adversarial_epsilon
     ),
     adversarial_steps: Annotated[int, typer.Option("--adversarial-steps", min=1, help="Steps of pgd.")] = TrainConfig.adversarial_steps,
+    adversarial_share: Annotated[
+        float, typer.Option("--adversarial-share", help="Share of each batch that is attacked.")
+    ] = TrainConfig.adversarial_share,
     label_weight: Annotated[
         float, typer.Option("--label-weight", min=0.0, help="Weight of that classifier's cross-entropy in the loss.")
     ] = TrainConfig.label_weight,
@@ -181,7 +184,9 @@ def train(
     if not features:
         refuse_idle(context, ["feature_weight", "stability_weight"], "--features")
     if not adversarial:
-        refuse_idle(context, ["classifier", "adversarial_epsilon", "adversarial_steps", "label_weight"], "--adversarial")
+        refuse_idle(
+            context, ["classifier", "adversarial_epsilon", "adversarial_steps", "adversarial_share", "label_weight"], "--adversarial"
+        )
     if adversarial != "pgd":
         refuse_idle(context, ["adversarial_steps"], "--adversarial pgd")
     limit_threads()

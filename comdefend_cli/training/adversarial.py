@@ -20,14 +20,14 @@ from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.distributed import average
 from comdefend_cli.training.purifier import PurifierTrainer
 
-#: Step of FGSM from a random start, as a share of epsilon (Wong et al., ICLR 2020), and of all steps of PGD together.
-FGSM_STEP, PGD_REACH = 1.25, 2.5
+#: How far the random start of FGSM reaches, in units of epsilon (de Jorge et al., NeurIPS 2022), and all steps of PGD together.
+FGSM_START, PGD_REACH = 2.0, 2.5
 
 
 class AdversarialTrainer(PurifierTrainer):
     """Trains ComDefend so that a classifier behind it is right on clean and attacked images.
 
-    The loss is that of :class:`.Objective`, plus the classifier's cross-entropy of what is rebuilt; half of each batch is attacked.
+    The loss is that of :class:`.Objective`, plus the classifier's cross-entropy of what is rebuilt; a share of each batch is attacked.
 
     Args:
         config: the run's settings, with `adversarial`.
@@ -37,7 +37,7 @@ class AdversarialTrainer(PurifierTrainer):
         start: as of :class:`.PurifierTrainer`.
 
     Raises:
-        UsageError: images without labels, a batch of one, or a classifier that does not fit them.
+        UsageError: images without labels, a batch of which nothing would be attacked, or a classifier that does not fit them.
     """
 
     def __init__(
@@ -47,8 +47,10 @@ class AdversarialTrainer(PurifierTrainer):
         if not isinstance(train, ImageArray) or not len(train.labels):
             raise UsageError(f"{config.data}: adversarial training needs one data set with labels, such as cifar10")
         super().__init__(config, dataset, device, start=start)
-        if config.batch_size // self.processes < 2:
-            raise UsageError(f"a batch of {config.batch_size} is too small: half of each process's share is attacked")
+        self._attacked = round(config.batch_size // self.processes * config.adversarial_share)
+        if not self._attacked:
+            part = f"a share of {config.adversarial_share} of what each process takes"
+            raise UsageError(f"a batch of {config.batch_size} is too small: {part} is less than one image to attack")
         self._labelled = train
         self._classifier = classifier.to(device).eval().requires_grad_(False)
         self._exposed = _Exposed(self.model, self._classifier)
@@ -57,11 +59,11 @@ class AdversarialTrainer(PurifierTrainer):
             raise UsageError(f"{config.classifier}: must return logits of {classes} classes or more, not {shape}")
 
     def losses(self) -> dict[str, Tensor]:
-        """The loss on this process's share of the batch, half of it attacked, and the root mean square of the logits of all of it."""
+        """The loss on this process's part of the batch, some of it attacked, and the root mean square of the logits of all of it."""
         clean, labels, start, noise = (part.to(self.device) for part in self._draw_labelled(self.step_done))
-        half = len(clean) // 2
-        attacked = self._attack(clean[:half], labels[:half], start[:half])
-        x = torch.cat([attacked, clean[half:]]).contiguous(memory_format=torch.channels_last)
+        count = self._attacked
+        attacked = self._attack(clean[:count], labels[:count], start[:count])
+        x = torch.cat([attacked, clean[count:]]).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             loss, mean_square, rebuilt = self._objective.rebuild(x, clean, noise)
             loss = loss + self.config.label_weight * cross_entropy(self._classifier(rebuilt).float(), labels)
@@ -69,12 +71,19 @@ class AdversarialTrainer(PurifierTrainer):
         return {"loss": loss, "logit_rms": mean_square.sqrt()}
 
     def _attack(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
-        """FGSM or PGD from a random start, through the rounding as if it were not there (straight-through)."""
-        epsilon, steps = self.config.adversarial_epsilon / 255, self.config.adversarial_steps if self.config.adversarial == "pgd" else 1
-        size = epsilon * (FGSM_STEP if self.config.adversarial == "fgsm" else PGD_REACH / steps)
+        """FGSM or PGD from a random start, through the rounding as if it were not there (straight-through).
+
+        FGSM starts from more noise than epsilon and is not brought back, else training on a single step ends in networks that only
+        a single step cannot break (de Jorge et al., NeurIPS 2022).
+        """
+        epsilon = self.config.adversarial_epsilon / 255
+        if self.config.adversarial == "fgsm":
+            moved = x + FGSM_START * epsilon * start
+            return (moved + epsilon * input_gradient(self._exposed, moved, y, self.autocast).sign()).clamp(0, 1)
+        steps = self.config.adversarial_steps
         moved = (x + epsilon * start).clamp(0, 1)
         for _ in range(steps):
-            moved = moved + size * input_gradient(self._exposed, moved, y, self.autocast).sign()
+            moved = moved + PGD_REACH / steps * epsilon * input_gradient(self._exposed, moved, y, self.autocast).sign()
             moved = torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
         return moved
 

@@ -54,9 +54,10 @@ class TrainConfig:
             with "," between them.
         feature_weight: of the mean relative square distance of these features in the loss.
         stability_weight: of the divergence of these classifiers' probabilities in the loss.
-        adversarial: "fgsm" or "pgd": half of each batch is attacked so, through the networks and a classifier; "" for none.
+        adversarial: "fgsm" or "pgd": images are attacked so, through the networks and a classifier; "" for none.
         adversarial_epsilon: L-infinity distance of those attacks, in 8-bit levels.
         adversarial_steps: of PGD.
+        adversarial_share: of each batch that is attacked, above 0 and at most 1.
         classifier: SHA-256, or module:function, of the classifier behind the networks, or "".
         label_weight: of its cross-entropy in the loss.
         optimizer: "muon", or "adam" as in the paper.
@@ -98,6 +99,7 @@ class TrainConfig:
     adversarial: str = ""
     adversarial_epsilon: float = 8.0
     adversarial_steps: int = 4
+    adversarial_share: float = 0.5
     classifier: str = ""
     label_weight: float = 1.0
     optimizer: str = "muon"
@@ -135,6 +137,7 @@ class TrainConfig:
         check(self, "lr_end", lambda value: 0 < value <= 1, "above 0 and at most 1")
         check(self, "adversarial", lambda value: value in ("", *ATTACKS), " or ".join(ATTACKS))
         check(self, "adversarial_epsilon adversarial_steps", lambda value: 0 < value < math.inf, "above 0")
+        check(self, "adversarial_share", lambda value: 0 < value <= 1, "above 0 and at most 1")
         if self.adversarial and any(list_values(self.input_noise)):
             raise UsageError("adversarial training has no input noise: the attack is to see what the networks see; leave input-noise out")
         if self.optimizer not in OPTIMIZERS:

@@ -44,21 +44,33 @@ def dataset() -> Dataset:
     return Dataset("made", ImageArray(pixels, labels), ImageArray(pixels[:8], labels[:8]))
 
 
-def test_attacks_stay_near_and_do_harm(dataset: Dataset) -> None:
-    """Within epsilon and [0, 1], and worse for the classifier behind the networks than the random start that they begin with."""
-    for attack in ("fgsm", "pgd"):
-        run = AdversarialTrainer(replace(CONFIG, adversarial=attack), dataset, CPU, Sides())
-        clean, labels, start, _ = run._draw_labelled(0)
-        attacked = run._attack(clean, labels, start)
-        assert float((attacked - clean).abs().max()) <= 8 / 255 + 1e-6 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
-        random = (clean + start * 8 / 255).clamp(0, 1)
-        with torch.no_grad():
-            harmed, harmless = (float(cross_entropy(run._exposed(x), labels)) for x in (attacked, random))
-        assert harmed > harmless
+@pytest.mark.parametrize(("attack", "reach"), [("fgsm", 3.0), ("pgd", 1.0)])
+def test_attacks_stay_near_and_do_harm(dataset: Dataset, attack: str, reach: float) -> None:
+    """Within [0, 1] and epsilon, FGSM's start besides, and worse for the classifier behind the networks than that start."""
+    run = AdversarialTrainer(replace(CONFIG, adversarial=attack), dataset, CPU, Sides())
+    clean, labels, start, _ = run._draw_labelled(0)
+    attacked = run._attack(clean, labels, start)
+    assert float((attacked - clean).abs().max()) <= reach * 8 / 255 + 1e-6 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
+    random = (clean + start * max(1.0, reach - 1) * 8 / 255).clamp(0, 1)
+    with torch.no_grad():
+        harmed, harmless = (float(cross_entropy(run._exposed(x), labels)) for x in (attacked, random))
+    assert harmed > harmless
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.25, 2), (0.5, 4), (1.0, 8)])
+def test_a_share_of_the_batch_is_attacked(dataset: Dataset, share: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first images of it; the others reach the networks as they are."""
+    run = AdversarialTrainer(replace(CONFIG, adversarial_share=share), dataset, CPU, Sides())
+    seen: list[Tensor] = []
+    rebuild = run._objective.rebuild
+    monkeypatch.setattr(run._objective, "rebuild", lambda x, *rest: (seen.append(x), rebuild(x, *rest))[1])
+    run.losses()
+    changed = (seen[0] != run._draw_labelled(0)[0]).flatten(1).any(1)
+    assert changed.tolist() == [True] * count + [False] * (8 - count)
 
 
 def test_the_classifier_stays_and_the_networks_learn(dataset: Dataset) -> None:
-    """Its weights and its mode are as they were; the networks change, and half of the batch is attacked."""
+    """Its weights and its mode are as they were; the networks change."""
     torch.manual_seed(0)
     classifier = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
@@ -101,6 +113,8 @@ def test_what_is_refused(dataset: Dataset) -> None:
         replace(CONFIG, input_noise=20.0)
     with pytest.raises(UsageError, match="fgsm or pgd"):
         replace(CONFIG, adversarial="cw")
+    with pytest.raises(UsageError, match="adversarial-share must be above 0"):
+        replace(CONFIG, adversarial_share=0.0)
     with pytest.raises(UsageError, match="too small"):
         AdversarialTrainer(replace(CONFIG, batch_size=1), dataset, CPU, Sides())
     with pytest.raises(UsageError, match="logits of 2 classes"):
