@@ -24,10 +24,12 @@ class Archive:
     Attributes:
         url: where it is.
         md5: its checksum, as the data set's authors publish it.
+        sha256: a stronger one, of a copy with that MD5 checksum; empty where none was at hand.
     """
 
     url: str
     md5: str
+    sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -35,26 +37,46 @@ class Archive:
         return self.url.rsplit("/", 1)[1]
 
 
-#: Checksums: https://www.cs.toronto.edu/~kriz/cifar.html and https://github.com/zalandoresearch/fashion-mnist;
+#: MD5 checksums: https://www.cs.toronto.edu/~kriz/cifar.html and https://github.com/zalandoresearch/fashion-mnist;
 #: MNIST's are those of the four files on its mirror, as torchvision lists them.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "cifar10": (Archive("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
     "fashion-mnist": tuple(
-        Archive(f"https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{name}", md5)
-        for name, md5 in (
+        Archive(f"https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{name}", *checksums)
+        for name, *checksums in (
             ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-            ("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+            (
+                "train-labels-idx1-ubyte.gz",
+                "25c81989df183df01b3e8a0aad5dffbe",
+                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            ),
             ("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
-            ("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
+            (
+                "t10k-labels-idx1-ubyte.gz",
+                "bb300cfdad3c16e7a12a480ee83cd310",
+                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            ),
         )
     ),
     "mnist": tuple(
-        Archive(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", md5)
-        for name, md5 in (
+        Archive(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", *checksums)
+        for name, *checksums in (
             ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-            ("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
-            ("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
-            ("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+            (
+                "train-labels-idx1-ubyte.gz",
+                "d53e105ee54ea40749a09fcbcd1e9432",
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            ),
+            (
+                "t10k-images-idx3-ubyte.gz",
+                "9fb629c4189551a2d022fa330f9573f3",
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            ),
+            (
+                "t10k-labels-idx1-ubyte.gz",
+                "ec29112dd5afa0611ce80d1b7f02629c",
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            ),
         )
     ),
 }
@@ -86,7 +108,7 @@ def obtain_archive(
 
 
 def download_archive(archive: Archive, path: Path, progress: DownloadProgress | None = None, *, timeout: float = TIMEOUT) -> None:
-    """Fetch a file to `path`, which appears only when whole and with the right checksum.
+    """Fetch a file to `path`, which appears only when whole and with the right checksums.
 
     Args:
         archive: what to fetch.
@@ -95,14 +117,16 @@ def download_archive(archive: Archive, path: Path, progress: DownloadProgress | 
         timeout: seconds the server may keep silent.
 
     Raises:
-        DatasetError: the server cannot be reached, the transfer broke, or the checksum is another.
+        DatasetError: the server cannot be reached, the transfer broke, or a checksum is another.
         ComdefendError: `path` cannot be written.
     """
-    digest, done, total = hashlib.md5(usedforsecurity=False), 0, 0
+    checks = [(hashlib.md5(usedforsecurity=False), archive.md5)] + [(hashlib.sha256(), archive.sha256)] * bool(archive.sha256)
+    done = total = 0
     with open_atomically(path, overwrite=True) as file:
         for chunk, total in _transfer(archive.url, timeout):
             file.write(chunk)
-            digest.update(chunk)
+            for digest, _ in checks:
+                digest.update(chunk)
             done += len(chunk)
             if done > MAX_DOWNLOAD:
                 raise DatasetError(f"{archive.url}: sends more than {MAX_DOWNLOAD >> 20} MiB")
@@ -110,7 +134,7 @@ def download_archive(archive: Archive, path: Path, progress: DownloadProgress | 
                 progress(done, total)
         if done < total:
             raise DatasetError(f"{archive.url}: the transfer ended after {done} of {total} bytes")
-        if digest.hexdigest() != archive.md5:
+        if any(digest.hexdigest() != expected for digest, expected in checks):
             raise DatasetError(f"{archive.url}: the file's checksum is not the published one")
 
 

@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,16 @@ def test_a_broken_download_leaves_nothing(server: Server, manner: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_checksum_must_hold(server: Server, tmp_path: Path) -> None:
+    """With the right MD5 and another SHA-256 a file is refused; with both right it is kept."""
+    right = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(DatasetError, match="checksum is not the published one"):
+        download_archive(replace(server.archive(), sha256=hashlib.sha256(b"").hexdigest()), tmp_path / FILE)
+    assert list(tmp_path.iterdir()) == []
+    download_archive(replace(server.archive(), sha256=right), tmp_path / FILE)
+    assert (tmp_path / FILE).read_bytes() == CONTENT
+
+
 def test_no_server_is_an_error(tmp_path: Path, server: Server) -> None:
     """A port where nobody listens, and a name that is none, end in one line without a file."""
     with socket.socket() as free:
@@ -274,7 +285,7 @@ def test_official_addresses_and_checksums() -> None:
     assert set(ARCHIVES) == set(DATASETS) - {"drawings"}, "these need no files"
     assert len({archive.md5 for archive in archives}) == len(archives) == 9
     for archive in archives:
-        assert len(bytes.fromhex(archive.md5)) == 16
+        assert len(bytes.fromhex(archive.md5)) == 16 and len(bytes.fromhex(archive.sha256)) in (0, 32)
         assert archive.url.endswith(f"/{archive.name}") and archive.name.endswith(".gz")
         assert archive.url.startswith("https://")
 
