@@ -21,13 +21,15 @@ from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.files import make_write_error
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Column, Table
 
 #: Results go to standard output; everything said to a person goes to standard error.
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 INTERRUPTED = 130
+#: Characters at which a long word in a table may be broken.
+_FOLDED = 12
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -114,16 +116,33 @@ def command(function: Function) -> Function:
 
 def abandon_output() -> None:
     """Let nothing more go to standard output: what could not be written would be tried, and complained of, again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def read_in() -> bytes:
+    """All of standard input.
+
+    Raises:
+        ComdefendError: it is closed, or cannot be read.
+    """
+    if sys.stdin is None:
+        raise ComdefendError("standard input: is closed; give it an image, or name a file")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ComdefendError(f"standard input: cannot read: {explain(error)}; name a file") from error
 
 
 def write_out(data: bytes) -> None:
     """Write a result to standard output, all of it.
 
     Raises:
-        ComdefendError: it cannot be written.
+        ComdefendError: it is closed, or cannot be written.
         BrokenPipeError: nobody reads it any more.
     """
+    if sys.stdout is None:
+        raise ComdefendError("standard output: is closed; leave it open, or name a file")
     rest = memoryview(data)
     try:
         while rest:  # Under PYTHONUNBUFFERED, `write` takes what a nearly full disk has room for, and is content.
@@ -146,10 +165,33 @@ def print_json(value: object, *, indent: int | None = None) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Write a table as wide as the terminal to standard output; errors as of :func:`write_out`."""
+    """Write a table to standard output; each row as lines where the terminal is too narrow. Errors as of :func:`write_out`."""
+    for column in table.columns:
+        column.overflow = "fold"  # Nothing is cut.
+    wide = 3 * len(table.columns) + 1 + sum(map(_measure_column, table.columns)) > out.width
     with out.capture() as drawn:
-        out.print(table, soft_wrap=False)
+        if wide:
+            _print_rows(table)
+        else:
+            out.print(table, soft_wrap=False)
     write_out(drawn.get().encode())
+
+
+def _measure_column(column: Column) -> int:
+    """The columns that it takes at least: all of its longest cell if that may not be wrapped, else its longest word, up to `_FOLDED`."""
+    cells = [str(cell) for cell in (column.header, *column.cells)]
+    return max(map(len, cells)) if column.no_wrap else min(_FOLDED, max(len(word) for cell in cells for word in cell.split()))
+
+
+def _print_rows(table: Table) -> None:
+    """The title, then each cell of each row on a line of its own, behind the head of its column."""
+    if table.title:
+        out.print(table.title, soft_wrap=False)
+    heads = [" ".join(str(column.header).split()) for column in table.columns]
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        out.print()
+        for head, cell in zip(heads, row, strict=True):
+            out.print(f"{head}: {cell}", soft_wrap=False, overflow="fold")
 
 
 @contextmanager

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 
 
-#: Columns of a bar, on a terminal that is `_WIDE` and on a narrower one.
-_BAR, _SHORT_BAR, _WIDE = 40, 10, 110
+#: Columns of a bar, on a terminal that is `_WIDE`, and on a narrower one, which has none where it is `_NARROW`.
+_BAR, _SHORT_BAR, _WIDE, _NARROW = 40, 10, 110, 60
 #: Columns that numbers and time take, with the gaps between them.
 _NUMBERS = 29
 
@@ -189,10 +189,10 @@ def _open_bar(column: ProgressColumn, *, shown: bool, transient: bool = True, el
     from rich.table import Column
 
     # What is longer than its place is cut: a line that wraps would leave its beginning behind when the bar moves on.
-    width = _BAR if err.width >= _WIDE else _SHORT_BAR
+    width = _BAR if err.width >= _WIDE else _SHORT_BAR if err.width >= _NARROW else 0
     place = Column(no_wrap=True, overflow="ellipsis", max_width=max(err.width - width - _NUMBERS, 8))
     text = TextColumn("{task.description}", markup=False, table_column=place)
-    columns = (text, BarColumn(width), column, TimeElapsedColumn() if elapsed else TimeRemainingColumn())
+    columns = (text, *([BarColumn(width)] if width else []), column, TimeElapsedColumn() if elapsed else TimeRemainingColumn())
     with Progress(*columns, console=err, transient=transient) as bar:
         yield bar
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -181,7 +180,7 @@ def _read(source: Path, output: Output, max_megapixels: float) -> Raster:
     from comdefend_cli.imaging.reading import read_image
     from comdefend_cli.imaging.writing import fit_to_format
 
-    image = read_image(sys.stdin.buffer.read() if source == STANDARD else source, max_megapixels=max_megapixels)
+    image = read_image(console.read_in() if source == STANDARD else source, max_megapixels=max_megapixels)
     return fit_to_format(image, output.format, strip=output.strip)
 
 

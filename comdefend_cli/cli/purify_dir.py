@@ -194,8 +194,8 @@ def _leave(summary: Summary) -> None:
     """End with the exit code of what happened."""
     if summary.at_once:
         # Threads may still be in the network; waiting for them is what the person did not want.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(console.INTERRUPTED)
     if summary.interrupted:
         raise typer.Exit(console.INTERRUPTED)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.origin import tell_origin
@@ -31,7 +31,7 @@ def list_(as_json: options.Json = False) -> None:
         (r["name"], str(r["channels"]), str(r["bits"]), f"{r['input_noise']:g}", _format_decibels(r["psnr_db"]), r["about"]) for r in rows
     ]
     if console.out.is_terminal:
-        table = Table(*heads)
+        table = Table(*(Column(head, no_wrap=head != "about") for head in heads))
         for line in lines:
             table.add_row(*line)
         console.print_table(table)

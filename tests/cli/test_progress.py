@@ -46,20 +46,22 @@ def test_bars_say_how_far_the_work_is(name: str, said: io.StringIO) -> None:
     assert expected in said.getvalue()
 
 
-def test_bars_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [40, 80])
+def test_bars_fit_into_narrow_terminals(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they say, each row of a bar is one line with its numbers whole, so that nothing is left behind when it moves on."""
     long = "APGD + FMN + Square through comdefend-12bit-denoise:input-noise=20,votes=8, straight-through gradient, 8/255"
     for show, arguments, expected in (
         (lambda: progress.show_cells(480, quiet=False), (123, long, 45, 500), "45/500"),
         (lambda: progress.show_steps(20000, quiet=False), (12345, "loss 0.001234  31.25 dB  12345.6 images/s"), "12345/20000"),
         (lambda: progress.show_reading("fashion-mnist", quiet=False), (10**8, 2 * 10**8), "100.0/200.0 MB"),
+        (lambda: progress.show_files(123, 9, lambda: 10**6, quiet=False), (1, ""), "1/123 files"),
     ):
         file = io.StringIO()
-        monkeypatch.setattr(progress, "err", Console(file=file, force_terminal=True, width=80, color_system=None))
+        monkeypatch.setattr(progress, "err", Console(file=file, force_terminal=True, width=width, color_system=None))
         with show() as update:
             update(*arguments)
         lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", file.getvalue())]
-        assert max(map(len, lines)) <= 80
+        assert max(map(len, lines)) <= width
         assert any(expected in line for line in lines), lines
 
 

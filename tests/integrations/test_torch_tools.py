@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,25 @@ def test_tensors_of_other_kinds_are_refused_in_one_line(purifier: Purifier, bad:
     """Before PyTorch says in many that it has no such operation."""
     with pytest.raises(TypeError, match=r"^expected a [^\n]*$"):
         purifier(bad)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_pixels_that_are_not_finite_are_refused(purifier: Purifier, bad: float) -> None:
+    """Also one of them alone, in a tensor of any floating-point type, with a gradient or without."""
+    x = images()
+    x[1, 2, 3, 4] = bad
+    for image in (x, x.half(), x.double().requires_grad_()):
+        with pytest.raises(ValueError, match=r"expected[^\n]*\[0, 1\]"):
+            purifier(image)
+
+
+def test_threads_may_share_a_purifier(purifier: Purifier) -> None:
+    """Images of other sizes at the same time, with noise, come out as alone."""
+    noisy = Purifier(purifier.color, None, Settings(input_noise=20.0, noise_std=0.5))
+    batches = [images(18 + 3 * number, 40 - number) for number in range(8)]
+    expected = [noisy(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, alone) for found, alone in zip(pool.map(noisy, batches), expected, strict=True))
 
 
 def test_the_meta_device_has_shapes_alone(purifier: Purifier) -> None:
