@@ -44,7 +44,7 @@ class Trials:
         self._root, self._folder = root, folder
         self._set_variables(None)
         sources = [str(root / module) for module in modules]
-        self._demand(self._fork(lambda: _record(files, sources, folder), 3600.0))
+        self._demand(self._fork(lambda: _record(files, sources, folder, quick=quick), 3600.0))
         found = json.loads((folder / "record.json").read_text())
         # What is mutated and what imports it is imported anew for each mutant.
         own = {*THREADED, *(Path(file).parts[0].removesuffix(".py") for file in (*modules, *files)), "conftest", "__main__"}
@@ -178,10 +178,10 @@ def _import_all(modules: Iterable[str]) -> None:
             print(f"{module}: not imported beforehand: {error}")
 
 
-def _record(files: Sequence[str], sources: Sequence[str], folder: Path) -> int:
+def _record(files: Sequence[str], sources: Sequence[str], folder: Path, *, quick: bool) -> int:
     from mutant_tests import record_tests
 
-    return record_tests(files, sources, folder)
+    return record_tests(files, sources, folder, quick=quick)
 
 
 def _host(works: Sequence[Work], folder: Path, note: Callable[[str, int | None, str, float], None]) -> int:
