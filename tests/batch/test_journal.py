@@ -36,6 +36,7 @@ def test_the_state_file_survives_torn_and_strange_lines(tmp_path: Path) -> None:
             assert state.is_finished("b", "b", stamp, stamp, "key") == (cut <= 1)
             assert state.knows("b")
             state.finish("c", "c", stamp, stamp, "key")
+        assert b"\n\n" not in path.read_bytes()
         with open_journal(Folder(out)) as state:
             assert state.is_finished("c", "c", stamp, stamp, "key")
             assert not state.is_finished("c", "c", stamp, stamp, "other")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,7 @@ def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weigh
     monkeypatch.setattr(local, "fit_budget", lambda *arguments: (asked.append(arguments), 1.5)[1])
     held: set[str] = set()
     most: list[int] = []
+    items: list[Any] = []
 
     def read(place: Folder, name: str) -> bytes:
         held.add(name)
@@ -105,10 +107,13 @@ def test_no_file_is_read_before_there_is_room_for_it(tmp_path: Path, small_weigh
 
     release = LocalEngine.release
     monkeypatch.setattr(Folder, "read", read)
-    monkeypatch.setattr(LocalEngine, "release", lambda work, item: (held.discard(item.job.source), release(work, item))[1])
+    monkeypatch.setattr(
+        LocalEngine, "release", lambda work, item: (held.discard(item.job.source), items.append(item), release(work, item))[2]
+    )
     with open_local(Folder(source), Folder(tmp_path / "out"), Networks(Request(str(small_weights), "cpu", backend="torch"))) as work:
         assert [result.status for result in work.results()] == ["done"] * 8
     assert most == [1] * 8
+    assert [(item.data, item.image) for item in items] == [(None, None)] * 8
     assert asked == [(1.0, BUDGET)]  # All the memory is this run's.
 
 
@@ -167,6 +172,7 @@ def test_what_is_said_of_an_output_is_true(tmp_path: Path, small_weights: Path, 
         plan = Plan([Job("a.png", "a.png", size, replaces)])
         engine = LocalEngine(Folder(source), Folder(out), networks, Options(), plan, said)
         (result,) = engine.results()
+        assert engine.pixels == 256
         return result, said.lines
 
     result, lines = go(replaces=False)

@@ -125,6 +125,9 @@ def test_images_are_measured_by_their_headers(tmp_path: Path, monkeypatch: pytes
         measure("text.png")
     with pytest.raises(ImageError, match="cannot read"):
         measure("absent.png")
+    for name, weight in (("text.png", 1e-6), ("absent.png", 0.0)):
+        item = SimpleNamespace(job=SimpleNamespace(source=name))
+        assert local.LocalEngine.weigh(engine, item) == weight and item.before == place.stamp(name)  # type: ignore[arg-type]
 
 
 def test_threads_are_from_two_to_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:

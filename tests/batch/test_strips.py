@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import FAMILIES, Run, small_model
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from comdefend_cli import Purifier, Settings
 from comdefend_cli.errors import ComdefendError, ImageError, UsageError
@@ -32,8 +33,10 @@ from comdefend_cli.network.weight_file import save_weights
 
 pytest.importorskip("pyvips")
 
+import pyvips
+
 from comdefend_cli.batch import strips
-from comdefend_cli.batch.large_image import can_read, open_large_image
+from comdefend_cli.batch.large_image import can_read, open_large_image, take_last_line
 from comdefend_cli.batch.strips import purify_file
 from comdefend_cli.cli import purify_strips
 
@@ -124,6 +127,26 @@ def test_every_kind_is_read_as_the_ordinary_way_reads_it(tmp_path: Path, astrona
     save(Image.fromarray(astronaut[:70, :90]), source, kind)
     settings = Settings(tile=64)
     assert np.array_equal(in_strips(source, tmp_path / "out.png", settings), ordinary(source, tmp_path / "whole.png", settings))
+    assert len(open_large_image(source).notices) == len(read_image(source).notices) == (kind == "16-bit gray")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("told_by", ["exif", "xmp"])
+def test_rows_are_read_upright(tmp_path: Path, astronaut: np.ndarray, orientation: int, told_by: str) -> None:
+    """Whichever way a file is turned, and whichever block tells of it; a piece at a time, as the ordinary way reads the whole."""
+    source, information, exif = tmp_path / "in.png", PngInfo(), Image.Exif()
+    if told_by == "exif":
+        exif[274] = orientation
+    else:
+        xmp = f'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+        information.add_itxt("XML:com.adobe.xmp", xmp)
+    Image.fromarray(astronaut[:13, :29]).save(source, pnginfo=information, exif=exif)
+    image, expected = open_large_image(source), read_image(source).pixels
+    assert (image.height, image.width, image.bands) == expected.shape
+    found = np.empty_like(expected)
+    for start, stop in ((0, 1), (1, 8), (8, len(found))):
+        image.read(found[start:stop])
+    assert np.array_equal(found, expected)
 
 
 def test_jpeg_is_read_too(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -166,7 +189,7 @@ def test_what_cannot_be_done_in_strips_is_refused(tmp_path: Path, astronaut: np.
     image.save(tmp_path / "key.png", transparency=(1, 2, 3))
     image.save(tmp_path / "in.png")
     # Near infrared as a fourth sample is not transparency, and not left out: the ordinary way says what it does with it.
-    vips = pytest.importorskip("pyvips").Image.new_from_array(np.dstack([astronaut[:40, :40], astronaut[:40, :40, :2]]))
+    vips = pyvips.Image.new_from_array(np.dstack([astronaut[:40, :40], astronaut[:40, :40, :2]]))
     for bands in (4, 5):
         vips.extract_band(0, n=bands).copy(interpretation="multiband").tiffsave(str(tmp_path / f"{bands}.tiff"))
         patched = (tmp_path / f"{bands}.tiff").read_bytes()
@@ -197,6 +220,21 @@ def test_a_truncated_file_leaves_nothing(tmp_path: Path, astronaut: np.ndarray, 
     with pytest.raises(ComdefendError, match="cut"):
         in_strips(source, tmp_path / "out.png", Settings(tile=64))
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_what_libvips_refuses_is_named(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose header Pillow takes and libvips does not is damaged, by the last line of libvips's account."""
+    Image.fromarray(astronaut[:40, :40]).save(tmp_path / "in.png")
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise pyvips.Error("unable to call pngload", "pngload: a layer\n  libspng read error\n")
+
+    monkeypatch.setattr(pyvips.Image, "pngload", refuse, raising=False)
+    with pytest.raises(ImageError, match=r"in\.png: damaged or truncated image: libspng read error; get a whole copy"):
+        open_large_image(tmp_path / "in.png")
+    assert take_last_line(pyvips.Error("only a message")) == "only a message"
+    assert take_last_line(pyvips.Error("", " \n")) == "unknown"
+    assert take_last_line(ValueError("another's")) == "another's"
 
 
 def test_a_failed_read_is_not_called_a_full_disk(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
