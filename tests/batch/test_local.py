@@ -6,17 +6,19 @@ import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, Run, photo
+from conftest import FAMILIES, Run, photo, small_model
 from PIL import Image
 
-from comdefend_cli import Purifier
+from comdefend_cli import Purifier, Settings
 from comdefend_cli.batch import local
+from comdefend_cli.batch import networks as networks_module
 from comdefend_cli.batch.budget import BUDGET
 from comdefend_cli.batch.engine import Result
 from comdefend_cli.batch.local import LocalEngine, open_local
@@ -27,6 +29,8 @@ from comdefend_cli.batch.request import Request
 from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.batch.storage.listing import Stamp
 from comdefend_cli.errors import UsageError
+from comdefend_cli.network.registry import DEFAULT_COLOR, DEFAULT_GRAY, load_weights
+from comdefend_cli.network.weight_file import save_weights
 
 
 def test_the_defaults_for_colour_and_grey_by_image(tmp_path: Path) -> None:
@@ -44,6 +48,35 @@ def test_the_defaults_for_colour_and_grey_by_image(tmp_path: Path) -> None:
         assert np.array_equal(np.array(Image.open(out / name)), api(pixels)), name
     with open_local(Folder(source), Folder(out), Networks(Request(None, "cpu", "float32"))) as work:
         assert [result.status for result in work.results()] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("own", "settings", "samples"),
+    [
+        (0.0, Settings(samples=3), 1),
+        (0.5, Settings(samples=3), 3),
+        (0.0, Settings(samples=3, noise_std=1.0), 3),
+        (0.0, Settings(samples=3, input_noise=5.0), 3),
+    ],
+)
+def test_grey_is_computed_as_colour_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: float, settings: Settings, samples: int
+) -> None:
+    """In its precision, by its backend; several samples that were asked for only where the grey weights have noise too."""
+    names = {DEFAULT_COLOR: small_model(), DEFAULT_GRAY: small_model(1, 4)}
+    for (name, model), noise in zip(names.items(), (20.0, own), strict=True):
+        model.input_noise = noise
+        save_weights(tmp_path / name, model, {"data": "none"})
+    monkeypatch.setattr(networks_module, "load_weights", lambda name: load_weights(str(tmp_path / name)))
+    networks = Networks(Request(None, "cpu", "bfloat16", "torch", settings))
+    (color, first), (gray, second) = networks.route(gray=False), networks.route(gray=True)
+    assert (color.settings, first) == (settings, load_weights(str(tmp_path / DEFAULT_COLOR)).sha256)
+    assert (gray.settings, second) == (replace(settings, samples=samples), load_weights(str(tmp_path / DEFAULT_GRAY)).sha256)
+    assert (gray.precision, gray.backend) == (color.precision, color.backend) == ("bfloat16", "torch")
+    assert networks.route(gray=True)[0] is gray  # Made once.
+    monkeypatch.undo()
+    both = Networks(Request(str(tmp_path / DEFAULT_COLOR), "cpu", "float32"))
+    assert both.route(gray=True) == both.route(gray=False) == (both.purifier, first)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -119,7 +119,9 @@ def test_images_are_measured_by_their_headers(tmp_path: Path, monkeypatch: pytes
     assert found == {"a.png": (0.0006, True), "larger.png": (0.0, True), "text.png": (0.0, True), "empty.png": (0.0, True)}
     monkeypatch.setattr(local, "_LARGE_FILE", (tmp_path / "a.png").stat().st_size)
     assert measure("a.png")[1]
-    monkeypatch.setattr(local, "_LARGE_FILE", 7)
+    monkeypatch.setattr(local, "_LARGE_FILE", len("no image"))
+    assert measure("text.png") == (0.0, True)
+    monkeypatch.setattr(local, "_LARGE_FILE", len("no image") - 1)
     assert measure("a.png") == (0.0006, False)
     with pytest.raises(ImageError, match="not an image, or of an unknown format"):
         measure("text.png")
