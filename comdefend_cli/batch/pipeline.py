@@ -134,7 +134,7 @@ class Pipeline(Generic[ItemT]):
     def _follow(self) -> Iterator[ItemT]:
         running = self._writers
         while running:
-            if self.stop_asked and not self._stopping.is_set():
+            if self.stop_asked:
                 self._stop()
             try:
                 item = self._results.get(timeout=_LOOK)
