@@ -15,9 +15,10 @@ from PIL import Image
 from comdefend_cli.batch import budget as budgets
 from comdefend_cli.batch import local, rows_file
 from comdefend_cli.batch.budget import Budget, fit_budget
+from comdefend_cli.batch.journal import open_journal
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.pipeline import _measure_time
-from comdefend_cli.batch.plan import explain_output, find_images, name_output
+from comdefend_cli.batch.plan import explain_output, find_images, make_plan, name_output
 from comdefend_cli.batch.storage.folder import Folder
 from comdefend_cli.errors import ImageError, UsageError
 
@@ -29,6 +30,7 @@ from comdefend_cli.errors import ImageError, UsageError
         ("a/x.JPEG", ".jpg", False, "a/x.JPEG", []),
         ("a/x.jpg", ".png", False, "a/x.png", []),
         ("x.png", None, True, "x.png", []),
+        ("x.webp", None, True, "x.webp", []),
         ("x.psd", None, False, "x.png", ["written as PNG: PSD is not written"]),
         ("x.gif", None, False, "x.gif", []),
         ("x.gif", None, True, "x.png", ["written as PNG: GIF is written without transparency"]),
@@ -52,6 +54,23 @@ def test_a_numbered_output_is_explained(tmp_path: Path) -> None:
         **{"x.bmp": "x.png", "x.jpg": "x-2.png", "x.png": "x-3.png"},
         **{"y-2.jpg": "y-2.png", "y.jpg": "y.png", "y.webp": "y-3.png"},
     }
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, ""), (2, r" \(and 1 more\)"), (3, r" \(and 2 more\)")])
+def test_files_of_others_are_counted(tmp_path: Path, count: int, said: str) -> None:
+    """The first is named; what was begun by a run of ours is not among them."""
+    source, out = Folder(tmp_path / "in"), Folder(tmp_path / "out")
+    for place in (source, out):
+        place.root.mkdir()
+        for name in ("a.png", "b.png", "c.png", "d.png")[: count + 1]:
+            (place.root / name).write_bytes(b"")
+    found, outputs = find_images(source, out, Options())
+    with open_journal(out) as state:
+        state.begin(["a.png"])
+        with pytest.raises(UsageError, match=rf"b\.png: exists and is not from purify-dir{said}; use --overwrite"):
+            make_plan(source, out, found, outputs, state, set(), Options())
+        plan = make_plan(source, out, found, outputs, state, set(), Options(overwrite=True))
+    assert [(job.output, job.replaces) for job in plan.jobs] == [(output, True) for output in outputs]
 
 
 @pytest.mark.parametrize(
@@ -175,3 +194,7 @@ def test_decoded_rows_are_a_tiff(bands: int, strip: int, monkeypatch: pytest.Mon
     image = Image.open(io.BytesIO(rows_file._make_tiff_head(5, 7, bands) + pixels.tobytes()), formats=["TIFF"])
     assert image.mode == {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[bands]
     assert np.array_equal(np.array(image).reshape(pixels.shape), pixels)
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    rows = tags[278]
+    assert sum(tags[279]) == pixels.nbytes and tags.get(338) == ((2,) if bands in (2, 4) else None)
+    assert rows * 5 * bands <= strip < (rows + 1) * 5 * bands or (rows == 1 and strip < 5 * bands)

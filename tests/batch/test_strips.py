@@ -81,7 +81,14 @@ def test_strips_begin_on_the_grid(family: str) -> None:
         purifier = Purifier(small_model(family=family), None, Settings(tile=tile))
         rows = strips._count_rows(purifier, 100, purifier.halo)
         assert rows % purifier.step == 0 and rows >= 2 * purifier.halo
-    assert strips._count_rows(Purifier(small_model(family=family), None, Settings("paper")), 100, 0) % 32 == 0
+        if tile >= 4 * purifier.halo:  # As many as are a tile with a halo above and below.
+            assert rows + 2 * purifier.halo <= tile < rows + 2 * purifier.halo + purifier.step
+    paper = Purifier(small_model(family=family), None, Settings("paper"))
+    assert strips._count_rows(paper, 100, 0) % 32 == 0
+    wide = Purifier(small_model(family=family), None, Settings(tile=3000))
+    for width, most in ((2**12, 2**10), (2**14, 256), (2**20, 256)):
+        assert most - 32 < strips._count_rows(paper, width, 0) <= most
+        assert most - wide.step < strips._count_rows(wide, width, wide.halo) <= most
 
 
 @pytest.mark.exactness
@@ -128,6 +135,18 @@ def test_every_kind_is_read_as_the_ordinary_way_reads_it(tmp_path: Path, astrona
     settings = Settings(tile=64)
     assert np.array_equal(in_strips(source, tmp_path / "out.png", settings), ordinary(source, tmp_path / "whole.png", settings))
     assert len(open_large_image(source).notices) == len(read_image(source).notices) == (kind == "16-bit gray")
+
+
+@pytest.mark.parametrize("kind", ["rgba", "gray alpha"])
+def test_what_changed_is_measured(tmp_path: Path, astronaut: np.ndarray, kind: str) -> None:
+    """The mean square difference of colours, without transparency; strips are told as they are done, and make up the whole."""
+    save(Image.fromarray(astronaut[:170, :60]), tmp_path / "in.png", kind)
+    done: list[int] = []
+    purifier = Purifier(small_model(), small_model(1, 4), Settings(tile=64))
+    found = purify_file(purifier, open_large_image(tmp_path / "in.png"), tmp_path / "out.png", progress=done.append)
+    before, after = (np.array(Image.open(tmp_path / name))[..., :-1].astype(float) for name in ("in.png", "out.png"))
+    assert found == pytest.approx(np.square(before - after).mean()) and found > 0
+    assert len(done) > 2 and sum(done) == 170 * 60 and all(count % 60 == 0 for count in done)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -253,10 +272,13 @@ def test_a_failed_read_is_not_called_a_full_disk(tmp_path: Path, astronaut: np.n
         with pytest.raises(OSError, match="Input/output error"):
             in_strips(tmp_path / "in.png", tmp_path / "out.png")
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+        (tmp_path / ".out.png.0123abcd.part").touch()  # What a killed run left goes first.
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=40 * 40 * 3 - 1))
         with pytest.raises(ComdefendError, match=r"out\.png: cannot write 0\.0 GB of decoded rows beside it.*free some space"):
             in_strips(tmp_path / "in.png", tmp_path / "out.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+        assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=40 * 40 * 3))
+        in_strips(tmp_path / "in.png", tmp_path / "out.png")
 
 
 def test_existing_files_stay(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -266,7 +288,6 @@ def test_existing_files_stay(tmp_path: Path, astronaut: np.ndarray) -> None:
     with pytest.raises(UsageError, match="already exists"):
         in_strips(tmp_path / "in.png", tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes() == b"mine"
-    (tmp_path / ".out.png.0123abcd.part").touch()  # What a killed run left goes.
     assert in_strips(tmp_path / "in.png", tmp_path / "out.png", overwrite=True).shape == (40, 40, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
 
