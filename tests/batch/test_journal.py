@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from comdefend_cli.batch.engine import BEGUN, Result, adopt_begun, report_known
 from comdefend_cli.batch.journal import STATE, Journal, open_journal
+from comdefend_cli.batch.plan import Plan
 from comdefend_cli.batch.storage.folder import Folder
+from comdefend_cli.batch.storage.listing import Found
 from comdefend_cli.errors import ComdefendError, UsageError
 
 
@@ -110,6 +113,31 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
         Folder(out).sweep(state.list_leftovers())
     assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in others)
+
+
+def test_what_workers_began_is_taken_over(tmp_path: Path) -> None:
+    """From whole files of theirs, durably; those of another shape and half-written ones only go."""
+    notes = {"1": b'{"outputs": ["a.png", "sub/b.png"]}', "2": b"[]", "3": b"cut", "4": b'{"outputs": 7}', "5": b"{}"}
+    for name, content in notes.items():
+        (tmp_path / f"{BEGUN}{name}").write_bytes(content)
+    (tmp_path / f".{BEGUN}6.part").touch()
+    (tmp_path / "c.png").touch()
+    with open_journal(Folder(tmp_path)) as state:
+        adopt_begun(Folder(tmp_path), state)
+        assert sorted(state.list_leftovers()) == ["a.png", "sub/b.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, "c.png"]
+    with open_journal(Folder(tmp_path)) as state:
+        assert state.knows("a.png")
+
+
+def test_what_needs_no_work_is_reported(tmp_path: Path) -> None:
+    """Kept outputs, then folders that cannot be listed."""
+    plan = Plan([], [("a.jpg", "a.png")], Found(unreadable=[("sub", "permission denied")]))
+    source, out = Folder(tmp_path / "in"), Folder(tmp_path / "out")
+    assert list(report_known(plan, source, out)) == [
+        Result(tmp_path / "in" / "a.jpg", tmp_path / "out" / "a.png", "kept", "", 0, None, None, 0.0, (), ""),
+        Result(tmp_path / "in" / "sub", tmp_path / "out" / "sub", "failed", "permission denied", 0, None, None, 0.0, (), ""),
+    ]
 
 
 def test_refused_work_leaves_no_folder(tmp_path: Path) -> None:

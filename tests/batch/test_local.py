@@ -101,7 +101,13 @@ def test_a_folder_goes_through_networks_of_either_family(tmp_path: Path, family_
 def test_beside_a_gpu_copies_take_one_thread(
     tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, device: str
 ) -> None:
-    """The networks on a CPU keep all threads; for another device PyTorch has one on the CPU, until the run has ended."""
+    """The networks on a CPU keep all threads; for another device PyTorch has one on the CPU, until the run has ended.
+
+    Beside such, each thread that decodes or encodes has an image at hand.
+    """
+    rooms: list[tuple[float, ...]] = []
+    monkeypatch.setattr(local, "count_cores", lambda: 8)
+    monkeypatch.setattr(local, "fit_budget", lambda *arguments: (rooms.append(arguments), 64.0)[1])
     before = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(before))
     torch.set_num_threads(3)
@@ -116,6 +122,7 @@ def test_beside_a_gpu_copies_take_one_thread(
     with open_local(Folder(source), Folder(tmp_path / "out"), networks) as work:
         assert [result.status for result in work.results()] == ["done"]
     assert seen == [3 if device == "cpu" else 1]
+    assert rooms == [(1.0, 64.0 if device == "cpu" else 256.0)]
     assert torch.get_num_threads() == 3
 
 

@@ -35,8 +35,8 @@ pytest.importorskip("pyvips")
 
 import pyvips
 
-from comdefend_cli.batch import strips
-from comdefend_cli.batch.large_image import can_read, open_large_image, take_last_line
+from comdefend_cli.batch import rows_file, strips
+from comdefend_cli.batch.large_image import can_read, is_installed, open_large_image, take_last_line
 from comdefend_cli.batch.strips import purify_file
 from comdefend_cli.cli import purify_strips
 
@@ -256,6 +256,34 @@ def test_what_libvips_refuses_is_named(tmp_path: Path, astronaut: np.ndarray, mo
     assert take_last_line(ValueError("another's")) == "another's"
 
 
+def test_a_profile_is_for_the_colours_there_are(tmp_path: Path, astronaut: np.ndarray) -> None:
+    """One of grey for grey, one of RGB for colour; another is left out, and it is said."""
+    for kind, pixels in ((b"GRAY", astronaut[:8, :8, 0]), (b"RGB ", astronaut[:8, :8])):
+        for space in (b"GRAY", b"RGB ", b"CMYK"):
+            profile = bytes(16) + space + bytes(200)
+            Image.fromarray(pixels).save(tmp_path / "in.png", icc_profile=profile)
+            image = open_large_image(tmp_path / "in.png")
+            assert (image.icc, len(image.notices)) == ((profile, 0) if space == kind else (None, 1))
+            assert (image.gray, image.channels, image.alpha) == (kind == b"GRAY", 1 if kind == b"GRAY" else 3, False)
+
+
+def test_large_files_get_wide_offsets(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TIFF has 32-bit ones up to some size; what libvips cannot write is an error that says so, and leaves nothing."""
+    Image.fromarray(astronaut[:10, :12]).save(tmp_path / "in.png")
+    for limit, version in ((360, 42), (359, 43)):
+        monkeypatch.setattr(rows_file, "_BIG_TIFF", limit)
+        in_strips(tmp_path / "in.png", tmp_path / "out.tiff", overwrite=True)
+        assert (tmp_path / "out.tiff").read_bytes()[2] == version
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise pyvips.Error("unable to call pngsave", "wbuffer_write: write failed")
+
+    monkeypatch.setattr(pyvips.Image, "pngsave", refuse, raising=False)
+    with pytest.raises(ComdefendError, match=r"cannot write the purified image: wbuffer_write: write failed; free some space"):
+        in_strips(tmp_path / "in.png", tmp_path / "out.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.tiff"]
+
+
 def test_a_failed_read_is_not_called_a_full_disk(tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails is named: the input where it cannot be read, the output where there is no room; nothing is left of either."""
     Image.fromarray(astronaut[:40, :40]).save(tmp_path / "in.png")
@@ -341,8 +369,9 @@ def test_when_strips_are_taken(tmp_path: Path, astronaut: np.ndarray, monkeypatc
     for more in ({"whole": True}, {"target": "-"}):
         with pytest.raises(UsageError, match="--strips"):
             wanted(True, **more)  # type: ignore[arg-type]
+    assert is_installed()
     monkeypatch.setitem(sys.modules, "pyvips", None)
-    assert not wanted()
+    assert not wanted() and not is_installed()
     with pytest.raises(UsageError, match=r"comdefend-cli\[large\]"):
         open_large_image(source)
 
