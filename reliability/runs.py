@@ -44,7 +44,7 @@ class Kind:
 
 def list_training(source: Path, out: Path) -> list[object]:
     """A training of narrow networks on the folder's images."""
-    small = {"arch": "residual", "width": 8, "blocks": 0, "crop": 16, "steps": 800, "batch-size": 2}
+    small = {"arch": "residual", "width": 8, "blocks": 0, "crop": 16, "steps": 600, "batch-size": 2}
     chosen = {**small, "checkpoint-every": 20, "validate-every": 50, "device": "cpu", "precision": "float32", "out": out / "w.safetensors"}
     return ["train", "--data", source, "--no-download", *(part for name, value in chosen.items() for part in (f"--{name}", value))]
 
