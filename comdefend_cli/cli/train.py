@@ -125,8 +125,12 @@ def train(
         typer.Option("--adversarial", metavar="fgsm|pgd", help="Learn also from attacks through the networks and --classifier."),
     ] = None,
     classifier: Annotated[
-        str | None,
-        typer.Option("--classifier", metavar="FILE|NAME|MODULE:FUNCTION", help="The classifier that is attacked so; it stays as it is."),
+        list[str] | None,
+        typer.Option(
+            "--classifier",
+            metavar="FILE|NAME|MODULE:FUNCTION",
+            help="The classifier that is attacked so; it stays as it is. May repeat, for turns.",
+        ),
     ] = None,
     adversarial_epsilon: Annotated[str, typer.Option("--adversarial-epsilon", help="L-infinity distance of these attacks.")] = say_epsilon(
         TrainConfig.adversarial_epsilon

@@ -45,7 +45,7 @@ def make_trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.d
     from comdefend_cli.training.adversarial import AdversarialTrainer
     from comdefend_cli.training.purifier import PurifierTrainer
 
-    judge = _load_judge(chosen)
+    judges = _load_judges(chosen)
     data = chosen["data"]
     seen, named, weights = _load_features(chosen["features"] or [], chosen["feature_weight"] or [], data, parts)
     dataset = join_datasets(parts, gray=chosen["gray"])
@@ -65,16 +65,16 @@ def make_trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.d
         init=start.sha256 if start else "",
         adversarial=chosen["adversarial"] or "",
         adversarial_epsilon=parse_epsilon("--adversarial-epsilon", chosen["adversarial_epsilon"]),
-        classifier="" if judge is None else judge.sha256 or chosen["classifier"],
+        classifier="+".join(judge.sha256 or name for judge, name in zip(judges, chosen["classifier"] or [], strict=True)),
     )
     model = start.model if start else None
-    if judge is None:
+    if not judges:
         return PurifierTrainer(config, dataset, where, start=model, features=seen)
-    return AdversarialTrainer(config, dataset, where, judge.model, start=model)
+    return AdversarialTrainer(config, dataset, where, [judge.model for judge in judges], start=model)
 
 
-def _load_judge(chosen: Mapping[str, Any]) -> Classifier | None:
-    """The classifier that attacks are made on, or None where there are none.
+def _load_judges(chosen: Mapping[str, Any]) -> list[Classifier]:
+    """The classifiers that attacks are made on; empty where there are none.
 
     Raises:
         UsageError: attacks without a classifier, or with features, which are of clean images.
@@ -82,12 +82,12 @@ def _load_judge(chosen: Mapping[str, Any]) -> Classifier | None:
     from comdefend_cli.classifiers.loading import load_classifier
 
     if not chosen["adversarial"]:
-        return None
+        return []
     if not chosen["classifier"]:
         raise UsageError("--adversarial needs --classifier: the attacks are made through it")
     if chosen["features"]:
         raise UsageError("--features and --adversarial are two ways to train; give one of them")
-    return load_classifier(chosen["classifier"], data=chosen["data"][0])
+    return [load_classifier(name, data=chosen["data"][0]) for name in chosen["classifier"]]
 
 
 def _steps(steps: int | None, epochs: float | None, images: int, batch_size: int) -> int:

@@ -1,11 +1,12 @@
-"""ComDefend trained against attacks, in front of a classifier that stays as it is.
+"""ComDefend trained against attacks, in front of classifiers that stay as they are.
 
-Outside of the paper, whose networks learn from clean images alone. Attacks are made through both networks and the classifier, so that the
+Outside of the paper, whose networks learn from clean images alone. Attacks are made through both networks and a classifier, so that the
 attacker whom they learn from is one who knows of them (adversarial training; Madry et al., ICLR 2018).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,15 +26,16 @@ FGSM_START, PGD_REACH = 2.0, 2.5
 
 
 class AdversarialTrainer(PurifierTrainer):
-    """Trains ComDefend so that a classifier behind it is right on clean and attacked images.
+    """Trains ComDefend so that the classifiers behind it are right on clean and attacked images.
 
-    The loss is that of :class:`.Objective`, plus the classifier's cross-entropy of what is rebuilt; a share of each batch is attacked.
+    The loss is that of :class:`.Objective`, plus a classifier's cross-entropy of what is rebuilt; a share of each batch is attacked.
+    Several classifiers take turns, a step each.
 
     Args:
         config: the run's settings, with `adversarial`.
         dataset: images with labels, of one data set.
         device: where to train.
-        classifier: from (N, C, H, W) in [0, 1] to logits; its weights stay as they are.
+        classifiers: each from (N, C, H, W) in [0, 1] to logits; their weights stay as they are.
         start: as of :class:`.PurifierTrainer`.
 
     Raises:
@@ -41,7 +43,13 @@ class AdversarialTrainer(PurifierTrainer):
     """
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, device: torch.device, classifier: nn.Module, *, start: ComDefend | None = None
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        classifiers: Sequence[nn.Module],
+        *,
+        start: ComDefend | None = None,
     ) -> None:
         train = dataset.train
         if not isinstance(train, ImageArray) or not len(train.labels):
@@ -52,25 +60,26 @@ class AdversarialTrainer(PurifierTrainer):
             part = f"a share of {config.adversarial_share} of what each process takes"
             raise UsageError(f"a batch of {config.batch_size} is too small: {part} is less than one image to attack")
         self._labelled = train
-        self._classifier = classifier.to(device).eval().requires_grad_(False)
-        self._exposed = _Exposed(self.model, self._classifier)
-        shape, classes = tuple(self._exposed(self.test_images[:2].to(device).float().div(255)).shape), int(train.labels.max()) + 1
-        if len(shape) != 2 or shape[1] < classes:
-            raise UsageError(f"{config.classifier}: must return logits of {classes} classes or more, not {shape}")
+        self._systems = [_Exposed(self.model, classifier.to(device).eval().requires_grad_(False)) for classifier in classifiers]
+        classes = int(train.labels.max()) + 1
+        for system, name in zip(self._systems, config.classifier.split("+"), strict=True):
+            shape = tuple(system(self.test_images[:2].to(device).float().div(255)).shape)
+            if len(shape) != 2 or shape[1] < classes:
+                raise UsageError(f"{name}: must return logits of {classes} classes or more, not {shape}")
 
     def losses(self) -> dict[str, Tensor]:
         """The loss on this process's part of the batch, some of it attacked, and the root mean square of the logits of all of it."""
         clean, labels, start, noise = (part.to(self.device) for part in self._draw_labelled(self.step_done))
-        count = self._attacked
-        attacked = self._attack(clean[:count], labels[:count], start[:count])
+        count, system = self._attacked, self._systems[self.step_done % len(self._systems)]
+        attacked = self._attack(system, clean[:count], labels[:count], start[:count])
         x = torch.cat([attacked, clean[count:]]).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             loss, mean_square, rebuilt = self._objective.rebuild(x, clean, noise)
-            loss = loss + self.config.label_weight * cross_entropy(self._classifier(rebuilt).float(), labels)
+            loss = loss + self.config.label_weight * cross_entropy(system.classify(rebuilt).float(), labels)
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt()}
 
-    def _attack(self, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
+    def _attack(self, system: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """FGSM or PGD from a random start, through the rounding as if it were not there (straight-through).
 
         FGSM starts from more noise than epsilon and is not brought back, else training on a single step ends in networks that only
@@ -79,11 +88,11 @@ class AdversarialTrainer(PurifierTrainer):
         epsilon = self.config.adversarial_epsilon / 255
         if self.config.adversarial == "fgsm":
             moved = x + FGSM_START * epsilon * start
-            return (moved + epsilon * input_gradient(self._exposed, moved, y, self.autocast).sign()).clamp(0, 1)
+            return (moved + epsilon * input_gradient(system, moved, y, self.autocast).sign()).clamp(0, 1)
         steps = self.config.adversarial_steps
         moved = (x + epsilon * start).clamp(0, 1)
         for _ in range(steps):
-            moved = moved + PGD_REACH / steps * epsilon * input_gradient(self._exposed, moved, y, self.autocast).sign()
+            moved = moved + PGD_REACH / steps * epsilon * input_gradient(system, moved, y, self.autocast).sign()
             moved = torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
         return moved
 
@@ -107,5 +116,8 @@ class _Exposed(nn.Module):
         self.parts = (model, classifier)
 
     def forward(self, x: Tensor) -> Tensor:
-        model, classifier = self.parts
-        return classifier(model(x, gradient="straight-through"))  # type: ignore[no-any-return]
+        return self.classify(self.parts[0](x, gradient="straight-through"))
+
+    def classify(self, rebuilt: Tensor) -> Tensor:
+        """The classifier's logits of rebuilt images."""
+        return self.parts[1](rebuilt)  # type: ignore[no-any-return]

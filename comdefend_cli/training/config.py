@@ -58,7 +58,7 @@ class TrainConfig:
         adversarial_epsilon: L-infinity distance of those attacks, in 8-bit levels.
         adversarial_steps: of PGD.
         adversarial_share: of each batch that is attacked, above 0 and at most 1.
-        classifier: SHA-256, or module:function, of the classifier behind the networks, or "".
+        classifier: SHA-256, or module:function, of the classifier behind the networks, or ""; of several that take turns, with "+" between.
         label_weight: of its cross-entropy in the loss.
         optimizer: "muon", or "adam" as in the paper.
         lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.

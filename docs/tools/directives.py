@@ -12,6 +12,8 @@
     detection NAME                   of docs/data/NAME.json: what the detector found
     certified NAME ...               of docs/data/NAME.json: what was certified
     proved NAME RADIUS               one of its numbers
+    strong NAME ...                  of docs/data/NAME.json: what strong attackers left who know the purifier
+    stood NAME ATTACK EPSILON        one of its numbers
     commands, variables              the reference of the commands, and of the environment variables
 
 What is short stands in the page, so that it can be read there: `<!-- accuracy fast-cifar10 comdefend-fast clean -->82 %<!-- / -->`, which
@@ -25,6 +27,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+import attackers
 import certificates
 import commands
 import detectors
@@ -50,6 +53,8 @@ MAKERS: dict[str, Callable[..., str]] = {
     "detection": detectors.make_detection,
     "certified": certificates.make_certified,
     "proved": certificates.say_certified,
+    "strong": attackers.make_strong,
+    "stood": attackers.say_strong,
 }
 BUILT = re.compile(r"(^ +)?\{\{ (\w+(?: [^\s{}]+)*) \}\}", re.MULTILINE)
 IN_PLACE = re.compile(r"(^)?<!-- (\w+(?: [^\s<>]+)*) -->.*?<!-- / -->", re.MULTILINE | re.DOTALL)

@@ -47,20 +47,20 @@ def dataset() -> Dataset:
 @pytest.mark.parametrize(("attack", "reach"), [("fgsm", 3.0), ("pgd", 1.0)])
 def test_attacks_stay_near_and_do_harm(dataset: Dataset, attack: str, reach: float) -> None:
     """Within [0, 1] and epsilon, FGSM's start besides, and worse for the classifier behind the networks than that start."""
-    run = AdversarialTrainer(replace(CONFIG, adversarial=attack), dataset, CPU, Sides())
+    run = AdversarialTrainer(replace(CONFIG, adversarial=attack), dataset, CPU, [Sides()])
     clean, labels, start, _ = run._draw_labelled(0)
-    attacked = run._attack(clean, labels, start)
+    attacked = run._attack(run._systems[0], clean, labels, start)
     assert float((attacked - clean).abs().max()) <= reach * 8 / 255 + 1e-6 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
     random = (clean + start * max(1.0, reach - 1) * 8 / 255).clamp(0, 1)
     with torch.no_grad():
-        harmed, harmless = (float(cross_entropy(run._exposed(x), labels)) for x in (attacked, random))
+        harmed, harmless = (float(cross_entropy(run._systems[0](x), labels)) for x in (attacked, random))
     assert harmed > harmless
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.25, 2), (0.5, 4), (1.0, 8)])
 def test_a_share_of_the_batch_is_attacked(dataset: Dataset, share: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first images of it; the others reach the networks as they are."""
-    run = AdversarialTrainer(replace(CONFIG, adversarial_share=share), dataset, CPU, Sides())
+    run = AdversarialTrainer(replace(CONFIG, adversarial_share=share), dataset, CPU, [Sides()])
     seen: list[Tensor] = []
     rebuild = run._objective.rebuild
     monkeypatch.setattr(run._objective, "rebuild", lambda x, *rest: (seen.append(x), rebuild(x, *rest))[1])
@@ -74,7 +74,7 @@ def test_the_classifier_stays_and_the_networks_learn(dataset: Dataset) -> None:
     torch.manual_seed(0)
     classifier = build(ClassifierHeader("small", 3, ("a", "b"), (0.5,) * 3, (0.25,) * 3)).eval()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    run = AdversarialTrainer(CONFIG, dataset, CPU, classifier)
+    run = AdversarialTrainer(CONFIG, dataset, CPU, [classifier])
     weights = {name: value.clone() for name, value in run.model.state_dict().items()}
     reports = list(run.run(measure_every=3))
     assert len(reports) == 6 and reports[-1].measured is not None
@@ -82,21 +82,44 @@ def test_the_classifier_stays_and_the_networks_learn(dataset: Dataset) -> None:
     assert any(not torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
 
 
+def test_classifiers_take_turns(dataset: Dataset) -> None:
+    """One a step, the second one in the second step."""
+    asked: list[int] = []
+
+    class Noted(Sides):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(self.number)
+            return super().forward(x)
+
+    run = AdversarialTrainer(replace(CONFIG, classifier="a+b"), dataset, CPU, [Noted(0), Noted(1)])
+    asked.clear()
+    seen = []
+    for _ in range(3):
+        run.step()
+        seen.append(set(asked))
+        asked.clear()
+    assert seen == [{0}, {1}, {0}]
+
+
 def test_loss_has_the_labels_of_all_images(dataset: Dataset) -> None:
     """The loss grows with the weight of the cross-entropy, by that much of it, and without it is the objective's on attacked images."""
-    zero, one, two = (AdversarialTrainer(replace(CONFIG, label_weight=weight), dataset, CPU, Sides()) for weight in (0.0, 1.0, 2.0))
+    zero, one, two = (AdversarialTrainer(replace(CONFIG, label_weight=weight), dataset, CPU, [Sides()]) for weight in (0.0, 1.0, 2.0))
     losses = [float(run.losses()["loss"].detach()) for run in (zero, one, two)]
     assert losses[0] < losses[1] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
 
 
 def test_a_run_that_goes_on_is_the_undisturbed_one(dataset: Dataset) -> None:
     """All that is random in a step is of its number."""
-    whole = AdversarialTrainer(CONFIG, dataset, CPU, Sides())
+    whole = AdversarialTrainer(CONFIG, dataset, CPU, [Sides()])
     list(whole.run(measure_every=6))
-    first = AdversarialTrainer(CONFIG, dataset, CPU, Sides())
+    first = AdversarialTrainer(CONFIG, dataset, CPU, [Sides()])
     for _ in range(3):
         first.step()
-    rest = AdversarialTrainer(CONFIG, dataset, CPU, Sides())
+    rest = AdversarialTrainer(CONFIG, dataset, CPU, [Sides()])
     rest.load_state(first.state(), 3)
     history = History("psnr")
     for report in rest.run(measure_every=6):
@@ -108,7 +131,7 @@ def test_what_is_refused(dataset: Dataset) -> None:
     """Data without labels, input noise, a batch of one, a classifier of other images, unknown attacks."""
     crops = Dataset("folder:x", Crops([torch.zeros(3, 40, 40, dtype=torch.uint8)] * 2, 16), dataset.test)
     with pytest.raises(UsageError, match="with labels"):
-        AdversarialTrainer(CONFIG, crops, CPU, Sides())
+        AdversarialTrainer(CONFIG, crops, CPU, [Sides()])
     with pytest.raises(UsageError, match="input-noise"):
         replace(CONFIG, input_noise=20.0)
     with pytest.raises(UsageError, match="fgsm or pgd"):
@@ -116,7 +139,7 @@ def test_what_is_refused(dataset: Dataset) -> None:
     with pytest.raises(UsageError, match="adversarial-share must be above 0"):
         replace(CONFIG, adversarial_share=0.0)
     with pytest.raises(UsageError, match="too small"):
-        AdversarialTrainer(replace(CONFIG, batch_size=1), dataset, CPU, Sides())
+        AdversarialTrainer(replace(CONFIG, batch_size=1), dataset, CPU, [Sides()])
     with pytest.raises(UsageError, match="logits of 2 classes"):
-        AdversarialTrainer(CONFIG, dataset, CPU, nn.Flatten(2))
+        AdversarialTrainer(CONFIG, dataset, CPU, [nn.Flatten(2)])
     assert type(PurifierTrainer(replace(CONFIG, adversarial=""), dataset, CPU)) is PurifierTrainer
