@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = made.parse_known_args(argv)
     if options.child:
         fuzz_here(options.child, options.out, rest)
-    with tempfile.TemporaryDirectory() as folder:
+    memory = Path("/dev/shm")  # What is read from files is in memory where the machine has such a place.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         corpus = options.corpus or Path(folder)
         shares = {options.only: 1.0} if options.only else SHARES
-        results = {name: fuzz(name, 60 * options.minutes * share, corpus) for name, share in shares.items()}
+        results = {name: fuzz(name, 60 * options.minutes * share, corpus, scratch) for name, share in shares.items()}
     report = {
         "command": f"python reliability/fuzz.py --minutes {options.minutes:g}",
         "cpu": read_cpu()[0],
@@ -68,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report["findings"] else 0
 
 
-def fuzz(name: str, seconds: float, corpus: Path) -> dict[str, Any]:
-    """Fuzz one target in processes of their own, until the time is up; one that an input ends is followed by another."""
+def fuzz(name: str, seconds: float, corpus: Path, scratch: str) -> dict[str, Any]:
+    """Fuzz one target in processes of their own, with temporary files in `scratch`, until the time is up; one may follow another."""
     kept, found = corpus / name, corpus / f"{name}-findings"
     kept.mkdir(parents=True, exist_ok=True)
     found.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def fuzz(name: str, seconds: float, corpus: Path) -> dict[str, Any]:
         flags = [f"-max_total_time={int(left)}", f"-timeout={TIMEOUT}", f"-rss_limit_mb={MEMORY}", f"-max_len={MAX_INPUT}"]
         flags += ["-print_final_stats=1", f"-artifact_prefix={found}/", "-close_fd_mask=1", str(kept)]
         command = [sys.executable, __file__, "--out", str(found), "--child", name, *flags]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": scratch}
         ended = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False, env=environment
         )

@@ -122,55 +122,44 @@ def write_where_it_may_not(here: Path) -> str:
 def lose_the_output_half_way(here: Path) -> str:
     """Folder: the right to write is lost half-way, then given back and the run repeated."""
     out = here / "out"
-    process = start_bound(list_purify(here, out))
-    wait_until(lambda: count(out) > 5, process)
-    out.chmod(0o555)
-    code, said = wait(process)
-    out.chmod(0o755)
-    expect(code == 1 and "permission denied" in said, code, said)
-    go_on(here, out)
+    hinder(here, lambda: out.chmod(0o555), lambda: out.chmod(0o755), "permission denied")
     return "exit code 1, what was not written is named; the second run does it"
 
 
 def lose_the_input_half_way(here: Path) -> str:
     """Folder: the right to read is lost half-way, then given back and the run repeated."""
-    source, out = here / "in", here / "out"
+    source = here / "in"
     make_images(source, MORE)
-    process = start_bound(list_purify(here, out))
-    wait_until(lambda: count(out) > 5, process)
-    source.chmod(0)
-    code, said = wait(process)
-    source.chmod(0o755)
-    expect(code == 1 and "cannot read: permission denied" in said, code, said)
-    go_on(here, out)
+    hinder(here, lambda: source.chmod(0), lambda: source.chmod(0o755), "cannot read: permission denied")
     return "exit code 1, what was not read is named; the second run does it"
 
 
 def remove_the_input(here: Path) -> str:
     """Folder: all images are deleted half-way."""
-    make_images(here / "in", MORE)
-    out = here / "out"
-    process = start(list_purify(here, out))
-    wait_until(lambda: count(out) > 5, process)
-    shutil.move(here / "in", here / "gone")
-    code, said = wait(process)
-    shutil.move(here / "gone", here / "in")
-    expect(code == 1 and "cannot read: no such file" in said, code, said)
-    go_on(here, out)
+    source, gone = here / "in", here / "gone"
+    make_images(source, MORE)
+    hinder(here, lambda: shutil.move(source, gone), lambda: shutil.move(gone, source), "cannot read: no such file")
     return "exit code 1, what was gone is named; what was written is whole"
 
 
 def remove_the_output(here: Path) -> str:
     """Folder: the output folder is deleted half-way."""
     make_images(here / "in", MANY)
-    out = here / "out"
-    process = start(list_purify(here, out))
-    wait_until(lambda: count(out) > 5, process)
-    shutil.rmtree(out, ignore_errors=True)
-    code, said = wait(process)
-    expect(code == 1 and "removed" in said, code, said)
-    go_on(here, out)
+    out, gone = here / "out", here / "gone"  # At once: of a folder that goes file by file, one that is written meanwhile may stay.
+    hinder(here, lambda: shutil.move(out, gone), lambda: shutil.rmtree(gone), "removed")
     return "exit code 1, and the run says so; the next one does all"
+
+
+def hinder(here: Path, disturb: Callable[[], object], undo: Callable[[], object], reason: str) -> None:
+    """Purify the folder `in`, disturb it half-way, expect exit code 1 and the reason, undo, and go on to what an undisturbed run leaves."""
+    out = here / "out"
+    process = start_bound(list_purify(here, out))
+    wait_until(lambda: count(out) > 5, process)
+    disturb()
+    code, said = wait(process)
+    undo()
+    expect(code == 1 and reason in said, code, said)
+    go_on(here, out)
 
 
 def remove_the_training_output(here: Path) -> str:

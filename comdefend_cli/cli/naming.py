@@ -37,7 +37,7 @@ def name_outputs(names: Sequence[str], out: str | None, ending: str | None, *, o
 
     Args:
         names: as given: images, patterns such as "*.png" that the shell left as they are, or "-" alone; of exactly two without `out`,
-            the second is the output.
+            the second is the output, unless it is a pattern: with * or ?, or with brackets that some file matches.
         out: a file for one image, or a folder; None puts each output beside its input, as "name.purified.png".
         ending: ".png" of the outputs in a folder or beside, or None to keep each image's own in a folder, and ".png" beside.
         overwrite: whether an output may be replaced; for messages.
@@ -47,7 +47,7 @@ def name_outputs(names: Sequence[str], out: str | None, ending: str | None, *, o
     """
     if "" in (*names, out):
         raise UsageError("a name is empty, as of a variable that is not set; name an image")
-    if out is None and len(names) == 2 and not _is_pattern(names[1]):
+    if out is None and len(names) == 2 and _may_be_output(names[1]):
         source, target = map(Path, names)
         _refuse_absent_image(source, target)
         _refuse_two_readings(source, target, overwrite=overwrite)
@@ -83,6 +83,11 @@ def _expand(names: Sequence[str]) -> list[Path]:
 
 def _is_pattern(name: str) -> bool:
     return glob.has_magic(name) and not Path(name).exists()
+
+
+def _may_be_output(name: str) -> bool:
+    """Whether the second of two names is no pattern, or one in brackets alone that nothing matches, as "photo[1].png"."""
+    return not _is_pattern(name) or not (set("*?") & set(name) or glob.glob(name))  # noqa: PTH207 - As above.
 
 
 def _refuse_absent_image(source: Path, target: Path | None) -> None:

@@ -131,7 +131,9 @@ def _purify_files(
         raise UsageError("--json and the image cannot both go to standard output; name a file for OUT")
     jobs = [Job(pair, Output.of(pair, chosen, compare), strips) for pair in pairs]
     for job in jobs:
-        job.prepare(quiet=quiet)
+        job.choose_strips(quiet=quiet)
+    for job in jobs:
+        job.output.refuse(job.pair.source, make_folder=not job.pair.named)
     failed = False
     purifiers = Purifiers(make_request, quiet=quiet)
     for job in jobs:
@@ -157,11 +159,10 @@ class Job:
     output: Output
     strips: bool | None
 
-    def prepare(self, *, quiet: bool) -> None:
-        """Find out before the work what would fail after it."""
-        source, target = self.pair.source, self.pair.target
-        self.output.refuse(source, make_folder=not self.pair.named)
-        self.strips = choose_strips(self.strips, source, target, whole=self.output.compare is not None, quiet=quiet)
+    def choose_strips(self, *, quiet: bool) -> None:
+        """Decide, before the first image; errors as of :func:`.choose_strips`."""
+        whole = self.output.compare is not None
+        self.strips = choose_strips(self.strips, self.pair.source, self.pair.target, whole=whole, quiet=quiet)
 
     def run(self, purifiers: Purifiers, max_megapixels: float, *, measured: bool, quiet: bool) -> dict[str, Any]:
         """Purify and write; the record of it, with PSNR and SSIM if it is to be measured."""

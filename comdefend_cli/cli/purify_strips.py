@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 #: Megapixels from which an image goes through in strips unasked, where all that is wanted can be had so.
 LARGE = 50.0
+#: Endings of what is written in strips.
+ENDINGS = (".png", ".tif", ".tiff")
 
 
 def choose_strips(asked: bool | None, source: Path, target: Path, *, whole: bool, quiet: bool) -> bool:
     """Whether to go through in strips: as asked, or where the image is large and nothing that was asked for needs it whole.
 
     Raises:
-        UsageError: strips are asked for with what needs the whole image.
+        UsageError: strips are asked for with what needs the whole image, or is not written in them.
     """
     if asked is False:
         return False
@@ -31,8 +33,10 @@ def choose_strips(asked: bool | None, source: Path, target: Path, *, whole: bool
     if asked:
         if dashes or whole:
             raise UsageError("--strips is from file to file, without --compare; leave that out")
+        if target.suffix.lower() not in ENDINGS:
+            raise UsageError(f"{target}: --strips writes .png or .tiff; name such a file, add --format png, or leave --strips out")
         return True
-    if dashes or whole or target.suffix.lower() not in (".png", ".tif", ".tiff") or not source.is_file():
+    if dashes or whole or target.suffix.lower() not in ENDINGS or not source.is_file():
         return False
     if not _is_large(source):
         return False

@@ -203,6 +203,7 @@ def test_one_name_is_enough_for_a_folder_too(run: Run, image: Path, small_weight
         (["in.png", "b.png", "in.jpg"], None, "would both become in.purified.png"),
         (["-"], None, "standard input is one image"),
         (["*.webp"], "new", "no such file"),
+        (["in.png", "*.webp"], None, "no such file"),
     ],
 )
 def test_names_that_may_mean_two_things_are_refused(
@@ -214,6 +215,17 @@ def test_names_that_may_mean_two_things_are_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=words):
         name_outputs(names, out, None, overwrite=False)
+
+
+def test_a_second_name_in_brackets_is_the_output_unless_files_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Browsers call files so; the shell leaves the name as it is where no file matches."""
+    for name in ("in.png", "b1.png"):
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    (pair,) = name_outputs(["in.png", "a[1].png"], None, None, overwrite=False)
+    assert (str(pair.source), str(pair.target), pair.named) == ("in.png", "a[1].png", True)
+    pairs = name_outputs(["in.png", "b[1].png"], None, None, overwrite=False)
+    assert [str(pair.source) for pair in pairs] == ["in.png", "b1.png"]
 
 
 def test_bad_input_is_one_line_and_exit_1(run: Run, tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -432,3 +444,13 @@ def test_an_exact_image_does_not_make_the_mean_infinite() -> None:
     b[1] = 16
     assert psnr(a, b)[0] == torch.inf
     assert mean_psnr(a, b) == pytest.approx((TOP_PSNR + float(psnr(a, b)[1])) / 2)
+
+
+def test_strips_that_cannot_be_written_are_refused_before_the_first_image(image: Path, small_weights: Path) -> None:
+    """Of several images into a folder, one whose format is not written in strips stops all before any."""
+    other = image.with_name("b.jpg")
+    Image.open(image).save(other)
+    arguments = ["purify", str(image), str(other), "-o", str(image.parent / "out"), "--strips", "--weights", str(small_weights), "-q"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and "b.jpg: --strips writes .png or .tiff" in done.stderr and done.stderr.count("\n") == 1
+    assert not (image.parent / "out").exists()
