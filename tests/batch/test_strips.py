@@ -168,6 +168,28 @@ def test_rows_are_read_upright(tmp_path: Path, astronaut: np.ndarray, orientatio
     assert np.array_equal(found, expected)
 
 
+def read_rows(source: Path) -> np.ndarray:
+    """All of a large image."""
+    image = open_large_image(source)
+    found = np.empty((image.height, image.width, image.bands), np.uint8)
+    image.read(found)
+    return found
+
+
+def test_deep_samples_become_the_same_levels(tmp_path: Path) -> None:
+    """Of each of the 65,536 there are."""
+    Image.fromarray(np.arange(2**16, dtype=np.uint16).reshape(256, 256)).save(tmp_path / "in.png")
+    assert np.array_equal(read_rows(tmp_path / "in.png"), read_image(tmp_path / "in.png").pixels)
+
+
+def test_of_several_pages_the_first_is_taken(tmp_path: Path, astronaut: np.ndarray) -> None:
+    """And it is said."""
+    first, second = (Image.fromarray(astronaut[:8, start : start + 9]) for start in (0, 50))
+    first.save(tmp_path / "in.tiff", save_all=True, append_images=[second])
+    assert np.array_equal(read_rows(tmp_path / "in.tiff"), np.array(first))
+    assert open_large_image(tmp_path / "in.tiff").notices == read_image(tmp_path / "in.tiff").notices != []
+
+
 def test_jpeg_is_read_too(tmp_path: Path, astronaut: np.ndarray) -> None:
     """To within the rounding of two JPEG decoders, which the code's rounding may make larger at a few pixels."""
     Image.fromarray(astronaut[:80, :96]).save(tmp_path / "in.jpg", quality=95, subsampling=0)
@@ -211,6 +233,7 @@ def test_what_cannot_be_done_in_strips_is_refused(tmp_path: Path, astronaut: np.
     vips = pyvips.Image.new_from_array(np.dstack([astronaut[:40, :40], astronaut[:40, :40, :2]]))
     for bands in (4, 5):
         vips.extract_band(0, n=bands).copy(interpretation="multiband").tiffsave(str(tmp_path / f"{bands}.tiff"))
+        assert can_read(tmp_path / f"{bands}.tiff") == (bands == 4)
         patched = (tmp_path / f"{bands}.tiff").read_bytes()
         tag = struct.pack("<HHI", 338, 3, bands - 3)
         at = patched.index(tag) + 8
