@@ -174,6 +174,11 @@ def test_no_thread_outlives_a_run_that_is_left_half_way(tmp_path: Path, small_we
     done = len(list((tmp_path / "out").glob("*.png")))
     assert done < 30
     with open_local(Folder(source), Folder(tmp_path / "out"), networks) as engine:
+        for result in engine.results():
+            if result.status == "done":
+                engine.stop()  # As a signal does: what is begun is finished, and the results end.
+    assert done < (done := len(list((tmp_path / "out").glob("*.png")))) < 30
+    with open_local(Folder(source), Folder(tmp_path / "out"), networks) as engine:
         assert Counter(result.status for result in engine.results()) == {"kept": done, "done": 30 - done}
 
 

@@ -107,9 +107,12 @@ def test_what_failed_is_let_go_of_at_once() -> None:
             try:
                 raise ValueError("damaged")
             except ValueError as error:
-                if item.value % 2:
+                if item.value == 0:
                     raise OSError("damaged image") from error
-                raise OSError("damaged image")  # noqa: B904  # The one before is kept all the same.
+                if item.value == 1:
+                    raise OSError("damaged image")  # noqa: B904  # The one before is kept all the same.
+                cause = error
+            raise OSError("damaged image") from cause
 
     gc.collect()
     gc.disable()

@@ -145,7 +145,7 @@ def test_what_changed_is_measured(tmp_path: Path, astronaut: np.ndarray, kind: s
     purifier = Purifier(small_model(), small_model(1, 4), Settings(tile=64))
     found = purify_file(purifier, open_large_image(tmp_path / "in.png"), tmp_path / "out.png", progress=done.append)
     before, after = (np.array(Image.open(tmp_path / name))[..., :-1].astype(float) for name in ("in.png", "out.png"))
-    assert found == pytest.approx(np.square(before - after).mean()) and found > 0
+    assert found == np.square(before - after).mean() > 0
     assert len(done) > 2 and sum(done) == 170 * 60 and all(count % 60 == 0 for count in done)
 
 
