@@ -81,6 +81,8 @@ def test_an_item_holds_as_much_of_the_budget_as_it_takes() -> None:
     heavy = Recorder()
     heavy.weigh = lambda item: 5.0  # type: ignore[method-assign]
     assert [item.cost for item in Pipeline(heavy, [Number(0, 3.0)], readers=1, writers=1).results()] == [5.0]
+    (failed,) = Pipeline(Broken("weigh", ValueError, at=1), [Number(0, 3.0)], readers=1, writers=1).results()
+    assert failed.error and failed.cost == 0.0 and 0 < failed.seconds < 1
 
 
 def test_a_bad_item_does_not_take_its_batch_along() -> None:
@@ -152,17 +154,17 @@ class Fatal(BaseException):
 
 
 class Broken(Recorder):
-    """Stages of which one goes wrong at the fifth item that it sees."""
+    """Stages of which one goes wrong at the fifth item that it sees, or another."""
 
-    def __init__(self, stage: str, error: type[BaseException]) -> None:
+    def __init__(self, stage: str, error: type[BaseException], at: int = 5) -> None:
         super().__init__()
-        self.stage, self.error, self.seen = stage, error, 0
+        self.stage, self.error, self.at, self.seen = stage, error, at, 0
 
     def __getattribute__(self, name: str) -> Any:
         if name != super().__getattribute__("__dict__").get("stage"):
             return super().__getattribute__(name)
         self.seen += 1
-        if self.seen == 5:
+        if self.seen == self.at:
             raise self.error("mistake")
         return super().__getattribute__(name)
 
