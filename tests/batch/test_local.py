@@ -182,6 +182,22 @@ def test_no_thread_outlives_a_run_that_is_left_half_way(tmp_path: Path, small_we
         assert Counter(result.status for result in engine.results()) == {"kept": done, "done": 30 - done}
 
 
+@pytest.mark.parametrize(("error", "wait"), [(ZeroDivisionError, True), (KeyboardInterrupt, False)])
+def test_who_insists_waits_for_no_thread(
+    tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], wait: bool
+) -> None:
+    """A mistake ends the run when its threads have ended, a second Ctrl-C at once."""
+    waits: list[bool] = []
+    close = LocalEngine.close
+    monkeypatch.setattr(LocalEngine, "close", lambda engine, *, wait: (waits.append(wait), close(engine, wait=True))[1])
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo("astronaut.png")[:16, :16]).save(tmp_path / "in" / "a.png")
+    networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
+    with pytest.raises(error), open_local(Folder(tmp_path / "in"), Folder(tmp_path / "out"), networks):
+        raise error
+    assert waits == [wait]
+
+
 class Said:
     """A state that writes down what it is told, and what is in the output folder then."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from comdefend_cli.batch import budget as budgets
-from comdefend_cli.batch import local, rows_file
+from comdefend_cli.batch import local, plan, rows_file
 from comdefend_cli.batch.budget import Budget, fit_budget
 from comdefend_cli.batch.journal import open_journal
 from comdefend_cli.batch.options import Options
@@ -56,6 +57,28 @@ def test_a_numbered_output_is_explained(tmp_path: Path) -> None:
     }
 
 
+def test_names_that_differ_in_case_are_two_where_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux they are; on macOS and Windows two outputs would be one."""
+    assert (sys.platform in ("darwin", "win32")) == plan._FOLDS_CASE
+    found = SimpleNamespace(show=lambda name: name)
+    names = ["A.png", "a.png", "\u00e9.png", "e\u0301.png"]
+    monkeypatch.setattr(plan, "_FOLDS_CASE", False)
+    assert plan._name_outputs(found, names, Options()) == names  # type: ignore[arg-type]
+    monkeypatch.setattr(plan, "_FOLDS_CASE", True)
+    with pytest.raises(UsageError, match=r"A\.png and a\.png would both become a\.png"):
+        plan._name_outputs(found, names, Options())  # type: ignore[arg-type]
+    numbered = plan._name_outputs(found, names, Options(on_collision="number"))  # type: ignore[arg-type]
+    assert numbered == ["A.png", "a-2.png", "\u00e9.png", "e\u0301-2.png"]
+
+
+@pytest.mark.parametrize("name", ["psd", ".PSD", "png.", "", "x"])
+def test_a_format_that_cannot_be_written_is_refused(name: str) -> None:
+    """Also one that can be read."""
+    with pytest.raises(UsageError, match="cannot write images of the format"):
+        Options(format=name)
+    assert Options(format=".PNG").ending == ".png" and Options(format="jpg", quality=3).ending == ".jpg"
+
+
 @pytest.mark.parametrize(("count", "said"), [(1, ""), (2, r" \(and 1 more\)"), (3, r" \(and 2 more\)")])
 def test_files_of_others_are_counted(tmp_path: Path, count: int, said: str) -> None:
     """The first is named; what was begun by a run of ours is not among them."""
@@ -69,8 +92,8 @@ def test_files_of_others_are_counted(tmp_path: Path, count: int, said: str) -> N
         state.begin(["a.png"])
         with pytest.raises(UsageError, match=rf"b\.png: exists and is not from purify-dir{said}; use --overwrite"):
             make_plan(source, out, found, outputs, state, set(), Options())
-        plan = make_plan(source, out, found, outputs, state, set(), Options(overwrite=True))
-    assert [(job.output, job.replaces) for job in plan.jobs] == [(output, True) for output in outputs]
+        made = make_plan(source, out, found, outputs, state, set(), Options(overwrite=True))
+    assert [(job.output, job.replaces) for job in made.jobs] == [(output, True) for output in outputs]
 
 
 @pytest.mark.parametrize(
