@@ -83,9 +83,9 @@ with open("out.png", "wb") as file:
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colours_are_for_terminals_that_want_them(no_color: str) -> None:
-    """An error is red on a terminal, and plain under NO_COLOR."""
+    """An error is red on a terminal, and plain under NO_COLOR; it is shown also where there are said to be no columns."""
     terminal, end = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": no_color}
+    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": no_color, "COLUMNS": "0"}
     subprocess.run([*COMMAND, "absent"], stdin=end, stdout=end, stderr=end, env=environment, check=False)
     os.close(end)
     said = os.read(terminal, 4096)
