@@ -1,4 +1,4 @@
-"""Small parts by themselves: names of outputs, room for images in work, threads, and time."""
+"""Small parts by themselves: names of outputs and what is said of them, sizes by headers, threads, and time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comdefend_cli.batch import budget as budgets
 from comdefend_cli.batch import local, plan, rows_file
-from comdefend_cli.batch.budget import Budget, fit_budget
 from comdefend_cli.batch.journal import open_journal
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.pipeline import _measure_time
@@ -120,28 +118,6 @@ def test_a_reason_does_not_begin_with_the_path() -> None:
     """Of input or output, however many spaces are in it."""
     assert local._cut_path("in/a b.png: cannot read: c", "in/a \n b.png", Path("out/a.png")) == "cannot read: c"
     assert local._cut_path("out/a.png: full", "in/a.png", Path("out/a.png")) == "full"
-
-
-@pytest.mark.timeout(20)
-def test_room_is_given_up_to_the_limit() -> None:
-    """To the last bit of it, beside what others hold."""
-    budget = Budget(10.0)
-    budget.acquire(2.0)
-    budget.acquire(2.0)
-    budget.grow(2.0, 6.0)
-    budget.give_back(8.0)
-    budget.give_back(2.0)
-    budget.acquire(10.0)
-
-
-def test_room_goes_by_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of what the process may use, of that its share, at 20 bytes a pixel, up to the most; without a limit the usual."""
-    monkeypatch.setattr(budgets, "find_memory_limit", lambda: None)
-    assert (fit_budget(), fit_budget(0.5, 1000.0), fit_budget(1.0, 10.0)) == (64.0, 64.0, 10.0)
-    monkeypatch.setattr(budgets, "find_memory_limit", lambda: 2_000_000_000)
-    assert (fit_budget(), fit_budget(0.5), fit_budget(1.0, 10.0)) == (25.0, 12.5, 10.0)
-    monkeypatch.setattr(budgets, "find_memory_limit", lambda: 10**12)
-    assert (fit_budget(), fit_budget(1.0, 100.0)) == (64.0, 100.0)
 
 
 def test_images_are_measured_by_their_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The three stages at once, and the budget that they share."""
+"""The three stages at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from comdefend_cli.batch.budget import Budget, Stopped
 from comdefend_cli.batch.pipeline import Item, Pipeline
 
 
@@ -283,38 +282,3 @@ def test_who_insists_does_not_wait_for_the_networks() -> None:
     go_on.set()
     pipeline.close()
     assert not any(thread.is_alive() for thread in pipeline._threads)
-
-
-def test_a_closed_budget_lets_nobody_wait() -> None:
-    """Who waits for room is woken by its closing, and told to stop."""
-    budget = Budget(1.0)
-    budget.acquire(5.0)
-    threading.Timer(0.05, budget.close).start()
-    with pytest.raises(Stopped):
-        budget.acquire(0.5)
-
-
-def test_who_waits_for_more_is_let_in_before_others_and_never_for_ever() -> None:
-    """Two that hold most of a budget and both need more get it one after the other, before one that holds nothing."""
-    budget, order = Budget(10.0), []
-    budget.acquire(4.0)
-    budget.acquire(5.0)
-
-    def grow(held: float, amount: float) -> None:
-        budget.grow(held, amount)
-        order.append(held)
-        time.sleep(0.05)
-        budget.give_back(held + amount)
-
-    threads = [threading.Thread(target=grow, args=pair, daemon=True) for pair in ((4.0, 30.0), (5.0, 2.0))]
-    threads[0].start()
-    time.sleep(0.05)
-    assert not order  # The other still works with what it holds.
-    late = threading.Thread(target=lambda: (budget.acquire(0.5), order.append(0.5)), daemon=True)
-    late.start()
-    time.sleep(0.05)
-    assert not order  # There would be room, but not for who came before.
-    threads[1].start()
-    for thread in (*threads, late):
-        thread.join(10)
-    assert sorted(order[:2]) == [4.0, 5.0] and order[2:] == [0.5]
