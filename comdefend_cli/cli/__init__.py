@@ -1,6 +1,5 @@
 """The command line: the only part that prints or exits. Nothing here imports torch, or much else, until a command runs."""
 
-import os
 import sys
 
 import typer
@@ -64,8 +63,6 @@ def _take_options(
 
 def main() -> None:
     """Run the command line."""
-    if not os.environ.get("COLUMNS", "1").strip("0"):
-        del os.environ["COLUMNS"]  # Nothing at all would be shown on no columns, which some who start programs say.
     try:
         sys.exit(console.run_app(app))
     except OSError as error:  # Of help and version, which a full disk has no room for.

@@ -23,6 +23,9 @@ from comdefend_cli.runtime.files import make_write_error
 if TYPE_CHECKING:
     from rich.table import Column, Table
 
+if not os.environ.get("COLUMNS", "1").strip("0"):
+    del os.environ["COLUMNS"]  # Of no columns, as some say who start programs, nothing at all would be shown.
+
 #: Results go to standard output; everything said to a person goes to standard error.
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
