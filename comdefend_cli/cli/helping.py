@@ -109,6 +109,10 @@ class Command(TyperCommand):
         """What stands behind the command's name in its first line."""
         return ["[OPTIONS]", *(str(item.metavar or item.name) for item in self.params if item.param_type_name == "argument")]
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence, whole on the narrowest terminal too."""
+        return str(super().get_short_help_str(10**4))
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help into click's formatter."""
         self.format_usage(ctx, formatter)

@@ -67,7 +67,7 @@ def _format_decibels(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, (int, float)) else "-"
 
 
-@app.command()
+@app.command(short_help="Print the header of a weight file as JSON.")
 @console.command
 def show(which: Which) -> None:
     """Print a weight file's header as JSON: architecture, PSNR in dB, how it was trained, and the file's SHA-256."""
@@ -78,7 +78,7 @@ def show(which: Which) -> None:
     console.print_json({**top, **asdict(header)}, indent=2)
 
 
-@app.command()
+@app.command(short_help="Load weights completely, and check their hash.")
 @console.command
 def verify(
     which: Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", help="Only this one, in place of all that ship.")] = None,
@@ -104,7 +104,7 @@ def verify(
         raise typer.Exit(ComdefendError.exit_code)
 
 
-@app.command("import")
+@app.command("import", short_help="Convert the authors' checkpoints to a weight file.")
 @console.command
 def import_(
     encoder: Annotated[Path, typer.Argument(metavar="ENC.npy", help="The authors' checkpoint of ComCNN.", **options.UNCHECKED)],
