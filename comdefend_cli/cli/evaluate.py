@@ -155,9 +155,7 @@ def evaluate(
     if device == "auto":
         notice(f"computing on {describe_device(where)}", quiet=quiet)
     images = fetch_labelled(data, data_dir, limit=limit, seed=seed, size=size, download=not no_download, quiet=quiet)
-    systems = _make_systems(classifier, defences, data, where, precision)
-    tell_origin_of_defences((system.defence for system in systems), quiet=quiet)
-    evaluation = _plan(protocol, images, systems, out, where)
+    evaluation = _plan(protocol, images, _make_systems(classifier, defences, data, where, precision, quiet=quiet), out, where)
     if accept_earlier(out / "results.json", {**evaluation.to_json(), "precision": precision}, overwrite=overwrite):
         notice(f"{out} holds results of the same settings: what is measured there is kept", quiet=quiet)
     certified = [read_certificates(folder, evaluation.to_json()) for folder in certificates or []]
@@ -223,7 +221,7 @@ def _prepare_outputs(out: Path, save_adversarial: Path | None, protocol: Protoco
         raise UsageError(f"{folder}: is there and not empty; name a new folder for --save-adversarial")
 
 
-def _make_systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str) -> list[System]:
+def _make_systems(specs: list[str], defences: str, data: str, where: torch.device, precision: str, *, quiet: bool) -> list[System]:
     """Each classifier behind each defence."""
     from comdefend_cli.classifiers.loading import load_classifier
     from comdefend_cli.evaluate.defences.catalogue import make_defence
@@ -237,6 +235,7 @@ def _make_systems(specs: list[str], defences: str, data: str, where: torch.devic
     if not wanted:
         raise UsageError("--defences names none; give at least 'none'")
     made = [make_defence(spec, device=str(where), precision=precision) for spec in wanted]
+    tell_origin_of_defences(made, quiet=quiet)
     return [System(item, defence) for item in classifiers for defence in made]
 
 
