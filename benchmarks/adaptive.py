@@ -7,7 +7,8 @@
     python benchmarks/adaptive.py ... --out found --report found.json                   all that lies in the folder, as one table
 
 Every attack meets all images that the system gets right, alone, so that each has an accuracy of its own; "worst" counts an image only if
-it stood all of them. All gradients go through both networks and the classifier.
+it stood all of them. All gradients go through both networks and the classifier. With --precision bfloat16 attacks are made on a system that
+computes so; an image counts as held only if the system is right in that precision and in float32.
 
 PGD: 50 steps from 5 random starts, through the rounding as the identity (straight-through) and through the sigmoid's slope (soft).
 APGD on cross-entropy, APGD on the targeted DLR loss, targeted FAB, Square with 5,000 queries: the four of AutoAttack's standard version
@@ -22,6 +23,7 @@ import json
 import platform
 import time
 from copy import deepcopy
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,11 +33,12 @@ import torch
 from json_out import emit
 from torch import Tensor, nn
 
-from comdefend_cli.classifiers.loading import load_classifier
+from comdefend_cli.classifiers.loading import Classifier, load_classifier
 from comdefend_cli.data.labelled import Labelled, load_labelled
 from comdefend_cli.errors import ComdefendError
 from comdefend_cli.evaluate.attacks.catalogue import make_attack
 from comdefend_cli.evaluate.attacks.victim import find_device, leave_undisturbed
+from comdefend_cli.evaluate.certification import InPrecision
 from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.evaluate.stats import compute_percentages
 from comdefend_cli.evaluate.systems import System
@@ -46,6 +49,12 @@ PGD_STEPS, PGD_RESTARTS = 50, 5
 AUTO = ("apgd-ce", "apgd-t", "fab-t", "square")
 ATTACKS = ("pgd-straight-through", "pgd-soft", *AUTO, "transfer")
 PACKAGES = ("torch", "foolbox", "pyautoattack")
+
+
+def make_system(defence: str, classifier: Classifier, precision: str) -> System:
+    """The defence before the classifier, both computed in that precision."""
+    model = classifier.model if precision == "float32" else InPrecision(classifier.model, precision).eval()
+    return System(replace(classifier, model=model), make_defence(defence, device="cpu", precision=precision))
 
 
 class ReluResidual(Residual):
@@ -95,16 +104,17 @@ def perturb(attack: str, system: System, x: Tensor, y: Tensor, epsilon: float, b
 
 
 @torch.no_grad()
-def right(system: System, x: Tensor, y: Tensor, batch: int) -> Tensor:
-    """Whether the deployed system is right, bool (N,)."""
-    model = system.deploy()
-    return torch.cat([model(part).argmax(1) for part in x.split(batch)]) == y
+def right(systems: list[System], x: Tensor, y: Tensor, batch: int) -> Tensor:
+    """Whether the system, in each precision, is right once deployed, bool (N,)."""
+    models = [system.deploy() for system in systems]
+    answers = [torch.cat([model(part).argmax(1) for part in x.split(batch)]) == y for model in models]
+    return torch.stack(answers).all(0)
 
 
-def measure(asked: argparse.Namespace, system: System, data: Labelled) -> None:
-    """Every attack at every epsilon that has no file yet; images go to the attack a batch at a time, and what is found is kept."""
+def measure(asked: argparse.Namespace, systems: list[System], data: Labelled) -> None:
+    """Every attack at every epsilon that has no file yet, made on the first system; what is found is tried on all."""
     x, y = data.floats(), data.labels
-    clean = right(system, x, y, asked.batch)
+    clean = right(systems, x, y, asked.batch)
     keep(asked.out / "clean.json", {"attack": "clean", "epsilon": 0, "held": clean.tolist(), "seconds": 0})
     for epsilon in asked.epsilons:
         for attack in asked.attacks:
@@ -113,11 +123,11 @@ def measure(asked: argparse.Namespace, system: System, data: Labelled) -> None:
                 continue
             began, held = time.perf_counter(), clean.clone()
             for rows in clean.nonzero().flatten().split(asked.batch):
-                found = perturb(attack, system, x[rows], y[rows], epsilon, asked.batch, asked.seed)
+                found = perturb(attack, systems[0], x[rows], y[rows], epsilon, asked.batch, asked.seed)
                 far = float((found - x[rows]).abs().max()) * 255
                 if far > epsilon + 1e-3:
                     raise SystemExit(f"{attack} left epsilon: {far}")
-                held[rows] = right(system, found, y[rows], asked.batch)
+                held[rows] = right(systems, found, y[rows], asked.batch)
                 print(
                     f"{attack} {epsilon:g}: {int(held.sum())} of {int(clean.sum())} so far, {time.perf_counter() - began:.0f} s", flush=True
                 )
@@ -171,16 +181,16 @@ def main() -> None:
     try:
         data = load_labelled(asked.data, asked.data_dir, limit=asked.limit, download=False)
         classifier = load_classifier(asked.classifier, data=asked.data)
-        defence = make_defence(asked.defence, device="cpu", precision=asked.precision)
+        systems = [make_system(asked.defence, classifier, name) for name in dict.fromkeys((asked.precision, "float32"))]
     except ComdefendError as error:
         parser.error(str(error))
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.report is None:
-        measure(asked, System(classifier, defence), data)
+        measure(asked, systems, data)
         return
     about = {
         "defence": asked.defence,
-        "settings": defence.settings,
+        "settings": systems[0].defence.settings,
         "classifier": classifier.name,
         "classifier_sha256": classifier.sha256,
         "data": {"name": data.name, "n": len(data), "sha256": data.sha256},
