@@ -115,15 +115,18 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     assert all(path.exists() for path in others)
 
 
-def test_what_workers_began_is_taken_over(tmp_path: Path) -> None:
-    """From whole files of theirs, durably; those of another shape and half-written ones only go."""
+def test_what_workers_began_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From whole files of theirs, each once that is durable; those of another shape and half-written ones only go."""
+    left: list[int] = []
     notes = {"1": b'{"outputs": ["a.png", "sub/b.png"]}', "2": b"[]", "3": b"cut", "4": b'{"outputs": 7}', "5": b"{}"}
     for name, content in notes.items():
         (tmp_path / f"{BEGUN}{name}").write_bytes(content)
     (tmp_path / f".{BEGUN}6.part").touch()
     (tmp_path / "c.png").touch()
     with open_journal(Folder(tmp_path)) as state:
+        monkeypatch.setattr(state, "_put", lambda: left.append(len(list(tmp_path.glob(f"{BEGUN}*")))))
         adopt_begun(Folder(tmp_path), state)
+        assert left == [5, 4, 3, 2, 1]
         assert sorted(state.list_leftovers()) == ["a.png", "sub/b.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, "c.png"]
     with open_journal(Folder(tmp_path)) as state:
