@@ -223,7 +223,7 @@ def test_what_is_said_of_an_output_is_true(tmp_path: Path, small_weights: Path, 
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     out.mkdir()
-    Image.fromarray(photo("astronaut.png")[:16, :16]).save(source / "a.png")
+    Image.fromarray(photo("astronaut.png")[:16, :24]).save(source / "a.png")
     size = (source / "a.png").stat().st_size
     networks = Networks(Request(str(small_weights), "cpu", backend="torch"))
     key = networks.identity.make_key(networks.identity.sha256s[0], Options())
@@ -233,12 +233,12 @@ def test_what_is_said_of_an_output_is_true(tmp_path: Path, small_weights: Path, 
         plan = Plan([Job("a.png", "a.png", size, replaces)])
         engine = LocalEngine(Folder(source), Folder(out), networks, Options(), plan, said)
         (result,) = engine.results()
-        assert engine.pixels == 256
+        assert engine.pixels == 16 * 24
         return result, said.lines
 
     result, lines = go(replaces=False)
     assert lines == [("begin", ["a.png"], []), ("finish", ("a.png", "a.png", size, key), ["a.png"])]
-    assert (result.status, result.reason, result.size, result.width, result.height, result.format) == ("done", "", size, 16, 16, "PNG")
+    assert (result.status, result.reason, result.size, result.width, result.height, result.format) == ("done", "", size, 24, 16, "PNG")
     assert result.notices == () and result.seconds > 0
     result, lines = go(replaces=False)  # Somebody's file has come between.
     assert [line[:2] for line in lines] == [("begin", ["a.png"]), ("drop", "a.png")]

@@ -259,6 +259,21 @@ def test_results_that_nobody_takes_any_more_can_be_ended() -> None:
     assert set(threading.enumerate()) <= before
 
 
+def test_no_thread_is_left_when_the_results_are() -> None:
+    """Who stops taking them waits for what is being written."""
+
+    class Slow(Recorder):
+        def write(self, item: Number) -> None:
+            time.sleep(0.1)
+            super().write(item)
+
+    pipeline = Pipeline(Slow(), map(Number, range(50)), readers=2, writers=3)
+    results = pipeline.results()
+    next(results)
+    results.close()
+    assert pipeline._threads and not any(thread.is_alive() for thread in pipeline._threads)
+
+
 @pytest.mark.timeout(60)
 def test_who_insists_does_not_wait_for_the_networks() -> None:
     """Ctrl-C where the results are waited for comes out at once, while a batch is still computed."""
