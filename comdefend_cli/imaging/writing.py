@@ -25,6 +25,8 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
     "TIFF": {"compression": "tiff_adobe_deflate"},
 }
+#: Keeps AVIF's alpha bit for bit, whatever becomes of the colours; known to libaom, which is the encoder of Pillow's own packages.
+_AVIF_ALPHA = {"alpha:lossless": "1"}
 #: What is said about an image, in words.
 _SAID = {"exif": "EXIF block", "icc": "ICC profile", "xmp": "XMP packet", "iptc": "IPTC block"}
 #: EXIF tags that are tried one by one.
@@ -49,6 +51,8 @@ def encode_image(raster: Raster, format_name: str, *, quality: int | None = None
     options = dict(SAVE_OPTIONS.get(format_name, {}))
     if quality is not None and format_name in WITH_QUALITY:
         options["quality"] = quality
+    if format_name == "AVIF" and raster.alpha is not None:
+        options["advanced"] = _AVIF_ALPHA
     image = raster.to_pillow()
     image.info.clear()
     if not strip:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from comdefend_cli.errors import ImageError
 from comdefend_cli.imaging import reading
@@ -17,6 +17,7 @@ from comdefend_cli.imaging.metadata import choose_save_options
 from comdefend_cli.imaging.raster import Raster
 from comdefend_cli.imaging.reading import open_image, read_image, tells_alpha
 from comdefend_cli.imaging.recovery import recover
+from comdefend_cli.imaging.writing import encode_image
 
 PIXELS = np.arange(36, dtype=np.uint8).reshape(4, 3, 3)
 
@@ -97,3 +98,14 @@ def test_a_tiff_is_given_tags_only_where_there_are_some() -> None:
     assert choose_save_options(Raster(PIXELS), "TIFF") == {} == choose_save_options(Raster(PIXELS), "BMP")
     assert choose_save_options(Raster(PIXELS, exif=block), "WEBP") == {"exif": block}
     assert dict(choose_save_options(Raster(PIXELS, exif=block, xmp=b"<x/>"), "TIFF")["exif"]) == {0x010F: "maker", 700: b"<x/>"}
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("quality", [None, 20])
+def test_alpha_in_avif_is_whole(channels: int, quality: int | None) -> None:
+    """Bit for bit, however much the colours are compressed."""
+    noise = np.random.default_rng(0).integers(0, 256, (23, 31, 4), np.uint8)
+    made = encode_image(Raster(noise[..., :channels], noise[..., 3]), "AVIF", quality=quality)
+    read = read_image(made)
+    assert read.alpha is not None and np.array_equal(read.alpha, noise[..., 3])
