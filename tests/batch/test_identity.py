@@ -12,7 +12,6 @@ from PIL import Image
 
 from comdefend_cli import Settings
 from comdefend_cli.batch.identity import Identity
-from comdefend_cli.batch.journal import STATE
 from comdefend_cli.batch.local import open_local
 from comdefend_cli.batch.networks import Networks
 from comdefend_cli.batch.options import Options
@@ -61,7 +60,7 @@ def test_a_journal_that_an_earlier_version_wrote_is_honoured(tmp_path: Path, sma
         '{"begin":["a.png","b.png"]}',
         f'{{"done":"a.png","from":"a.png","in":{stamp},"out":{stamp},"key":"{own}"}}',
     ]
-    (out / STATE).write_text("\n".join(lines) + "\n")
+    (out / ".comdefend-state.jsonl").write_text("\n".join(lines) + "\n")
     with open_local(Folder(source), Folder(out), networks) as work:
         results = [(Path(result.input).name, result.status) for result in work.results()]
     assert results == [("a.png", "kept"), ("b.png", "done")]
