@@ -264,10 +264,10 @@ def test_no_thread_is_left_when_the_results_are() -> None:
 
     class Slow(Recorder):
         def write(self, item: Number) -> None:
-            time.sleep(0.1)
+            time.sleep(0.05)
             super().write(item)
 
-    pipeline = Pipeline(Slow(), map(Number, range(50)), readers=2, writers=3)
+    pipeline = Pipeline(Slow(), map(Number, range(12)), readers=2, writers=3)
     results = pipeline.results()
     next(results)
     results.close()
