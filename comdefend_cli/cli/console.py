@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -48,7 +48,11 @@ def run_app(app: typer.Typer) -> int:
     """
     wrong_usage: Any = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
     try:
+        _refuse_empty(sys.argv[1:])
         code = typer.main.get_command(app).main(standalone_mode=False)
+    except UsageError as error:
+        print_error(error)
+        return error.exit_code
     except wrong_usage as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -57,6 +61,13 @@ def run_app(app: typer.Typer) -> int:
         return UsageError.exit_code
     _forget_interrupt()
     return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse a name or value that is empty: as a path, it would be the current folder."""
+    for word in words:
+        if not word or (word.startswith("--") and word.find("=") == len(word) - 1):
+            raise UsageError(f"{word or 'a name or value'} is empty, as of a variable that is not set; leave it out, or say what it is")
 
 
 def _forget_interrupt() -> None:
@@ -73,6 +84,8 @@ def _describe_usage(error: Any) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     where = context.command_path if context else "comdefend"
+    if context and "unexpected extra argument" in text:  # Mostly OUT, which other programs take there.
+        text += next((f"; where to write is {each.opts[-1]}" for each in context.command.params if "--out" in each.opts), "")
     return f"{text[:1].lower()}{text[1:]}; see {where} --help"
 
 

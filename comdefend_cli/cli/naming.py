@@ -45,8 +45,6 @@ def name_outputs(names: Sequence[str], out: str | None, ending: str | None, *, o
     Raises:
         UsageError: an input is not there or is a folder; two outputs are one; inputs and output do not fit together.
     """
-    if "" in (*names, out):
-        raise UsageError("a name is empty, as of a variable that is not set; name an image")
     if out is None and len(names) == 2 and _may_be_output(names[1]):
         source, target = map(Path, names)
         _refuse_absent_image(source, target)

@@ -124,6 +124,8 @@ def _purify_files(
     quiet: bool,
 ) -> None:
     """Purify single images; of several, one that fails does not stop the others."""
+    if compare is not None and len(names) == 1 and compare.is_file() and not Path(names[0]).exists():
+        raise UsageError(f"{names[0]}: no such file; --compare takes a file of its own to write: comdefend purify {compare} --compare FILE")
     pairs = name_outputs(names, out, chosen.ending, overwrite=chosen.overwrite)
     if compare is not None and len(pairs) > 1:
         raise UsageError("--compare is for one image; leave it out, or purify them one by one")

@@ -129,18 +129,18 @@ def train(
         typer.Option(
             "--classifier",
             metavar="FILE|NAME|MODULE:FUNCTION",
-            help="The classifier that is attacked so; it stays as it is. May repeat, for turns.",
+            help="The classifier that --adversarial attacks; it stays as it is. May repeat: they take turns.",
         ),
     ] = None,
-    adversarial_epsilon: Annotated[str, typer.Option("--adversarial-epsilon", help="L-infinity distance of these attacks.")] = say_epsilon(
-        TrainConfig.adversarial_epsilon
-    ),
+    adversarial_epsilon: Annotated[
+        str, typer.Option("--adversarial-epsilon", help="L-infinity distance of --adversarial's attacks.")
+    ] = say_epsilon(TrainConfig.adversarial_epsilon),
     adversarial_steps: Annotated[int, typer.Option("--adversarial-steps", min=1, help="Steps of pgd.")] = TrainConfig.adversarial_steps,
     adversarial_share: Annotated[
         float, typer.Option("--adversarial-share", help="Share of each batch that is attacked.")
     ] = TrainConfig.adversarial_share,
     label_weight: Annotated[
-        float, typer.Option("--label-weight", min=0.0, help="Weight of that classifier's cross-entropy in the loss.")
+        float, typer.Option("--label-weight", min=0.0, help="Weight in the loss of --classifier's cross-entropy.")
     ] = TrainConfig.label_weight,
     optimizer: Annotated[
         str, typer.Option("--optimizer", metavar="muon|adam", help="What takes the steps; adam is the paper's.")

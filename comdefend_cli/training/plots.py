@@ -46,7 +46,7 @@ def draw_curves(history: History) -> Image.Image:
     image = Image.new("RGB", (WIDTH, 3 * PANEL), "white")
     draw = ImageDraw.Draw(image)
     last = int(max(history.columns.get("step", ()), default=1))
-    _panel(draw, 0, "training loss (eq. 3, mean over pixels in 0 to 1), logarithmic", loss, last, lambda value: f"{10**value:.2g}")
+    _panel(draw, 0, "training loss, logarithmic", loss, last, lambda value: f"{10**value:.2g}")
     _panel(draw, 1, "PSNR of the binarized reconstruction of test images, dB", measured, last, lambda value: f"{value:.1f}", dots=True)
     _panel(draw, 2, "root mean square of the logits", logits, last, lambda value: f"{value:.3g}")
     return image

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from comdefend_cli.batch.options import Options
 from comdefend_cli.batch.request import Request
-from comdefend_cli.cli import app
+from comdefend_cli.cli import app, console
 from comdefend_cli.cli.epsilons import parse_epsilons
 from comdefend_cli.cli.helping import EXAMPLES
 from comdefend_cli.evaluate.protocol import Protocol
@@ -83,6 +83,7 @@ def test_variables_stand_for_options(run: Run, tmp_path: Path) -> None:
         (["purify", "a.png", "--tile", "x"], "error: invalid value for '--tile'"),
         (["purify", "a.png", "--nonsense"], "error: no such option: --nonsense"),
         (["nonsense"], "error: no such command 'nonsense'"),
+        (["purify-dir", "a", "b"], "error: got unexpected extra argument(s) (b); where to write is -o; see "),
     ],
 )
 def test_a_wrong_command_line_is_an_error_like_others(run: Run, words: list[str], message: str) -> None:
@@ -91,6 +92,16 @@ def test_a_wrong_command_line_is_an_error_like_others(run: Run, words: list[str]
     said = done.stderr.decode()
     assert (done.returncode, done.stdout, said.count("\n")) == (2, b"", 1)
     assert said.startswith(message) and said.endswith("--help\n")
+
+
+@pytest.mark.parametrize(("words", "said"), [(["purify-dir", ""], "a name or value"), (["weights", "verify", "--out="], "--out=")])
+def test_an_empty_word_is_not_the_current_folder(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variable of a shell that is not set is refused, whatever takes it."""
+    monkeypatch.setattr(sys, "argv", ["comdefend", *words])
+    assert console.run_app(app) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said} is empty, as of a variable that is not set; ")
 
 
 def test_completion_knows_weights_and_devices() -> None:

@@ -260,6 +260,7 @@ def test_wrong_usage_is_exit_2(run: Run, image: Path, small_weights: Path) -> No
         ((image, out, "--tiling", "none"), "tiling"),
         ((image, "-", "--json"), "--json"),
         ((image, out, "--compare", out), "--compare"),
+        (("--compare", image, out), "--compare takes a file of its own to write"),
         ((image, out, "--format", "png"), "--format"),
         ((image, image.parent), "folder"),
     ):
