@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import typer
 import typer.main
@@ -26,9 +26,35 @@ if TYPE_CHECKING:
 if not os.environ.get("COLUMNS", "1").strip("0"):
     del os.environ["COLUMNS"]  # Of no columns, as some say who start programs, nothing at all would be shown.
 
+
+class _Aside:
+    """Standard error, whatever it is just now, but that nothing comes of it if nobody reads it or its disk is full: the work goes on."""
+
+    def write(self, text: str) -> int:
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, use: Callable[[Any], object]) -> None:
+        if (stream := self._find()) is None:
+            return
+        try:
+            use(stream)
+        except OSError:
+            _abandon(stream)
+
+    def _find(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # Beside a bar, rich puts a stream of its own before it.
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
+
+
 #: Results go to standard output; everything said to a person goes to standard error.
 out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+err = Console(file=cast("IO[str]", _Aside()), soft_wrap=True, highlight=False, markup=False)
 
 INTERRUPTED = 130
 #: Characters at which a long word in a table may be broken.
@@ -133,7 +159,11 @@ def command(function: Function) -> Function:
 def abandon_output() -> None:
     """Let nothing more go to standard output: what could not be written would be tried, and complained of, again at exit."""
     if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon(sys.stdout)
+
+
+def _abandon(stream: IO[str]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def read_in() -> bytes:

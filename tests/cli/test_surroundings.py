@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from test_purify_dir import pixels, purified, statuses
 from typer.testing import CliRunner
 
 from comdefend_cli.batch import plan
-from comdefend_cli.cli import app, console
+from comdefend_cli.cli import app, console, progress
 from comdefend_cli.cli.naming import name_outputs
 from comdefend_cli.errors import ComdefendError, UsageError
 
@@ -61,6 +62,25 @@ def test_a_closed_stream_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     console.abandon_output()
     with pytest.raises(ComdefendError, match="standard output: is closed; leave it open, or name a file"):
         console.print_line("x")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("end", [read_nothing, lambda: os.open("/dev/full", os.O_WRONLY)])
+def test_what_nobody_can_be_told_does_not_stop_the_work(end: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where who read standard error has left, or its disk is full, notices and bars are lost; the exit code is not."""
+
+    @console.command
+    def work() -> None:
+        console.notice("begins")
+        with progress.show_pixels(9, quiet=False) as update:
+            update(9)
+        console.fail(UsageError("wrong"))
+
+    with os.fdopen(end(), "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(typer.Exit) as caught:
+            work()
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="closes streams as POSIX does")
