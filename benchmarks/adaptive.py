@@ -12,7 +12,7 @@ computes so; an image counts as held only if the system is right in that precisi
 
 PGD: 50 steps from 5 random starts, through the rounding as the identity (straight-through) and through the sigmoid's slope (soft).
 APGD on cross-entropy, APGD on the targeted DLR loss, targeted FAB, Square with 5,000 queries: the four of AutoAttack's standard version
-(Croce and Hein, ICML 2020) with its own settings, in the authors' code as the package pyautoattack has it.
+(Croce and Hein, ICML 2020) with its own settings, in the authors' code as the package pyautoattack has it, through the sigmoid's slope.
 Transfer: the same PGD on a copy whose activations are ReLU, then tried on the system itself.
 """
 
@@ -84,7 +84,7 @@ def perturb(attack: str, system: System, x: Tensor, y: Tensor, epsilon: float, b
     if attack in AUTO:
         from pyautoattack import AutoAttack
 
-        model = system.expose("straight-through" if "straight-through" in system.defence.gradients else "identity", 1)
+        model = system.expose("soft" if "soft" in system.defence.gradients else system.defence.gradients[0], 1)
         with leave_undisturbed(model):
             device = find_device(model, x.device)
             auto = AutoAttack(model, attacks=[attack], version="custom", eps=epsilon / 255, seed=seed, device=device)
@@ -97,7 +97,7 @@ def perturb(attack: str, system: System, x: Tensor, y: Tensor, epsilon: float, b
         copied = copy_with_relu(system)
         if copied is None:
             return x
-        return made.run(copied.expose("straight-through", 1), x, y, epsilon / 255, seed=seed, batch=batch)
+        return made.run(copied.expose("soft", 1), x, y, epsilon / 255, seed=seed, batch=batch)
     gradient = attack.removeprefix("pgd-")
     gradient = gradient if gradient in system.defence.gradients else "identity"
     return made.run(system.expose(gradient, 1), x, y, epsilon / 255, seed=seed, batch=batch)

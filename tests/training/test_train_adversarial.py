@@ -83,7 +83,7 @@ def test_the_classifier_stays_and_the_networks_learn(dataset: Dataset) -> None:
 
 
 def test_classifiers_take_turns(dataset: Dataset) -> None:
-    """One a step, the second one in the second step."""
+    """One a step, the second one in the second step; once around, the rounding has another gradient."""
     asked: list[int] = []
 
     class Noted(Sides):
@@ -98,11 +98,11 @@ def test_classifiers_take_turns(dataset: Dataset) -> None:
     run = AdversarialTrainer(replace(CONFIG, classifier="a+b"), dataset, CPU, [Noted(0), Noted(1)])
     asked.clear()
     seen = []
-    for _ in range(3):
+    for _ in range(4):
         run.step()
-        seen.append(set(asked))
+        seen.append((set(asked), run._systems[max(asked)].gradient))
         asked.clear()
-    assert seen == [{0}, {1}, {0}]
+    assert seen == [({0}, "soft"), ({1}, "soft"), ({0}, "straight-through"), ({1}, "straight-through")]
 
 
 def test_loss_has_the_labels_of_all_images(dataset: Dataset) -> None:
