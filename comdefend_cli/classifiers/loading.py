@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -91,7 +92,7 @@ class Normalized(nn.Module):
         return cast(Tensor, self.body(self.normalize(x).contiguous(memory_format=torch.channels_last)).float())
 
 
-def try_classifier(model: nn.Module, shown: Tensor, name: str) -> Tensor:
+def try_classifier(model: Callable[[Tensor], Tensor], shown: Tensor, name: str) -> Tensor:
     """What a classifier answers for some images, float32 (N, C, H, W) in [0, 1], before much work hangs on it.
 
     Raises:
@@ -99,7 +100,7 @@ def try_classifier(model: nn.Module, shown: Tensor, name: str) -> Tensor:
     """
     try:
         with torch.no_grad():
-            return cast(Tensor, model(shown))
+            return model(shown)
     except Exception as error:  # The user's own code raises what it likes.
         wrong = f"{type(error).__name__}: {explain(error)}"
         raise UsageError(f"{name}: fails on images of the shape {tuple(shown.shape)} ({wrong}); give one for such") from error

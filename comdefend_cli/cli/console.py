@@ -53,8 +53,8 @@ class _Aside:
 
 
 #: Results go to standard output; everything said to a person goes to standard error.
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(file=cast("IO[str]", _Aside()), soft_wrap=True, highlight=False, markup=False)
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(file=cast("IO[str]", _Aside()), soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 INTERRUPTED = 130
 #: Characters at which a long word in a table may be broken.

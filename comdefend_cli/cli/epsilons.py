@@ -23,7 +23,7 @@ def parse_epsilon(option: str, text: str) -> float:
     """
     found = re.fullmatch(rf"\s*({_NUMBER})\s*(/\s*255)?\s*", text)
     if found is None:
-        raise UsageError(f"{option} takes numbers separated by commas, like 8/255 or 8 for the same, not {text.strip()!r}")
+        raise UsageError(f"{option} takes numbers such as 8/255, or 8 for the same, not {text.strip()!r}")
     levels = float(found[1])
     if not found[3] and 0 < levels < 1:
         meant = 255 * levels

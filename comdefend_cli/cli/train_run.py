@@ -70,7 +70,8 @@ def make_trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.d
     model = start.model if start else None
     if not judges:
         return PurifierTrainer(config, dataset, where, start=model, features=seen)
-    return AdversarialTrainer(config, dataset, where, [judge.model for judge in judges], start=model)
+    names = [f"--classifier {name}" for name in chosen["classifier"]]
+    return AdversarialTrainer(config, dataset, where, [judge.model for judge in judges], names=names, start=model)
 
 
 def _load_judges(chosen: Mapping[str, Any]) -> list[Classifier]:

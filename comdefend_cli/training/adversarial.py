@@ -6,13 +6,14 @@ attacker whom they learn from is one who knows of them (adversarial training; Ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from comdefend_cli.classifiers.loading import try_classifier
 from comdefend_cli.classifiers.signed_gradient import input_gradient
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import UsageError
@@ -39,6 +40,7 @@ class AdversarialTrainer(PurifierTrainer):
         dataset: images with labels, of one data set.
         device: where to train.
         classifiers: each from (N, C, H, W) in [0, 1] to logits; their weights stay as they are.
+        names: what errors call them; without, as `config` does.
         start: as of :class:`.PurifierTrainer`.
 
     Raises:
@@ -52,6 +54,7 @@ class AdversarialTrainer(PurifierTrainer):
         device: torch.device,
         classifiers: Sequence[nn.Module],
         *,
+        names: Sequence[str] | None = None,
         start: ComDefend | None = None,
     ) -> None:
         train = dataset.train
@@ -65,10 +68,8 @@ class AdversarialTrainer(PurifierTrainer):
         self._labelled = train
         self._systems = [_Exposed(self.model, classifier.to(device).eval().requires_grad_(False)) for classifier in classifiers]
         classes = int(train.labels.max()) + 1
-        for system, name in zip(self._systems, config.classifier.split("+"), strict=True):
-            shape = tuple(system(self.test_images[:2].to(device).float().div(255)).shape)
-            if len(shape) != 2 or shape[1] < classes:
-                raise UsageError(f"{name}: must return logits of {classes} classes or more, not {shape}")
+        for system, name in zip(self._systems, names or config.classifier.split("+"), strict=True):
+            _refuse_unfit(system.classify, self.test_images[:2].to(device).float().div(255), classes, name)
 
     def losses(self) -> dict[str, Tensor]:
         """The loss on this process's part of the batch, some of it attacked, and the root mean square of the logits of all of it."""
@@ -127,3 +128,17 @@ class _Exposed(nn.Module):
     def classify(self, rebuilt: Tensor) -> Tensor:
         """The classifier's logits of rebuilt images."""
         return self.parts[1](rebuilt)  # type: ignore[no-any-return]
+
+
+def _refuse_unfit(classify: Callable[[Tensor], Tensor], shown: Tensor, classes: int, name: str) -> None:
+    """Raise :class:`UsageError` where there would be nothing to learn from a classifier: it fails, or gives no logits, or no gradient."""
+    logits = try_classifier(classify, shown, name)
+    shape = tuple(logits.shape)
+    if len(shape) != 2 or shape[1] < classes:
+        raise UsageError(f"{name}: must return logits of {classes} classes or more, not {shape}")
+    if not logits.isfinite().all():
+        raise UsageError(f"{name}: its logits are not finite; give another")
+    with torch.enable_grad():
+        logits = classify(shown.requires_grad_())
+        if not logits.requires_grad or torch.autograd.grad(logits.sum(), shown, allow_unused=True)[0] is None:
+            raise UsageError(f"{name}: has no gradient, which the attacks follow; give one that is differentiable")

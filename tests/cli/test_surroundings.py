@@ -135,6 +135,19 @@ def test_tables_are_whole_on_narrow_terminals(
     assert ("defence: none" in lines) == (width < 60)
 
 
+def test_what_is_said_of_a_name_is_that_name(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Neither ":boom:" nor "[red]" stands for something else, in what is said and in tables."""
+    name, said = "mine:boom:[red].png", io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    console.notice(name)
+    console.print_error(ComdefendError(name))
+    assert said.getvalue() == f"note: {name}\nerror: {name}\n"
+    table = Table("a", title=name)
+    table.add_row(name)
+    console.print_table(table)
+    assert capfdbinary.readouterr().out.decode().count(name) == 2
+
+
 #: Names that Windows reads otherwise, or refuses; here they are names.
 FOREIGN = ("C:\\pictures\\a.png", "CON.png", "dots..png", "sub\\b.png", "A.png", "a.png", "semi;colon.png", "name .png")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,17 @@ class Sides(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         difference = x[..., :8].mean((1, 2, 3)) - x[..., 8:].mean((1, 2, 3))
         return torch.stack([difference, -difference], 1) * self.scale
+
+
+class Answers(nn.Module):
+    """A classifier that is a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 @pytest.fixture
@@ -142,4 +154,10 @@ def test_what_is_refused(dataset: Dataset) -> None:
         AdversarialTrainer(replace(CONFIG, batch_size=1), dataset, CPU, [Sides()])
     with pytest.raises(UsageError, match="logits of 2 classes"):
         AdversarialTrainer(CONFIG, dataset, CPU, [nn.Flatten(2)])
+    with pytest.raises(UsageError, match=r"mine: fails on images of the shape \(2, 3, .*RuntimeError"):
+        AdversarialTrainer(CONFIG, dataset, CPU, [nn.Linear(5, 2)], names=["mine"])
+    with pytest.raises(UsageError, match="not finite"):
+        AdversarialTrainer(CONFIG, dataset, CPU, [Answers(lambda x: Sides()(x) / 0)])
+    with pytest.raises(UsageError, match="no gradient"):
+        AdversarialTrainer(CONFIG, dataset, CPU, [Answers(lambda x: Sides()(x.detach()))])
     assert type(PurifierTrainer(replace(CONFIG, adversarial=""), dataset, CPU)) is PurifierTrainer
