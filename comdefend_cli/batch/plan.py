@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +15,7 @@ from comdefend_cli.batch.storage.place import Place
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.imaging.formats import LOSES_ALPHA, list_suffixes
 from comdefend_cli.imaging.reading import tells_alpha
-
-#: File systems that take "A.png" and "a.png" for one file.
-_FOLDS_CASE = sys.platform in ("darwin", "win32")
+from comdefend_cli.runtime.names import choose_fold
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def find_images(source: Place, out: Place, options: Options) -> tuple[Found, lis
     found = source.find(lambda name: PurePosixPath(name).suffix.lower() in endings, out, recursive=options.recursive)
     if not found.names and not found.unreadable:
         raise UsageError(f"{source}: holds no images{_describe_rest(found)}")
-    return found, _name_outputs(source, found.names, options)
+    return found, _name_outputs(source, found.names, out, options)
 
 
 def _describe_rest(found: Found) -> str:
@@ -100,8 +96,8 @@ def explain_output(name: str, output: str, ending: str | None) -> list[str]:
     return texts
 
 
-def _name_outputs(source: Place, names: list[str], options: Options) -> list[str]:
-    """The outputs of inputs, each of its own name."""
+def _name_outputs(source: Place, names: list[str], out: Place, options: Options) -> list[str]:
+    """The outputs of inputs, each of its own name, as `out` tells names apart."""
 
     def ask(name: str) -> bool:
         try:
@@ -111,10 +107,11 @@ def _name_outputs(source: Place, names: list[str], options: Options) -> list[str
             return False
 
     outputs = [name_output(name, options.ending, partial(ask, name)) for name in names]
+    fold = choose_fold(outputs, out.folds_case)
     owners: dict[str, str] = {}
     later: list[int] = []
     for place, (name, output) in enumerate(zip(names, outputs, strict=True)):
-        other = owners.setdefault(_fold(output), name)
+        other = owners.setdefault(fold(output), name)
         if other == name:
             continue
         if options.on_collision == "error":
@@ -126,13 +123,9 @@ def _name_outputs(source: Place, names: list[str], options: Options) -> list[str
     for place in later:
         path = PurePosixPath(outputs[place])
         numbered = (str(path.with_name(f"{path.stem}-{number}{path.suffix}")) for number in count(2))
-        outputs[place] = next(output for output in numbered if _fold(output) not in owners)
-        owners[_fold(outputs[place])] = names[place]
+        outputs[place] = next(output for output in numbered if fold(output) not in owners)
+        owners[fold(outputs[place])] = names[place]
     return outputs
-
-
-def _fold(output: str) -> str:
-    return unicodedata.normalize("NFC", output).casefold() if _FOLDS_CASE else output
 
 
 def make_plan(source: Place, out: Place, found: Found, outputs: list[str], state: Journal, keys: set[str], options: Options) -> Plan:

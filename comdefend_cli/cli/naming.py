@@ -9,6 +9,7 @@ from pathlib import Path
 
 from comdefend_cli.errors import UsageError
 from comdefend_cli.runtime.files import refuse_absent
+from comdefend_cli.runtime.names import choose_fold, folds_case
 
 STANDARD = Path("-")
 #: Between the name of an image and its ending, where its output goes beside it.
@@ -134,8 +135,9 @@ def _tells_alpha(source: Path) -> bool:
 
 
 def _refuse_collisions(pairs: Sequence[Pair]) -> None:
-    taken: dict[Path, Path] = {}
+    fold = choose_fold([str(pair.target) for pair in pairs], lambda: any(map(folds_case, {pair.target.parent for pair in pairs})))
+    taken: dict[str, Path] = {}
     for pair in pairs:
-        other = taken.setdefault(pair.target, pair.source)
+        other = taken.setdefault(fold(str(pair.target)), pair.source)
         if other != pair.source:
             raise UsageError(f"{other} and {pair.source} would both become {pair.target}; purify them one by one, or rename one")

@@ -55,18 +55,25 @@ def test_a_numbered_output_is_explained(tmp_path: Path) -> None:
     }
 
 
-def test_names_that_differ_in_case_are_two_where_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Linux they are; on macOS and Windows two outputs would be one."""
-    assert (sys.platform in ("darwin", "win32")) == plan._FOLDS_CASE
+def test_names_that_differ_in_case_are_two_where_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output folder is asked, once, where two outputs differ in case alone; on macOS, both ways to write an accent are one anyhow."""
     found = SimpleNamespace(show=lambda name: name)
     names = ["A.png", "a.png", "\u00e9.png", "e\u0301.png"]
-    monkeypatch.setattr(plan, "_FOLDS_CASE", False)
-    assert plan._name_outputs(found, names, Options()) == names  # type: ignore[arg-type]
-    monkeypatch.setattr(plan, "_FOLDS_CASE", True)
+    asked: list[bool] = []
+
+    def name_outputs(names: list[str], folds: bool, **options: str) -> list[str]:
+        out = SimpleNamespace(folds_case=lambda: asked.append(folds) or folds)
+        return plan._name_outputs(found, names, out, Options(**options))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert name_outputs(["A.png", "b.png"], True) == ["A.png", "b.png"] and not asked
+    assert name_outputs(names, False) == names and asked == [False]
     with pytest.raises(UsageError, match=r"A\.png and a\.png would both become a\.png"):
-        plan._name_outputs(found, names, Options())  # type: ignore[arg-type]
-    numbered = plan._name_outputs(found, names, Options(on_collision="number"))  # type: ignore[arg-type]
-    assert numbered == ["A.png", "a-2.png", "\u00e9.png", "e\u0301-2.png"]
+        name_outputs(names, True)
+    assert name_outputs(names, True, on_collision="number") == ["A.png", "a-2.png", "\u00e9.png", "e\u0301-2.png"]
+    assert name_outputs(["a-2.png", "A.bmp", "a.jpg"], True, on_collision="number", format="png") == ["a-2.png", "A.png", "a-3.png"]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert name_outputs(names, False, on_collision="number") == [*names[:3], "e\u0301-2.png"]
 
 
 @pytest.mark.parametrize("name", ["psd", ".PSD", "png.", "", "x"])

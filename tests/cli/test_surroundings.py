@@ -22,8 +22,8 @@ from rich.text import Text
 from test_purify_dir import pixels, purified, statuses
 from typer.testing import CliRunner
 
-from comdefend_cli.batch import plan
-from comdefend_cli.cli import app, console, progress
+from comdefend_cli.batch.storage import folder
+from comdefend_cli.cli import app, console, naming, progress
 from comdefend_cli.cli.naming import name_outputs
 from comdefend_cli.errors import ComdefendError, UsageError
 
@@ -179,7 +179,11 @@ def test_names_that_a_file_system_takes_for_one_are_refused_or_numbered(
     foreign: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where "A.png" and "a.png" are one file, a run ends before it begins, or numbers the later one, as of any two names."""
-    monkeypatch.setattr(plan, "_FOLDS_CASE", True)
+    for module in (folder, naming):
+        monkeypatch.setattr(module, "folds_case", lambda _: True)
+    given = [str(foreign / "in" / name) for name in ("A.png", "CON.png", "a.png")]
+    with pytest.raises(UsageError, match=r"A\.png and .*a\.png would both become dir.a\.png"):
+        name_outputs(given, "dir/", None, overwrite=False)
     with pytest.raises(UsageError, match=r"A\.png and .*a\.png would both become a\.png"):
         purified(foreign / "in", foreign / "out", small_weights)
     assert not (foreign / "out").exists()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from comdefend_cli.batch.storage.listing import Found, make_read_error
 from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.files import make_write_error, write_atomically
+from comdefend_cli.runtime.names import folds_case
 from comdefend_cli.runtime.parts import find_parts, shorten_name
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Folder:
             for path in find_parts(place, begun):
                 with suppress(OSError):
                     path.unlink()
+
+    def folds_case(self) -> bool:
+        """Whether its disk takes names that differ in case alone for one."""
+        return folds_case(self.root)
 
     def find(self, wanted: Callable[[str], bool], out: Place, *, recursive: bool) -> Found:
         """Go through the folder, its subfolders too if `recursive`; hidden ones and the output folder are left out.

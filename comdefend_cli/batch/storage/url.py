@@ -163,6 +163,10 @@ class Url:
     def sweep(self, outputs: Iterable[str]) -> None:
         """Nothing: stores show a file once it is whole."""
 
+    def folds_case(self) -> bool:
+        """No: to stores, names are texts."""
+        return False
+
     def find(self, wanted: Callable[[str], bool], out: Place, *, recursive: bool) -> Found:
         """As :meth:`comdefend_cli.batch.storage.folder.Folder.find`, of a store, which knows files only: all that lie under the URL.
 
