@@ -24,12 +24,12 @@ class Archive:
     Attributes:
         url: where it is.
         md5: its checksum, as the data set's authors publish it.
-        sha256: a stronger one, of a copy with that MD5 checksum; empty where none was at hand.
+        sha256: a stronger one, of a file with that MD5 checksum.
     """
 
     url: str
     md5: str
-    sha256: str = ""
+    sha256: str
 
     @property
     def name(self) -> str:
@@ -38,19 +38,33 @@ class Archive:
 
 
 #: MD5 checksums: https://www.cs.toronto.edu/~kriz/cifar.html and https://github.com/zalandoresearch/fashion-mnist;
-#: MNIST's are those of the four files on its mirror, as torchvision lists them.
+#: MNIST's are those of the four files on its mirror, as torchvision lists them. SHA-256: as TensorFlow Datasets lists them.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
-    "cifar10": (Archive("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
+    "cifar10": (
+        Archive(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            "c32a1d4ab5d03f1284b67883e8d87530",
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
+    ),
     "fashion-mnist": tuple(
         Archive(f"https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{name}", *checksums)
         for name, *checksums in (
-            ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+            (
+                "train-images-idx3-ubyte.gz",
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            ),
             (
                 "train-labels-idx1-ubyte.gz",
                 "25c81989df183df01b3e8a0aad5dffbe",
                 "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
             ),
-            ("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+            (
+                "t10k-images-idx3-ubyte.gz",
+                "bef4ecab320f06d8554ea6380940ec79",
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            ),
             (
                 "t10k-labels-idx1-ubyte.gz",
                 "bb300cfdad3c16e7a12a480ee83cd310",
@@ -61,7 +75,11 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "mnist": tuple(
         Archive(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", *checksums)
         for name, *checksums in (
-            ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            (
+                "train-images-idx3-ubyte.gz",
+                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            ),
             (
                 "train-labels-idx1-ubyte.gz",
                 "d53e105ee54ea40749a09fcbcd1e9432",
@@ -120,7 +138,7 @@ def download_archive(archive: Archive, path: Path, progress: DownloadProgress | 
         DatasetError: the server cannot be reached, the transfer broke, or a checksum is another.
         ComdefendError: `path` cannot be written.
     """
-    checks = [(hashlib.md5(usedforsecurity=False), archive.md5)] + [(hashlib.sha256(), archive.sha256)] * bool(archive.sha256)
+    checks = [(hashlib.md5(usedforsecurity=False), archive.md5), (hashlib.sha256(), archive.sha256)]
     done = total = 0
     with open_atomically(path, overwrite=True) as file:
         for chunk, total in _transfer(archive.url, timeout):

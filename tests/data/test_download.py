@@ -38,8 +38,9 @@ class Server:
         self.address = ""
 
     def archive(self, name: str = FILE, md5: str | None = None) -> Archive:
-        """A file here, by its right checksum or another."""
-        return Archive(f"{self.address}/{name}", md5 or hashlib.md5(self.files[name]).hexdigest())
+        """A file here, by its right checksums or another MD5."""
+        data = self.files[name]
+        return Archive(f"{self.address}/{name}", md5 or hashlib.md5(data).hexdigest(), hashlib.sha256(data).hexdigest())
 
 
 def handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
@@ -179,11 +180,10 @@ def test_a_broken_download_leaves_nothing(server: Server, manner: str, tmp_path:
 
 def test_every_checksum_must_hold(server: Server, tmp_path: Path) -> None:
     """With the right MD5 and another SHA-256 a file is refused; with both right it is kept."""
-    right = hashlib.sha256(CONTENT).hexdigest()
     with pytest.raises(DatasetError, match="checksum is not the published one"):
         download_archive(replace(server.archive(), sha256=hashlib.sha256(b"").hexdigest()), tmp_path / FILE)
     assert list(tmp_path.iterdir()) == []
-    download_archive(replace(server.archive(), sha256=right), tmp_path / FILE)
+    download_archive(server.archive(), tmp_path / FILE)
     assert (tmp_path / FILE).read_bytes() == CONTENT
 
 
@@ -193,7 +193,7 @@ def test_no_server_is_an_error(tmp_path: Path, server: Server) -> None:
         free.bind(("127.0.0.1", 0))  # Bound but not listening: it refuses.
         for url in (f"http://127.0.0.1:{free.getsockname()[1]}/{FILE}", f"http://127.0.0.1:1:1/{FILE}", f"nonsense://x/{FILE}"):
             with pytest.raises(DatasetError, match=r"/file\.bin: "):
-                download_archive(Archive(url, MD5), tmp_path / FILE, timeout=0.5)
+                download_archive(Archive(url, MD5, ""), tmp_path / FILE, timeout=0.5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,12 +280,12 @@ def test_the_real_command_fails_in_one_line(server: Server, tmp_path: Path, run:
 
 
 def test_official_addresses_and_checksums() -> None:
-    """Every official file has an address that ends in its name, and an MD5 checksum of its own."""
+    """Every official file has an address that ends in its name, and checksums of its own."""
     archives = [archive for group in ARCHIVES.values() for archive in group]
     assert set(ARCHIVES) == set(DATASETS) - {"drawings"}, "these need no files"
-    assert len({archive.md5 for archive in archives}) == len(archives) == 9
+    assert len({archive.md5 for archive in archives}) == len({archive.sha256 for archive in archives}) == len(archives) == 9
     for archive in archives:
-        assert len(bytes.fromhex(archive.md5)) == 16 and len(bytes.fromhex(archive.sha256)) in (0, 32)
+        assert len(bytes.fromhex(archive.md5)) == 16 and len(bytes.fromhex(archive.sha256)) == 32
         assert archive.url.endswith(f"/{archive.name}") and archive.name.endswith(".gz")
         assert archive.url.startswith("https://")
 
