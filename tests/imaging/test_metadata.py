@@ -74,7 +74,7 @@ SOURCES: dict[str, tuple[str, dict[str, Any], bytes | None, bytes | None]] = {
     "JPEG": ("JPEG", JPEG, PLAIN_XMP, IPTC),
     "PNG": ("PNG", {"pnginfo": texts()}, PLAIN_XMP, IPTC),
     "TIFF": ("TIFF", {"tiffinfo": tags(iptc=(33723, IPTC, 7))}, PLAIN_XMP, IPTC),
-    "TIFF, Photoshop's": ("TIFF", {"tiffinfo": tags(blocks=(34377, OTHER_BLOCK + BLOCK, 1))}, PLAIN_XMP, IPTC),
+    "TIFF, Photoshop's": ("TIFF", {"tiffinfo": tags(blocks=(34377, OTHER_BLOCK + BLOCK + OTHER_BLOCK, 1))}, PLAIN_XMP, IPTC),
     "WebP": ("WEBP", {"xmp": PLAIN_XMP}, PLAIN_XMP, None),
     "AVIF": ("AVIF", {"xmp": PLAIN_XMP}, PLAIN_XMP, None),
     "none": ("PNG", {}, None, None),
