@@ -14,6 +14,7 @@ from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.origin import load_told
 from comdefend_cli.cli.preparation import fetch_labelled
+from comdefend_cli.cli.tables import print_table
 from comdefend_cli.errors import ComdefendError, explain
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def certify(
     if as_json:
         console.print_json(summary)
     elif not quiet:
-        console.print_table(_make_table(summary))
+        print_table(_make_table(summary))
     notice(f"wrote certificates.tsv, summary.json and curve.png into {out}", quiet=quiet)
 
 

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import IO, Any, NoReturn, TypeVar, cast
 
 import typer
 import typer.main
@@ -19,9 +19,6 @@ from rich.console import Console
 
 from comdefend_cli.errors import ComdefendError, UsageError, explain
 from comdefend_cli.runtime.files import make_write_error
-
-if TYPE_CHECKING:
-    from rich.table import Column, Table
 
 if not os.environ.get("COLUMNS", "1").strip("0"):
     del os.environ["COLUMNS"]  # Of no columns, as some say who start programs, nothing at all would be shown.
@@ -57,8 +54,6 @@ out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(file=cast("IO[str]", _Aside()), soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 INTERRUPTED = 130
-#: Characters at which a long word in a table may be broken.
-_FOLDED = 12
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -208,36 +203,6 @@ def print_line(text: str) -> None:
 def print_json(value: object, *, indent: int | None = None) -> None:
     """Write a record to standard output, for scripts; errors as of :func:`write_out`."""
     print_line(json.dumps(value, indent=indent))
-
-
-def print_table(table: Table) -> None:
-    """Write a table to standard output; each row as lines where the terminal is too narrow. Errors as of :func:`write_out`."""
-    for column in table.columns:
-        column.overflow = "fold"  # Nothing is cut.
-    wide = 3 * len(table.columns) + 1 + sum(map(_measure_column, table.columns)) > out.width
-    with out.capture() as drawn:
-        if wide:
-            _print_rows(table)
-        else:
-            out.print(table, soft_wrap=False)
-    write_out(drawn.get().encode())
-
-
-def _measure_column(column: Column) -> int:
-    """The columns that it takes at least: all of its longest cell if that may not be wrapped, else its longest word, up to `_FOLDED`."""
-    cells = [str(cell) for cell in (column.header, *column.cells)]
-    return max(map(len, cells)) if column.no_wrap else min(_FOLDED, max(len(word) for cell in cells for word in cell.split()))
-
-
-def _print_rows(table: Table) -> None:
-    """The title, then each cell of each row on a line of its own, behind the head of its column."""
-    if table.title:
-        out.print(table.title, soft_wrap=False)
-    heads = [" ".join(str(column.header).split()) for column in table.columns]
-    for row in zip(*(column.cells for column in table.columns), strict=True):
-        out.print()
-        for head, cell in zip(heads, row, strict=True):
-            out.print(f"{head}: {cell}", soft_wrap=False, overflow="fold")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from comdefend_cli.cli.epsilons import parse_epsilons
 from comdefend_cli.cli.origin import tell_origin_of_defences
 from comdefend_cli.cli.preparation import fetch_labelled
 from comdefend_cli.cli.run_record import describe_run
+from comdefend_cli.cli.tables import print_table
 from comdefend_cli.errors import ComdefendError, UsageError
 from comdefend_cli.evaluate.attacks.recipes import RECIPES, RENAMED
 from comdefend_cli.evaluate.cells import GRAY_BOX, THREATS, say_epsilon
@@ -291,7 +292,7 @@ def _show(results: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         return
     if not quiet:
         for table in make_rich_tables(results):
-            console.print_table(table)
+            print_table(table)
     for alarm in results["alarms"]:
         text = f"gradient masking alarm: {alarm['classifier']} behind {alarm['defence']}: {alarm['message']}"
         err.print(text, style="bold red")

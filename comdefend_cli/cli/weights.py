@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from comdefend_cli.cli import console, options
 from comdefend_cli.cli.origin import tell_origin
 from comdefend_cli.cli.preparation import refuse_tensor_file
+from comdefend_cli.cli.tables import print_table
 from comdefend_cli.errors import ComdefendError, WeightsError, explain
 
 app = typer.Typer(help="The weight files that ship, and yours: list, show, verify, import.", no_args_is_help=True)
@@ -34,7 +35,7 @@ def list_(as_json: options.Json = False) -> None:
         table = Table(*(Column(head, no_wrap=head != "about") for head in heads))
         for line in lines:
             table.add_row(*line)
-        console.print_table(table)
+        print_table(table)
     else:  # One line each, never cut or wrapped to a width that is not there.
         widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
         for line in (heads, *lines):

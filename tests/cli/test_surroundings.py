@@ -23,7 +23,7 @@ from test_purify_dir import pixels, purified, statuses
 from typer.testing import CliRunner
 
 from comdefend_cli.batch.storage import folder
-from comdefend_cli.cli import app, console, naming, progress
+from comdefend_cli.cli import app, console, naming, progress, tables
 from comdefend_cli.cli.naming import name_outputs
 from comdefend_cli.errors import ComdefendError, UsageError
 
@@ -43,7 +43,7 @@ def test_who_reads_may_leave_early(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     writing = read_nothing()
     done = subprocess.run([*COMMAND, "--help"], stdout=writing, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (1, b"")
-    for write in (lambda: console.print_json({}), lambda: console.print_table(Table("a")), lambda: console.write_out(bytes(2**20))):
+    for write in (lambda: console.print_json({}), lambda: tables.print_table(Table("a")), lambda: console.write_out(bytes(2**20))):
         with monkeypatch.context() as patch, os.fdopen(os.dup(writing), "w") as stream:
             patch.setattr(sys, "stdout", stream)
             with pytest.raises(typer.Exit) as caught:
@@ -126,7 +126,7 @@ def test_tables_are_whole_on_narrow_terminals(
     ]
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print_table(table)
+    tables.print_table(table)
     lines = capfdbinary.readouterr().out.decode().splitlines()
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     if width in (30, 40, 200):  # Between these, long words go on below, beside other cells.
@@ -144,7 +144,7 @@ def test_what_is_said_of_a_name_is_that_name(monkeypatch: pytest.MonkeyPatch, ca
     assert said.getvalue() == f"note: {name}\nerror: {name}\n"
     table = Table("a", title=name)
     table.add_row(name)
-    console.print_table(table)
+    tables.print_table(table)
     assert capfdbinary.readouterr().out.decode().count(name) == 2
 
 
