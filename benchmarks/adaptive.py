@@ -6,9 +6,10 @@
     python benchmarks/adaptive.py ... --attacks square --epsilons 8 --out found         a share of the work, in a process of its own
     python benchmarks/adaptive.py ... --out found --report found.json                   all that lies in the folder, as one table
 
-Every attack meets all images that the system gets right, alone, so that each has an accuracy of its own; "worst" counts an image only if
-it stood all of them. All gradients go through both networks and the classifier. With --precision bfloat16 attacks are made on a system that
-computes so; an image counts as held only if the system is right in that precision and in float32.
+Every attack meets all images that the system gets right, alone, so that each has an accuracy of its own (or with --standing those that
+stood the attacks before it, which is far less work); "worst" counts an image only if it stood all of them. All gradients go through both
+networks and the classifier. With --precision bfloat16 attacks are made on a system that computes so; an image counts as held only if the
+system is right in that precision and in float32.
 
 PGD: 50 steps from 5 random starts, through the rounding as the identity (straight-through) and through the sigmoid's slope (soft).
 APGD on cross-entropy, APGD on the targeted DLR loss, targeted FAB, Square with 5,000 queries: the four of AutoAttack's standard version
@@ -121,8 +122,9 @@ def measure(asked: argparse.Namespace, systems: list[System], data: Labelled) ->
             path = asked.out / f"{attack}-{epsilon:g}.json"
             if path.is_file():
                 continue
-            began, held = time.perf_counter(), clean.clone()
-            for rows in clean.nonzero().flatten().split(asked.batch):
+            began, after = time.perf_counter(), read_standing(asked.out, epsilon) if asked.standing else {}
+            held = clean & torch.tensor([all(answers) for answers in zip(*after.values(), strict=True)]) if after else clean.clone()
+            for rows in held.nonzero().flatten().split(asked.batch):
                 found = perturb(attack, systems[0], x[rows], y[rows], epsilon, asked.batch, asked.seed)
                 far = float((found - x[rows]).abs().max()) * 255
                 if far > epsilon + 1e-3:
@@ -131,7 +133,14 @@ def measure(asked: argparse.Namespace, systems: list[System], data: Labelled) ->
                 print(
                     f"{attack} {epsilon:g}: {int(held.sum())} of {int(clean.sum())} so far, {time.perf_counter() - began:.0f} s", flush=True
                 )
-            keep(path, {"attack": attack, "epsilon": epsilon, "held": held.tolist(), "seconds": round(time.perf_counter() - began)})
+            seconds = round(time.perf_counter() - began)
+            keep(path, {"attack": attack, "epsilon": epsilon, "held": held.tolist(), "seconds": seconds, "after": list(after)})
+
+
+def read_standing(folder: Path, epsilon: float) -> dict[str, list[bool]]:
+    """Which images stood each attack at that epsilon whose result lies in the folder."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{epsilon:g}.json"))]
+    return {each["attack"]: each["held"] for each in found}
 
 
 def keep(path: Path, found: dict[str, Any]) -> None:
@@ -154,7 +163,8 @@ def summarize(folder: Path) -> list[dict[str, Any]]:
         for each in own:
             held, n = sum(each["held"]), len(each["held"])
             share = compute_percentages(held, n)
-            rows.append({"attack": each["attack"], "epsilon": epsilon, "n": n, **share, "seconds": each["seconds"]})
+            about = {"attack": each["attack"], "epsilon": epsilon, "n": n, **share, "seconds": each["seconds"]}
+            rows.append({**about, "after": each["after"]} if each.get("after") else about)
     return rows
 
 
@@ -168,6 +178,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--epsilons", nargs="+", type=float, default=[8.0, 2.0])
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument(
+        "--standing", action="store_true", help="attack only what stood the attacks in the folder; the rest counts as fallen"
+    )
     parser.add_argument("--batch", type=int, default=125)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="float32")

@@ -61,7 +61,7 @@ def test_what_attacks_leave(adaptive: ModuleType, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(adaptive, "PGD_RESTARTS", 1)
     system, data = make_system("none"), make_images()
     names = ["pgd-straight-through", "transfer"]
-    asked = argparse.Namespace(out=tmp_path, epsilons=[2.0, 10.0], attacks=names, batch=4, seed=0)
+    asked = argparse.Namespace(out=tmp_path, epsilons=[2.0, 10.0], attacks=names, batch=4, seed=0, standing=False)
     adaptive.measure(asked, [system], data)
     rows = {(row["attack"], row["epsilon"]): row["accuracy"] for row in adaptive.summarize(tmp_path)}
     assert rows["clean", 0] == rows["worst", 2] == 100 and rows["pgd-straight-through", 10] == rows["worst", 10] == 50
@@ -69,3 +69,8 @@ def test_what_attacks_leave(adaptive: ModuleType, tmp_path: Path, monkeypatch: p
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "held": [True, True, True, True, False, True]}))
     adaptive.measure(asked, [system], data)
     assert {(row["attack"], row["epsilon"]): row["accuracy"] for row in adaptive.summarize(tmp_path)}["worst", 10] == 33.3
+    (tmp_path / "transfer-10.json").unlink()
+    asked.standing = True
+    adaptive.measure(asked, [system], data)
+    late = next(row for row in adaptive.summarize(tmp_path) if (row["attack"], row["epsilon"]) == ("transfer", 10))
+    assert late["after"] == ["pgd-straight-through"] and late["accuracy"] == 50
