@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from measured import NO_BREAK, make_table, read_json
+from measured import NO_BREAK, find_strong, make_table, read_json
 
 NAMES = {
     "pgd-straight-through": "PGD, 50 steps, 5 starts, straight-through",
@@ -41,20 +41,8 @@ def make_strong(*names: str) -> str:
 
 
 def say_strong(name: str, attack: str, epsilon: str) -> str:
-    """A number for a sentence: "35.2 %"; of the attack "clean" at epsilon 0.
-
-    Raises:
-        ValueError: it was not measured.
-    """
+    """A number for a sentence: "35.2 %"; what is named and raised as of :func:`.measured.find_strong`."""
     return f"{find_strong(name, attack, epsilon):g}{NO_BREAK}%"
-
-
-def find_strong(name: str, attack: str, epsilon: str) -> float:
-    """The accuracy under an attack, in percent; errors as of :func:`say_strong`."""
-    for row in read_json(name)["rows"]:
-        if (row["attack"], float(row["epsilon"])) == (attack, float(epsilon)):
-            return float(row["accuracy"])
-    raise ValueError(f"{name}: {attack} was not made at {epsilon}")
 
 
 def _find_clean(found: dict[str, Any]) -> dict[str, Any]:
@@ -62,4 +50,5 @@ def _find_clean(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say(row: dict[str, Any]) -> str:
-    return f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}</small>"
+    late = ", of those that stood the others" if row.get("after") else ""
+    return f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}{late}</small>"

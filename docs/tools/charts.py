@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from measured import SHOWN, Evaluation, Row, read_evaluation
+from measured import SHOWN, Row, find_shown, read_evaluation
 
 PICTURES = Path(__file__).resolve().parent.parent / "pictures"
 #: Told apart by people who see few colours, and in grey: Okabe and Ito's.
@@ -46,14 +46,14 @@ def draw_protection(axes: Any) -> None:
         "grey-box, epsilon 8/255": ("grey-box", "8"),
         "adaptive, epsilon 2/255": ("adaptive", "2"),
     }
-    _draw_bars(axes, read_evaluation("fast-cifar10"), {defence: _shorten(defence) for defence in SHOWN}, columns)
+    _draw_bars(axes, find_shown, {defence: _shorten(defence) for defence in SHOWN}, columns)
 
 
 def draw_photographs(axes: Any) -> None:
     """ImageNet: clean and grey-box accuracy of each defence."""
     found = read_evaluation("fast-photographs")
     columns = {"clean": ("clean", ""), "grey-box, epsilon 2/255": ("grey-box", "2"), "grey-box, epsilon 8/255": ("grey-box", "8")}
-    _draw_bars(axes, found, {defence: _shorten(defence) for _, defence in found.systems}, columns)
+    _draw_bars(axes, found.find, {defence: _shorten(defence) for _, defence in found.systems}, columns)
 
 
 def draw_dial(axes: Any) -> None:
@@ -80,11 +80,13 @@ def _shorten(defence: str) -> str:
     return NAMES.get(defence) or defence.replace("comdefend-", "comdefend-\n").replace(":input-noise=", "\nnoise ")
 
 
-def _draw_bars(axes: Any, found: Evaluation, defences: dict[str, str], columns: dict[str, tuple[str, str]]) -> None:
-    """A group of bars a defence, a bar a column, with 95 % intervals."""
+def _draw_bars(
+    axes: Any, find: Callable[[str, str, str], Row | None], defences: dict[str, str], columns: dict[str, tuple[str, str]]
+) -> None:
+    """A group of bars a defence, a bar a column, with 95 % intervals; `find` takes a defence and a column."""
     width = 0.8 / len(columns)
     for number, (label, column) in enumerate(columns.items()):
-        rows = [found.find(defence, *column) for defence in defences]
+        rows = [find(defence, *column) for defence in defences]
         places = [index - 0.4 + width * (number + 0.5) for index in range(len(rows))]
         axes.bar(places, _heights(rows), width * 0.94, label=label, color=COLORS[number])
         axes.errorbar(places, _heights(rows), _intervals(rows), fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
