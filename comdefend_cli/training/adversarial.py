@@ -25,7 +25,7 @@ from comdefend_cli.training.purifier import PurifierTrainer
 #: How far the random start of FGSM reaches, in units of epsilon (de Jorge et al., NeurIPS 2022), and all steps of PGD together.
 FGSM_START, PGD_REACH = 2.0, 2.5
 #: Of the rounding, see :func:`comdefend_cli.network.model.binarize`, in turns: networks that met one alone stood it and fell to the other
-#: (PGD at 8/255 left 34.6 % by straight-through and 25.2 by soft, n = 500).
+#: (docs/results/adaptive.md).
 GRADIENTS: tuple[Gradient, ...] = ("soft", "straight-through")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from measured import NO_BREAK, find_strong, make_table, read_json
+from measured import NO_BREAK, find_strong, make_table, read_json, say_share
 
 NAMES = {
     "pgd-straight-through": "PGD, 50 steps, 5 starts, straight-through",
@@ -50,5 +50,4 @@ def _find_clean(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say(row: dict[str, Any]) -> str:
-    late = ", of those that stood the others" if row.get("after") else ""
-    return f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}{late}</small>"
+    return say_share(row) + ("<br><small>of those that stood the others</small>" if row.get("after") else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from measured import NO_BREAK, make_table, read_json
+from measured import NO_BREAK, make_table, read_json, say_share
 
 
 def make_certified(*names: str) -> str:
@@ -12,10 +12,10 @@ def make_certified(*names: str) -> str:
     ordered = sorted(radii, key=lambda name: float(radii[name]))
     rows = []
     for summary in found:
-        held = {row["name"]: _say(row) for row in summary["certified"]}
+        held = {row["name"]: say_share(row) for row in summary["certified"]}
         how = f"sigma {summary['sigma']:g}, n = {summary['images']}, {summary['n']:,} draws"
         what = f"`{summary['classifier']}` behind<br>`{summary['weights']}`<br><small>{how}</small>"
-        rows.append([what, _say(summary["clean"]), *(held.get(name, "-") for name in ordered)])
+        rows.append([what, say_share(summary["clean"]), *(held.get(name, "-") for name in ordered)])
     head = ["Smoothed", "Clean, as it is", *("Right at all" if name == "0" else _head(name) for name in ordered)]
     links = ", ".join(f"[{name}.json](data/{name}.json)" for name in names)
     return (
@@ -28,10 +28,6 @@ def make_certified(*names: str) -> str:
 def _head(name: str) -> str:
     """A radius, with the L-infinity ball below."""
     return name.replace(" (L-infinity ", "<br><small>").replace(")", "</small>")
-
-
-def _say(row: dict[str, float]) -> str:
-    return f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}</small>"
 
 
 def say_certified(name: str, radius: str) -> str:

@@ -25,8 +25,8 @@ THREATS = ("grey-box", "adaptive", "black-box")
 #: every attacker within `BALL` levels.
 SMOOTHED = {"certified-cifar10-0.25": "", "certified-tuned-0.25": ", `medium` trained for it"}
 BALL = 2
-#: Weights made for the classifier of that table, which no attack of the table broke as often as those of benchmarks/adaptive.py: of these
-#: the adaptive columns. The evaluation that has them, and the benchmark's file.
+#: Weights made for README's very classifier; the evaluation that has them; what the stronger attackers of benchmarks/adaptive.py left of
+#: them, which stands in their adaptive columns.
 TRAINED, MORE, STRONG = "adversarial.safetensors", "fast-cifar10-adaptive", "adversarial"
 #: The defences that README shows.
 SHOWN = ("none", "comdefend-fast", "comdefend-fast-cifar10", "comdefend-12bit-denoise", "jpeg:quality=75", "median:size=3")
@@ -167,6 +167,11 @@ def find_shown(defence: str, threat: str, epsilon: str = "") -> Row | None:
         if (row := read_evaluation(name).find(defence, threat, epsilon)) is not None:
             return row
     return None
+
+
+def say_share(row: dict[str, Any]) -> str:
+    """An accuracy with its 95 % interval below."""
+    return f"{row['accuracy']:.1f}<br><small>{row['low']}\N{EN DASH}{row['high']}</small>"
 
 
 def find_strong(name: str, attack: str, epsilon: str) -> float:
