@@ -175,6 +175,16 @@ def read_in() -> bytes:
         raise ComdefendError(f"standard input: cannot read: {explain(error)}; name a file") from error
 
 
+def refuse_closed_out() -> None:
+    """Find out before the work that standard output is closed.
+
+    Raises:
+        ComdefendError: it is.
+    """
+    if sys.stdout is None:
+        raise ComdefendError("standard output: is closed; leave it open, or name a file")
+
+
 def write_out(data: bytes) -> None:
     """Write a result to standard output, all of it.
 
@@ -182,8 +192,7 @@ def write_out(data: bytes) -> None:
         ComdefendError: it is closed, or cannot be written.
         BrokenPipeError: nobody reads it any more.
     """
-    if sys.stdout is None:
-        raise ComdefendError("standard output: is closed; leave it open, or name a file")
+    refuse_closed_out()
     rest = memoryview(data)
     try:
         while rest:  # Under PYTHONUNBUFFERED, `write` takes what a nearly full disk has room for, and is content.

@@ -53,6 +53,8 @@ class Output:
             for path, name in ((source, "IN"), (self.target, "OUT")):
                 if self.compare.resolve() == path.resolve():
                     raise UsageError(f"{self.compare}: is {name} too; give --compare another file")
+        if self.target == STANDARD:
+            console.refuse_closed_out()
         for output in (self.target, self.compare):
             if output is not None and output != STANDARD:
                 refuse_existing(output, overwrite=self.overwrite)

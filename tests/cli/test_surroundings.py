@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import threading
@@ -62,6 +63,15 @@ def test_a_closed_stream_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     console.abandon_output()
     with pytest.raises(ComdefendError, match="standard output: is closed; leave it open, or name a file"):
         console.print_line("x")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes streams as POSIX does")
+def test_a_closed_output_is_found_before_the_work(tmp_path: Path) -> None:
+    """Before the weights are read: that there are none is not said."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    command = shlex.join([*COMMAND, "purify", "a.png", "-", "--weights", "absent.safetensors"]) + " >&-"
+    result = subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, "error: standard output: is closed; leave it open, or name a file")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
