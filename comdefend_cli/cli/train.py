@@ -74,6 +74,12 @@ def train(
     noise_std: Annotated[
         float, typer.Option("--noise-std", min=0.0, help="Phi of section 3.5: standard deviation of the noise on the logits.")
     ] = TrainConfig.noise_std,
+    rounded_share: Annotated[
+        float,
+        typer.Option(
+            "--rounded-share", min=0.0, max=1.0, help="Share of the steps, the last ones, that train on the rounded code of inference."
+        ),
+    ] = TrainConfig.rounded_share,
     input_noise: Annotated[
         list[float] | None,
         typer.Option(

@@ -80,7 +80,7 @@ class AdversarialTrainer(PurifierTrainer):
         attacked = self._attack(system, clean[:count], labels[:count], start[:count])
         x = torch.cat([attacked, clean[count:]]).contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            loss, mean_square, rebuilt = self._objective.rebuild(x, clean, noise)
+            loss, mean_square, rebuilt = self._objective.rebuild(x, clean, self.choose_noise(noise))
             loss = loss + self.config.label_weight * cross_entropy(system.classify(rebuilt).float(), labels)
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt()}

@@ -44,6 +44,8 @@ class TrainConfig:
             drawing, pulls no harder than others.
         penalty: lambda of eq. 1, on the mean square of the code.
         noise_std: phi of section 3.5, standard deviation of the noise on the logits.
+        rounded_share: of the steps, at the end, in which RecCNN learns from the code as inference rounds it, from 0 as in the paper to 1;
+            `noise_std` then sets the gradient alone.
         input_noise: most standard deviation of Gaussian noise on the input, in 8-bit levels;
             each image draws its own up to this. The target stays clean. 0 is the paper's objective.
             It, `input_noise_min` and `feature_weight` are of all the data, or lists with one value for each part of it.
@@ -90,6 +92,7 @@ class TrainConfig:
     loss: str = "mse"
     penalty: float = 1e-4
     noise_std: float = 20.0
+    rounded_share: float = 0.0
     input_noise: float | list[float] = 0.0
     input_noise_min: float | list[float] = 0.0
     inference_noise: float = 0.0
@@ -122,7 +125,7 @@ class TrainConfig:
         check_common(self)
         check(self, "steps shrink", lambda value: value >= 1, "at least 1")
         check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
-        check(self, "jitter small", lambda value: 0 <= value <= 1, "from 0 to 1")
+        check(self, "jitter small rounded_share", lambda value: 0 <= value <= 1, "from 0 to 1")
         from_zero = "penalty noise_std warmup clip label_weight stability_weight"
         check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
         check(
@@ -177,6 +180,10 @@ class TrainConfig:
     def peak_lr(self) -> float:
         """The learning rate after the warm-up."""
         return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+
+    def rounds(self, step: int) -> bool:
+        """Whether RecCNN learns from the rounded code in a step, counted from 0."""
+        return step >= self.steps * (1 - self.rounded_share)
 
     def lr_factor(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a share of the peak.

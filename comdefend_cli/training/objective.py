@@ -15,7 +15,7 @@ from comdefend_cli.classifiers.networks import Blocks
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.architecture import PaperArchitecture, ResidualArchitecture
 from comdefend_cli.network.layers import SLOPE, Conv3x3, Residual
-from comdefend_cli.network.model import ComDefend
+from comdefend_cli.network.model import ComDefend, binarize
 
 #: Spread of the logits at the start and the most it may grow to, in units of noise_std = 20.
 START_RMS, TOP_RMS = 40.0, 100.0
@@ -33,8 +33,8 @@ FLOOR = 1 / 255**2
 LEAST_SIDE = 16
 
 
-class _NoisyCode(torch.autograd.Function):
-    """sigmoid(logits + noise) of section 3.5; backward a normal density at the logit in place of its own slope.
+class _TrainedCode(torch.autograd.Function):
+    """sigmoid(logits + noise) of section 3.5, or that rounded; backward a normal density at the logit in place of its own slope.
 
     Under noise of standard deviation s the sigmoid's slope is nearly always zero and seldom large. Its
     mean over the noise is a normal density of width s at the logit, which is the same signal with far less
@@ -42,11 +42,11 @@ class _NoisyCode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, noise: Tensor, std: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, noise: Tensor | None, std: float) -> Tensor:
         ctx.save_for_backward(logits)
         # The logistic curve is itself close to a normal one of width 1.702.
         ctx.width = WINDOW * math.hypot(std, 1.702)
-        return torch.sigmoid(logits + noise)
+        return binarize(logits) if noise is None else torch.sigmoid(logits + noise)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
@@ -67,7 +67,16 @@ def noisy_code(logits: Tensor, noise: Tensor, std: float) -> Tensor:
         (N, bits, H, W), float32, in [0, 1]. Its gradient is not the sigmoid's slope but the density, at the logit,
         of a normal distribution of standard deviation `WINDOW` * hypot(std, 1.702).
     """
-    return cast(Tensor, _NoisyCode.apply(logits.float(), noise, std))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _TrainedCode.apply(logits.float(), noise, std))  # type: ignore[no-untyped-call]
+
+
+def rounded_code(logits: Tensor, std: float) -> Tensor:
+    """The code as inference rounds it, with the gradient of :func:`noisy_code` under noise of standard deviation `std`.
+
+    Under the noise of section 3.5 one bit in ten is another than at inference, and RecCNN learns to live with that. Once ComCNN's code
+    carries what it should, RecCNN gains by learning from the very code that it gets ("soft then hard"; Guo et al., ICML 2021).
+    """
+    return cast(Tensor, _TrainedCode.apply(logits.float(), None, std))  # type: ignore[no-untyped-call]
 
 
 class FeatureDistance(nn.Module):
@@ -159,13 +168,13 @@ class Objective(nn.Module):
         self.feature_weights = feature_weights
         self.stability = stability
 
-    def forward(self, x: Tensor, target: Tensor, noise: Tensor, place: int = 0, turn: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, target: Tensor, noise: Tensor | None, place: int = 0, turn: int = 0) -> tuple[Tensor, Tensor]:
         """The loss (eq. 3) and the mean square of the logits; float32 scalars, the second without gradient.
 
         Args:
             x: what ComCNN sees, (N, C, H, W) in [0, 1], float32.
             target: what RecCNN should rebuild, the same.
-            noise: for the logits, (N, bits, H, W), float32.
+            noise: for the logits, (N, bits, H, W), float32; None for the rounded code of inference.
             place: in `features` of the classifiers that see these images.
             turn: whose of them it is, counted on and on.
         """
@@ -176,10 +185,10 @@ class Objective(nn.Module):
             loss = loss + self.feature_weights[place] * distance + self.stability * change
         return loss, mean_square
 
-    def rebuild(self, x: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def rebuild(self, x: Tensor, target: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`forward` without features, and what RecCNN rebuilt, float32 (N, C, H, W)."""
         logits = self.model.com(x)
-        code = noisy_code(logits, noise, self.noise_std)
+        code = rounded_code(logits, self.noise_std) if noise is None else noisy_code(logits, noise, self.noise_std)
         rebuilt = self.model.rec(code)
         error = (rebuilt - target).square()
         # The root's slope is bounded by that at one level's error.

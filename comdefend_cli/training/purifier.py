@@ -117,9 +117,13 @@ class PurifierTrainer(Trainer):
         place, *drawn = self._draw(self.step_done)
         clean, x, noise = (part.to(self.device) for part in drawn)
         with self.autocast():
-            loss, mean_square = self._objective(x, clean, noise, place, self.step_done)
+            loss, mean_square = self._objective(x, clean, self.choose_noise(noise), place, self.step_done)
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt()}
+
+    def choose_noise(self, noise: Tensor) -> Tensor | None:
+        """The noise for the logits of this step, or None where RecCNN learns from the rounded code."""
+        return None if self.config.rounds(self.step_done) else noise
 
     def check(self, figures: dict[str, float]) -> None:
         """Refuse logits that ran away, too."""

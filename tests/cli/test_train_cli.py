@@ -267,11 +267,19 @@ RESIDUAL = ("--arch", "residual", "--width", 8, "--blocks", 1)
 def test_residual_networks_and_several_data_sets(in_process: Any, photos: Path, tmp_path: Path) -> None:
     """Header and log say family, sizes and data; a data set that is named twice is read once, and its files are told of once."""
     named = [part for name in ("cifar10", photos, "cifar10", "drawings") for part in ("--data", name)]
-    result = in_process(*named, *RESIDUAL, "--downscale", 4, "--jitter", 0.5, "--small", 0.5, "--shrink", 2, "--loss", "rmse")
+    result = in_process(
+        *named, *RESIDUAL, "--downscale", 4, "--jitter", 0.5, "--small", 0.5, "--shrink", 2, "--loss", "rmse", "--rounded-share", 0.5
+    )
     assert result.exit_code == 0, result.output
     loaded = load_weights(str(tmp_path / "w.safetensors"))
     assert loaded.header.architecture == ResidualArchitecture(3, 12, 4, 8, 1)
-    said = {"data": "cifar10+folder:photos+cifar10+drawings", "train_images": 30 + 2 + 10_000, "test_images": 6, "loss": "rmse"}
+    said = {
+        "data": "cifar10+folder:photos+cifar10+drawings",
+        "train_images": 30 + 2 + 10_000,
+        "test_images": 6,
+        "loss": "rmse",
+        "rounded_share": 0.5,
+    }
     said |= {"arch": "residual", "downscale": 4, "width": 8, "blocks": 1, "jitter": 0.5, "small": 0.5, "shrink": 2, "gray": False}
     assert said.items() <= loaded.header.training.items()
     assert json.loads((tmp_path / "w.json").read_text())["training"] == loaded.header.training

@@ -22,7 +22,7 @@ from comdefend_cli.training import objective
 from comdefend_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.history import History
-from comdefend_cli.training.objective import Objective, noisy_code
+from comdefend_cli.training.objective import Objective, noisy_code, rounded_code
 from comdefend_cli.training.purifier import PurifierTrainer
 
 CPU = torch.device("cpu")
@@ -77,18 +77,18 @@ def test_subnormals_are_zero_within_a_step_only(narrow: None, dataset: Dataset, 
         torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("rooted", [False, True])
+@pytest.mark.parametrize(("rooted", "rounded"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_is_equation_3_in_float64(family: str, rooted: bool) -> None:
+def test_the_loss_is_equation_3_in_float64(family: str, rooted: bool, rounded: bool) -> None:
     """Mean squared error, or the mean of the images' roots of it, plus lambda times the code's mean square, from the logits on in NumPy."""
     model = small_model(family=family)
     generator = torch.Generator().manual_seed(0)
     x, target = torch.rand(2, 3, 9, 8, generator=generator), torch.rand(2, 3, 9, 8, generator=generator)
     noise = 20 * torch.randn(2, 12, 9, 8, generator=generator)
     target[0] = 0.5 + 0.05 * target[0]  # Of unlike difficulty, so that the order of root and mean shows.
-    loss, mean_square = Objective(model, 0.3, 20.0, rooted=rooted)(x, target, noise)
+    loss, mean_square = Objective(model, 0.3, 20.0, rooted=rooted)(x, target, None if rounded else noise)
     logits = model.com(x).double().numpy()
-    code = 1 / (1 + np.exp(-(logits + noise.double().numpy())))
+    code = (logits > 0).astype(np.float64) if rounded else 1 / (1 + np.exp(-(logits + noise.double().numpy())))
     rebuilt = model.rec(torch.from_numpy(code).float()).double().numpy()
     errors = ((rebuilt - target.double().numpy()) ** 2).mean((1, 2, 3))
     expected = (np.sqrt(errors + 1 / 255**2) if rooted else errors).mean() + 0.3 * (code**2).mean()
@@ -96,17 +96,30 @@ def test_the_loss_is_equation_3_in_float64(family: str, rooted: bool) -> None:
     assert float(mean_square) == pytest.approx((logits**2).mean(), rel=1e-5)
 
 
-def test_the_noisy_code_and_its_gradient() -> None:
-    """Forward is sigmoid(logits + noise); backward the documented normal density at the logit."""
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_code_in_training_and_its_gradient(rounded: bool) -> None:
+    """Forward is sigmoid(logits + noise), or inference's zeros and ones; backward the documented normal density at the logit."""
     logits = torch.linspace(-120, 120, 41, dtype=torch.float32, requires_grad=True)
     noise = torch.linspace(30, -30, 41)
-    code = noisy_code(logits, noise, 20.0)
-    assert torch.allclose(code, torch.sigmoid(logits + noise))
+    code = rounded_code(logits, 20.0) if rounded else noisy_code(logits, noise, 20.0)
+    assert torch.equal(code, (logits > 0).float()) if rounded else torch.allclose(code, torch.sigmoid(logits + noise))
     (gradient,) = torch.autograd.grad(code.sum(), logits)
     width = 2.5 * math.hypot(20, 1.702)
     values = logits.detach().double().numpy()
     expected = np.exp(-0.5 * (values / width) ** 2) / (width * math.sqrt(2 * math.pi))
     assert np.allclose(gradient.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("share", "rounded"), [(0.0, [False] * 4), (0.5, [False, False, True, True]), (1.0, [True] * 4)])
+def test_the_last_steps_learn_from_the_rounded_code(dataset: Dataset, share: float, rounded: list[bool]) -> None:
+    """A share of the steps, at the end, has no noise on the logits."""
+    run = PurifierTrainer(config(steps=4, rounded_share=share), dataset, CPU)
+    seen: list[bool] = []
+    run._objective.register_forward_pre_hook(lambda _, given: seen.append(given[2] is None))
+    for _ in range(4):
+        run.step()
+    assert seen == rounded
 
 
 def test_the_learning_rate_rises_then_falls_exponentially() -> None:
@@ -309,6 +322,7 @@ def test_going_on_from_weights(dataset: Dataset) -> None:
             {"lr_end": 0.0},
             {"lr_end": 2.0},
             {"noise_std": math.nan},
+            {"rounded_share": 1.1},
             {"precision": "float16"},
             {"channels": 2},
         ),
