@@ -18,11 +18,14 @@ from comdefend_cli.data.sources import Dataset, ImageArray
 COUNT = 10_000
 #: Side of the largest drawings: with smaller ones no pixel is far from all borders, with larger ones a batch has few.
 LARGEST = 64
-#: Share of the colours that are corners of the colour cube: black, white, pure red and so on.
-PURE = 0.5
+#: Share of the drawings whose colours are all corners of the colour cube: black, white, pure red and so on; in as many each channel may be
+#: at either end of its range, as colours on the faces and edges of the cube have it.
+PURE, EDGED = 0.4, 0.3
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:;!?+-=/()%&@"
 
-Draw = Callable[[np.random.Generator, int], Image.Image]
+Color = tuple[int, int, int]
+#: Makes a drawing of a side in pixels, in the colours that the second one gives.
+Draw = Callable[[np.random.Generator, Callable[[], Color], int], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def draw(rng: np.random.Generator, side: int) -> np.ndarray:
     kinds: tuple[Draw, ...] = (
         _fill,
         _fill,
+        _fill,
         _blend,
         _write,
         _write,
@@ -68,14 +72,17 @@ def draw(rng: np.random.Generator, side: int) -> np.ndarray:
         _scribble,
         _stripe,
         _stripe,
+        _stripe,
+        _chequer,
         _chequer,
         _chequer,
         _dither,
         _scatter,
     )
-    image = np.asarray(kinds[rng.integers(len(kinds))](rng, side))
+    pick = _choose_colors(rng)
+    image = np.asarray(kinds[rng.integers(len(kinds))](rng, pick, side))
     if rng.random() < 1 / 3 and side > 1:
-        other = np.asarray(kinds[rng.integers(len(kinds))](rng, side))
+        other = np.asarray(kinds[rng.integers(len(kinds))](rng, pick, side))
         cut = rng.integers(1, side)
         image = np.concatenate([image[:, :cut], other[:, cut:]], 1)
     if rng.random() < 0.5:
@@ -83,24 +90,31 @@ def draw(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.array(image, order="C")
 
 
-def _pick(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A colour: a corner of the cube, or anywhere in it."""
-    values = rng.integers(0, 2, 3) * 255 if rng.random() < PURE else rng.integers(0, 256, 3)
-    return int(values[0]), int(values[1]), int(values[2])
+def _choose_colors(rng: np.random.Generator) -> Callable[[], Color]:
+    """What gives one colour after another: corners of the cube, colours on its faces and edges among others, or any."""
+    kind = rng.random()
+
+    def pick() -> Color:
+        values, ends = rng.integers(0, 256, 3), rng.integers(0, 2, 3) * 255
+        at_end = kind < PURE or (kind < PURE + EDGED) & (rng.random(3) < 0.5)
+        red, green, blue = np.where(at_end, ends, values).tolist()
+        return red, green, blue
+
+    return pick
 
 
 def _measure(rng: np.random.Generator) -> int:
-    """From 1 to 8 pixels, as many below 2 as from 2 to 4."""
-    return int(8 ** rng.random())
+    """From 1 to 8 pixels, half of them 1."""
+    return int(8 ** rng.random() ** 1.5)
 
 
-def _fill(rng: np.random.Generator, side: int) -> Image.Image:
-    return Image.new("RGB", (side, side), _pick(rng))
+def _fill(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
+    return Image.new("RGB", (side, side), pick())
 
 
-def _blend(rng: np.random.Generator, side: int) -> Image.Image:
+def _blend(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
     """A gradient between four colours."""
-    small = Image.fromarray(np.array([[_pick(rng), _pick(rng)], [_pick(rng), _pick(rng)]], dtype=np.uint8))
+    small = Image.fromarray(np.array([[pick(), pick()], [pick(), pick()]], dtype=np.uint8))
     return small.resize((side, side), Image.Resampling.BILINEAR)
 
 
@@ -109,26 +123,26 @@ def _load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def _write(rng: np.random.Generator, side: int) -> Image.Image:
+def _write(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
     """Lines of text, smoothed or not."""
-    image = Image.new("RGB", (side, side), _pick(rng))
+    image = Image.new("RGB", (side, side), pick())
     pen = ImageDraw.Draw(image)
     pen.fontmode = "1" if rng.random() < 0.3 else "L"
-    size, color = int(rng.integers(7, 25)), _pick(rng)
+    size, color = int(rng.integers(7, 25)), pick()
     for top in range(int(rng.integers(-size, 2)), side, int(size * rng.uniform(1.0, 1.6)) + 1):
         text = "".join(rng.choice(list(_LETTERS), side // 3))
-        pen.text((int(rng.integers(-20, 3)), top), text, fill=color if rng.random() < 0.8 else _pick(rng), font=_load_font(size))
+        pen.text((int(rng.integers(-20, 3)), top), text, fill=color if rng.random() < 0.8 else pick(), font=_load_font(size))
     return image
 
 
-def _scribble(rng: np.random.Generator, side: int) -> Image.Image:
+def _scribble(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
     """Lines, rectangles, ellipses and triangles; half of the images drawn larger and made smaller, so that their edges are smooth."""
     scale = 4 if rng.random() < 0.5 else 1
-    image = Image.new("RGB", (side * scale, side * scale), _pick(rng))
+    image = Image.new("RGB", (side * scale, side * scale), pick())
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(1, 9))):
         x0, y0, x1, y1 = (int(value) for value in rng.integers(-side // 4, side + side // 4, 4) * scale)
-        color, width = _pick(rng), int(rng.integers(1, 4)) * scale
+        color, width = pick(), int(rng.integers(1, 4)) * scale
         box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         match int(rng.integers(5)):
             case 0:
@@ -142,30 +156,30 @@ def _scribble(rng: np.random.Generator, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BOX) if scale > 1 else image
 
 
-def _stripe(rng: np.random.Generator, side: int) -> Image.Image:
+def _stripe(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
     """Stripes of two or three colours, straight or at an angle."""
-    colors = np.array([_pick(rng) for _ in range(rng.integers(2, 4))], dtype=np.uint8)
+    colors = np.array([pick() for _ in range(rng.integers(2, 4))], dtype=np.uint8)
     angle = rng.uniform(0, tau) if rng.random() < 0.3 else 0.0
     rows, columns = np.mgrid[:side, :side]
     place = (rows * cos(angle) + columns * sin(angle)) / _measure(rng)
     return Image.fromarray(colors[np.floor(place).astype(int) % len(colors)])
 
 
-def _chequer(rng: np.random.Generator, side: int) -> Image.Image:
-    colors = np.array([_pick(rng), _pick(rng)], dtype=np.uint8)
+def _chequer(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
+    colors = np.array([pick(), pick()], dtype=np.uint8)
     rows, columns = np.mgrid[:side, :side] // _measure(rng)
     return Image.fromarray(colors[(rows + columns) % 2])
 
 
-def _dither(rng: np.random.Generator, side: int) -> Image.Image:
+def _dither(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
     """A gradient or a drawing in one bit."""
-    image = (_blend, _write, _scribble)[rng.integers(3)](rng, side)
+    image = (_blend, _write, _scribble)[rng.integers(3)](rng, pick, side)
     return image.convert("1").convert("RGB")
 
 
-def _scatter(rng: np.random.Generator, side: int) -> Image.Image:
+def _scatter(rng: np.random.Generator, pick: Callable[[], Color], side: int) -> Image.Image:
     """Squares of colours drawn one by one from a few."""
-    colors = np.array([_pick(rng) for _ in range(rng.integers(2, 9))], dtype=np.uint8)
+    colors = np.array([pick() for _ in range(rng.integers(2, 9))], dtype=np.uint8)
     cell = _measure(rng)
     grid = rng.integers(0, len(colors), (-(-side // cell),) * 2)
     return Image.fromarray(colors[grid.repeat(cell, 0).repeat(cell, 1)[:side, :side]])

@@ -36,7 +36,8 @@ def test_every_kind_is_an_image_of_any_side(kind: str, side: int) -> None:
     """Colour, of that side, and drawn by the generator: ten of them are not all alike."""
     made = []
     for seed in range(10):
-        image = np.asarray(getattr(drawings, kind)(np.random.default_rng(seed), side))
+        rng = np.random.default_rng(seed)
+        image = np.asarray(getattr(drawings, kind)(rng, drawings._choose_colors(rng), side))
         assert image.shape == (side, side, 3) and image.dtype == np.uint8
         made.append(image.tobytes())
     assert len(set(made)) > 1
@@ -59,6 +60,14 @@ def test_drawings_have_pure_colours() -> None:
     shares = torch.bincount(corners, minlength=8) / len(pixels)
     assert float(shares.min()) > 0.01
     assert len(torch.unique(pixels[~pure], dim=0)) > 5000
+
+
+def test_drawings_have_colours_at_the_surface_of_the_cube() -> None:
+    """Flat colours with a channel at an end of its range and another one between, such as (0, 223, 0), which uniform ones never are."""
+    pixels = Drawings(16).batch(300, torch.Generator().manual_seed(2))[:, :, 4, 4]
+    at_end = ((pixels == 0) | (pixels == 255)).sum(1)
+    assert float((at_end == 1).float().mean()) > 0.05 and float((at_end == 2).float().mean()) > 0.05
+    assert float((at_end == 0).float().mean()) > 0.15
 
 
 def test_drawings_have_flat_fields_and_edges() -> None:
