@@ -183,7 +183,7 @@ class TrainConfig:
 
     def rounds(self, step: int) -> bool:
         """Whether RecCNN learns from the rounded code in a step, counted from 0."""
-        return step >= self.steps * (1 - self.rounded_share)
+        return self.steps - step <= round(self.steps * self.rounded_share)
 
     def lr_factor(self, step: int) -> float:
         """The learning rate of a step, counted from 0, as a share of the peak.

@@ -120,6 +120,7 @@ def test_the_last_steps_learn_from_the_rounded_code(dataset: Dataset, share: flo
     for _ in range(4):
         run.step()
     assert seen == rounded
+    assert sum(config(steps=10, rounded_share=0.7).rounds(step) for step in range(10)) == 7  # 1 - 0.7 is a little above 0.3.
 
 
 def test_the_learning_rate_rises_then_falls_exponentially() -> None:
