@@ -135,7 +135,7 @@ def measure(make: Callable[[Path, int], None], count: int, networks: Networks, b
         "engine_images_per_second": round(count / whole, 2),
         "ratio": round(alone / whole, 4),
         "ratio_to_the_slower": round(max(alone, files) / whole, 4),
-        "milliseconds_above_network_a_image": round((whole - alone) / count * 1e3, 4),
+        "milliseconds_above_network_an_image": round((whole - alone) / count * 1e3, 4),
     }
 
 
@@ -173,7 +173,7 @@ def main() -> None:
         return
     for kind, run in results.items():
         rates = f"{run['engine_megapixels_per_second']} of the network's {run['network_megapixels_per_second']} megapixels/s"
-        print(f"{run['images']} {kind}: {rates}, ratio {run['ratio']}; {run['milliseconds_above_network_a_image']} ms an image above it")
+        print(f"{run['images']} {kind}: {rates}, ratio {run['ratio']}; {run['milliseconds_above_network_an_image']} ms an image above it")
     print(json.dumps({key: value for key, value in result.items() if key != "runs"}))
 
 
