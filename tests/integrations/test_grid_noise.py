@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -33,8 +34,8 @@ def numbers(*values: int) -> np.random.Generator:
 @example(sigma=1.08, place=0.0)
 def test_each_level_has_its_share_of_the_numbers(sigma: float, place: float) -> None:
     """Of 2**63 numbers those below the normal share up to the edge of a level give at most that level, and the next one gives more."""
-    noise, reach = GridNoise(sigma), 10 * 255 * sigma
-    assert 0 <= noise.most - reach * (1 - 1e-12) < 1 + reach * 2e-12  # Rounded up; the product's last digit hangs on its order.
+    noise, reach = GridNoise(sigma), 255 * sigma * 10  # In the order of the code: the last digit hangs on it.
+    assert noise.most == ceil(reach)
     level = round(place * 6 * 255 * sigma)
     edge = int(np.float64(special.ndtr((level + 0.5) / (255 * sigma))) * 2.0**63)
     drawn = noise.draw((2, 2), numbers(0, edge - 1, edge, 2**63 - 1))
@@ -42,7 +43,7 @@ def test_each_level_has_its_share_of_the_numbers(sigma: float, place: float) -> 
     assert drawn[0, 1] <= level < drawn[1, 0]
     assert -noise.most <= drawn[0, 0] < -6 * 255 * sigma and 6 * 255 * sigma < drawn[1, 1] <= noise.most
     # What rounding can do to the table, once for each of its levels and each value of an image.
-    assert noise.bound_error(12) == 12 * noise.bound_error(1) and noise.bound_error(1) == (2 * noise.most + 1) * 2.0**-52
+    assert noise.bound_error(12) == 12 * noise.bound_error(1) and noise.bound_error(1) == (2 * ceil(reach) + 1) * 2.0**-52
 
 
 def test_copies_are_cut_at_both_ends_of_the_range() -> None:
