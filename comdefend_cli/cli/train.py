@@ -14,9 +14,8 @@ import typer
 from comdefend_cli.cli import console, options, progress
 from comdefend_cli.cli.console import notice
 from comdefend_cli.cli.preparation import fetch_dataset
-from comdefend_cli.cli.train_run import choose_networks, make_trainer
-from comdefend_cli.cli.training import hold_outputs, refuse_idle, refuse_outputs, tell_device, train_to_end
-from comdefend_cli.errors import UsageError
+from comdefend_cli.cli.train_run import choose_networks, make_trainer, refuse_unused
+from comdefend_cli.cli.training import hold_outputs, refuse_outputs, tell_device, train_to_end
 from comdefend_cli.evaluate.cells import say_epsilon
 from comdefend_cli.training.config import DEFAULT_LR, TrainConfig
 
@@ -135,7 +134,7 @@ def train(
         typer.Option(
             "--classifier",
             metavar="FILE|NAME|MODULE:FUNCTION",
-            help="The classifier that --adversarial attacks; it stays as it is. May repeat: they take turns.",
+            help="Learn with labels in front of this one, which stays as it is. May repeat: they take turns.",
         ),
     ] = None,
     adversarial_epsilon: Annotated[
@@ -148,6 +147,16 @@ def train(
     label_weight: Annotated[
         float, typer.Option("--label-weight", min=0.0, help="Weight in the loss of --classifier's cross-entropy.")
     ] = TrainConfig.label_weight,
+    sigma: Annotated[
+        float,
+        typer.Option(
+            "--sigma", min=0.0, help="Learn for certify from copies with this much noise, in front of --classifier; pixels in [0, 1]."
+        ),
+    ] = TrainConfig.sigma,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Such copies of each image.")] = TrainConfig.draws,
+    consistency: Annotated[
+        float, typer.Option("--consistency", min=0.0, help="Weight of how unlike the answers to these copies are.")
+    ] = TrainConfig.consistency,
     optimizer: Annotated[
         str, typer.Option("--optimizer", metavar="muon|adam", help="What takes the steps; adam is the paper's.")
     ] = TrainConfig.optimizer,
@@ -189,16 +198,7 @@ def train(
     from comdefend_cli.training.distributed import process_group, together
     from comdefend_cli.training.purifier import PurifierTrainer
 
-    if steps is not None and epochs is not None:
-        raise UsageError("--steps and --epochs both say how long to train; give one of them")
-    if not features:
-        refuse_idle(context, ["feature_weight", "stability_weight"], "--features")
-    if not adversarial:
-        refuse_idle(
-            context, ["classifier", "adversarial_epsilon", "adversarial_steps", "adversarial_share", "label_weight"], "--adversarial"
-        )
-    if adversarial != "pgd":
-        refuse_idle(context, ["adversarial_steps"], "--adversarial pgd")
+    refuse_unused(context)
     limit_threads()
     paths, checkpoint = _outputs(out), out.with_suffix(".checkpoint")
     with process_group(resolve_device(device)) as (where, rank), _one_voice(rank), ExitStack() as held:

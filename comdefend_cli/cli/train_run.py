@@ -24,6 +24,23 @@ if TYPE_CHECKING:
     from comdefend_cli.training.purifier import PurifierTrainer
 
 
+def refuse_unused(context: typer.Context) -> None:
+    """Raise :class:`UsageError` where options say two things, or one that the others leave without effect."""
+    chosen = context.params
+    if chosen["steps"] is not None and chosen["epochs"] is not None:
+        raise UsageError("--steps and --epochs both say how long to train; give one of them")
+    if not chosen["features"]:
+        refuse_idle(context, ["feature_weight", "stability_weight"], "--features")
+    if not chosen["adversarial"]:
+        refuse_idle(context, ["adversarial_epsilon", "adversarial_steps", "adversarial_share"], "--adversarial")
+    if not chosen["sigma"]:
+        refuse_idle(context, ["draws", "consistency"], "--sigma")
+    if not (chosen["adversarial"] or chosen["sigma"]):
+        refuse_idle(context, ["classifier", "label_weight"], "--adversarial or --sigma")
+    if chosen["adversarial"] != "pgd":
+        refuse_idle(context, ["adversarial_steps"], "--adversarial pgd")
+
+
 def choose_networks(context: typer.Context, *, quiet: bool) -> tuple[dict[str, Any], Weights | None]:
     """The options, and the weights to start from, whose family and sizes of networks stand for those that are not given."""
     chosen = dict(context.params)
@@ -44,6 +61,7 @@ def make_trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.d
     from comdefend_cli.data.mixture import join_datasets
     from comdefend_cli.training.adversarial import AdversarialTrainer
     from comdefend_cli.training.purifier import PurifierTrainer
+    from comdefend_cli.training.smoothing import SmoothedPurifierTrainer
 
     judges = _load_judges(chosen)
     data = chosen["data"]
@@ -71,23 +89,25 @@ def make_trainer(chosen: Mapping[str, Any], parts: list[Dataset], where: torch.d
     if not judges:
         return PurifierTrainer(config, dataset, where, start=model, features=seen)
     names = [f"--classifier {name}" for name in chosen["classifier"]]
-    return AdversarialTrainer(config, dataset, where, [judge.model for judge in judges], names=names, start=model)
+    labelled = SmoothedPurifierTrainer if config.sigma else AdversarialTrainer
+    return labelled(config, dataset, where, [judge.model for judge in judges], names=names, start=model)
 
 
 def _load_judges(chosen: Mapping[str, Any]) -> list[Classifier]:
-    """The classifiers that attacks are made on; empty where there are none.
+    """The classifiers that the networks learn in front of; empty where there are none.
 
     Raises:
-        UsageError: attacks without a classifier, or with features, which are of clean images.
+        UsageError: attacks or noise without a classifier, or with features, which are of clean images.
     """
     from comdefend_cli.classifiers.loading import load_classifier
 
-    if not chosen["adversarial"]:
+    option = "--adversarial" if chosen["adversarial"] else "--sigma" if chosen["sigma"] else ""
+    if not option:
         return []
     if not chosen["classifier"]:
-        raise UsageError("--adversarial needs --classifier: the attacks are made through it")
+        raise UsageError(f"{option} needs --classifier: the networks learn in front of it")
     if chosen["features"]:
-        raise UsageError("--features and --adversarial are two ways to train; give one of them")
+        raise UsageError(f"--features and {option} are two ways to train; give one of them")
     return [load_classifier(name, data=chosen["data"][0]) for name in chosen["classifier"]]
 
 

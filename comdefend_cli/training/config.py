@@ -62,6 +62,10 @@ class TrainConfig:
         adversarial_share: of each batch that is attacked, above 0 and at most 1.
         classifier: SHA-256, or module:function, of the classifier behind the networks, or ""; of several that take turns, with "+" between.
         label_weight: of its cross-entropy in the loss.
+        sigma: standard deviation of the noise, pixels in [0, 1], on `draws` copies of each image, drawn anew each time: for randomized
+            smoothing of that classifier. 0 for none.
+        draws: of that noise a step.
+        consistency: weight of how far the answers to these copies are from each other, beside the cross-entropy.
         optimizer: "muon", or "adam" as in the paper.
         lr: peak learning rate of that optimizer, or None for `DEFAULT_LR`.
         lr_end: the last rate as a share of the peak; in between it falls exponentially.
@@ -105,6 +109,9 @@ class TrainConfig:
     adversarial_share: float = 0.5
     classifier: str = ""
     label_weight: float = 1.0
+    sigma: float = 0.0
+    draws: int = 2
+    consistency: float = 0.0
     optimizer: str = "muon"
     lr: float | None = None
     lr_end: float = 0.02
@@ -126,7 +133,7 @@ class TrainConfig:
         check(self, "steps shrink", lambda value: value >= 1, "at least 1")
         check(self, "crop", lambda value: 8 <= value <= 1024, "from 8 to 1024 pixels")
         check(self, "jitter small rounded_share", lambda value: 0 <= value <= 1, "from 0 to 1")
-        from_zero = "penalty noise_std warmup clip label_weight stability_weight"
+        from_zero = "penalty noise_std warmup clip label_weight stability_weight consistency"
         check(self, from_zero, lambda value: 0 <= value < math.inf, "0 or more")
         check(
             self,
@@ -141,6 +148,10 @@ class TrainConfig:
         check(self, "adversarial", lambda value: value in ("", *ATTACKS), " or ".join(ATTACKS))
         check(self, "adversarial_epsilon adversarial_steps", lambda value: 0 < value < math.inf, "above 0")
         check(self, "adversarial_share", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        check(self, "sigma", lambda value: 0 <= value <= 2, "from 0 to 2, pixels in [0, 1]")
+        check(self, "draws", lambda value: value >= 1, "at least 1")
+        if self.sigma and (self.adversarial or any(list_values(self.input_noise))):
+            raise UsageError("sigma is a way to train of its own: leave adversarial and input-noise out")
         if self.adversarial and any(list_values(self.input_noise)):
             raise UsageError("adversarial training has no input noise: the attack is to see what the networks see; leave input-noise out")
         if self.optimizer not in OPTIMIZERS:

@@ -1,4 +1,4 @@
-"""Training a classifier for randomized smoothing: on fresh noise, through the purifier, so that it answers alike whatever the noise is."""
+"""Training for randomized smoothing, of a classifier or of ComDefend before one that stays as it is: on fresh noise, for like answers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,31 @@ from comdefend_cli.data.sources import Dataset
 from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.training.classifier import ClassifierTrainer
 from comdefend_cli.training.classifier_config import ClassifierConfig
+from comdefend_cli.training.distributed import average
+from comdefend_cli.training.labelled import LabelledTrainer
 
 #: Weight of the mean answer's entropy beside the consistency loss (Jeong and Shin, 2020, section 3.2).
 ENTROPY = 0.5
 #: Test images that accuracy under noise is measured on while training.
 MEASURED = 2000
+
+
+def regularize(logits: Tensor, draws: int, weight: float) -> tuple[Tensor, Tensor]:
+    """Consistency regularization (Jeong and Shin, NeurIPS 2020, eq. 8).
+
+    Args:
+        logits: of so many noisy copies of each image, (draws N, classes), all images once before any a second time.
+        draws: how many.
+        weight: of how far the answers are from each other.
+
+    Returns:
+        What it adds to the loss, and how far the answers are from their mean: a Kullback-Leibler divergence; float32 scalars.
+    """
+    answers = logits.float().log_softmax(1).view(draws, -1, logits.shape[1])
+    mean = answers.logsumexp(0) - math.log(draws)
+    apart = (mean.exp() * (mean - answers)).sum(2).mean()
+    entropy = -(mean.exp() * mean).sum(1).mean()
+    return weight * apart + (ENTROPY * entropy if weight else 0.0), apart
 
 
 class SmoothedClassifierTrainer(ClassifierTrainer):
@@ -56,13 +76,9 @@ class SmoothedClassifierTrainer(ClassifierTrainer):
         self.model.train()
         with self.autocast():
             logits = self.model(noisy)
-        answers = logits.float().log_softmax(1).view(draws, len(x), -1)
         right = cross_entropy(logits.float(), y.repeat(draws), label_smoothing=self.config.label_smoothing)
-        mean = answers.logsumexp(0) - math.log(draws)
-        apart = (mean.exp() * (mean - answers)).sum(2).mean()
-        entropy = -(mean.exp() * mean).sum(1).mean()
-        weight = self.config.consistency
-        return {"loss": right + weight * apart + (ENTROPY * entropy if weight else 0.0), "consistency": apart}
+        loss, apart = regularize(logits, draws, self.config.consistency)
+        return {"loss": right + loss, "consistency": apart}
 
     @torch.no_grad()
     def measure(self, count: int = MEASURED) -> float:
@@ -77,9 +93,44 @@ class SmoothedClassifierTrainer(ClassifierTrainer):
         return 100 * right / min(count, len(test))
 
     def _add_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Float32 images in [0, 1] in 8 bits with normal noise, as `Smoothed` sees them, and then purified."""
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        noisy = x.add(noise, alpha=self.config.sigma).mul(255).round().clamp(0, 255).to(torch.uint8)
+        """Noisy images, and then purified."""
+        noisy = add_normal(x, torch.randn(x.shape, generator=generator).to(x), self.config.sigma)
         if self._purifier is not None:
-            noisy = self._purifier.purify(noisy)
-        return noisy.to(x).div(255).contiguous(memory_format=torch.channels_last)
+            noisy = self._purifier.purify(noisy.mul(255).round_().to(torch.uint8)).to(x).div(255)
+        return noisy.contiguous(memory_format=torch.channels_last)
+
+
+class SmoothedPurifierTrainer(LabelledTrainer):
+    """Trains ComDefend so that the classifiers behind it answer right, and alike, on noisy copies of an image.
+
+    As :class:`SmoothedClassifierTrainer`, but what learns is the purifier: for a classifier that cannot be trained (denoised smoothing;
+    Salman et al., NeurIPS 2020, whose stability loss has the classifier's own answers in place of labels). The loss is that of
+    :class:`.Objective`, plus `config.label_weight` times the cross-entropy and consistency regularization.
+
+    Args:
+        config: the run's settings, with `sigma`.
+        dataset, device, classifiers, names, start: as of :class:`.LabelledTrainer`.
+    """
+
+    def losses(self) -> dict[str, Tensor]:
+        """The loss on `config.draws` noisy copies of this process's part of the batch, and the root mean square of all logits."""
+        config = self.config
+        clean, labels, _, noise = self.draw_labelled(self.step_done, config.draws)
+        # Of the whole batch, so that any number of processes see the same.
+        shape = (config.draws, config.batch_size, *clean.shape[1:])
+        drawn = torch.randn(shape, generator=self.generator(-1 - self.step_done))[:, self.own_part].flatten(0, 1).to(clean)
+        clean = clean.repeat(config.draws, 1, 1, 1)
+        x = add_normal(clean, drawn, config.sigma).contiguous(memory_format=torch.channels_last)
+        system = self.systems[self.step_done % len(self.systems)]
+        with self.autocast():
+            loss, mean_square, rebuilt = self._objective.rebuild(x, clean, self.choose_noise(noise))
+            logits = system.classify(rebuilt).float()
+        right = cross_entropy(logits, labels.repeat(config.draws))
+        more, apart = regularize(logits, config.draws, config.consistency)
+        average([mean_square])
+        return {"loss": loss + config.label_weight * (right + more), "logit_rms": mean_square.sqrt(), "consistency": apart}
+
+
+def add_normal(x: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Images (N, C, H, W) in [0, 1], float32, with `sigma` times that noise, in 8 bits, as `Smoothed` sees them."""
+    return x.add(noise, alpha=sigma).mul_(255).round_().clamp_(0, 255).div_(255)

@@ -499,9 +499,28 @@ def test_training_against_attacks(in_process: Any, tmp_path: Path, monkeypatch: 
     assert said.items() <= training.items()
     for wrong, part in (
         (attacks[:6], "--classifier"),
-        (attacks[6:], "does nothing without --adversarial"),
+        (attacks[6:], "does nothing without --adversarial or --sigma"),
         ((*attacks, "--features", "judge:make"), "--features"),
         ((*attacks, "--input-noise", 20), "input-noise"),
+    ):
+        refused = in_process("--quiet", "--data", "cifar10", *RESIDUAL, *wrong, "--overwrite")
+        assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and part in refused.output, refused.output
+
+
+def test_training_for_certificates(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In front of a classifier that stays; what cannot be is one line."""
+    (tmp_path / "judge.py").write_text("from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    smoothed = ("--sigma", 0.25, "--consistency", 3, "--classifier", "judge:make")
+    done = in_process("--data", "cifar10", *RESIDUAL, *smoothed)
+    assert done.exit_code == 0 and "consistency" in done.output, done.output
+    training = load_weights(str(tmp_path / "w.safetensors")).header.training
+    assert {"sigma": 0.25, "draws": 2, "consistency": 3.0, "classifier": "judge:make"}.items() <= training.items()
+    for wrong, part in (
+        (smoothed[:2], "--sigma needs --classifier"),
+        (smoothed[2:4], "--consistency does nothing without --sigma"),
+        ((*smoothed, "--adversarial", "fgsm"), "leave adversarial and input-noise out"),
+        ((*smoothed, "--features", "judge:make"), "--features and --sigma are two ways"),
     ):
         refused = in_process("--quiet", "--data", "cifar10", *RESIDUAL, *wrong, "--overwrite")
         assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and part in refused.output, refused.output

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from comdefend_cli.classifiers.loading import ClassifierHeader, build
 from comdefend_cli.data.sources import Crops, Dataset, ImageArray
@@ -60,13 +60,30 @@ def dataset() -> Dataset:
 def test_attacks_stay_near_and_do_harm(dataset: Dataset, attack: str, reach: float) -> None:
     """Within [0, 1] and epsilon, FGSM's start besides, and worse for the classifier behind the networks than that start."""
     run = AdversarialTrainer(replace(CONFIG, adversarial=attack), dataset, CPU, [Sides()])
-    clean, labels, start, _ = run._draw_labelled(0)
-    attacked = run._attack(run._systems[0], clean, labels, start)
+    clean, labels, start, _ = run.draw_labelled(0)
+    attacked = run._attack(run.systems[0], clean, labels, start)
     assert float((attacked - clean).abs().max()) <= reach * 8 / 255 + 1e-6 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
     random = (clean + start * max(1.0, reach - 1) * 8 / 255).clamp(0, 1)
     with torch.no_grad():
-        harmed, harmless = (float(cross_entropy(run._systems[0](x), labels)) for x in (attacked, random))
+        harmed, harmless = (float(cross_entropy(run.systems[0](x), labels)) for x in (attacked, random))
     assert harmed > harmless
+
+
+def test_images_are_shifted_and_keep_their_labels(dataset: Dataset) -> None:
+    """By up to four pixels each way, reflected at the border, some of them mirrored, the same in every run of a step."""
+    run = AdversarialTrainer(replace(CONFIG, batch_size=64), dataset, CPU, [Sides()])
+    clean, labels, _, _ = run.draw_labelled(5)
+    assert torch.equal(clean, run.draw_labelled(5)[0]) and not torch.equal(clean, run.draw_labelled(6)[0])
+    train = dataset.train
+    assert isinstance(train, ImageArray)
+    known = torch.cat([train.pixels, train.pixels.flip(3)]).float().div(255)
+    wide = pad(known, (4,) * 4, mode="reflect")
+    shifts = torch.stack([wide[..., top : top + 16, left : left + 16] for top in range(9) for left in range(9)])
+    for image, label in zip(clean, labels, strict=True):
+        places = torch.nonzero((shifts - image).abs().amax((2, 3, 4)) < 1e-6)[:, 1] % 40
+        assert len(places) and all(int(train.labels[place]) == int(label) for place in places)
+    shifted = [not bool(((known - image).abs().amax((1, 2, 3)) < 1e-6).any()) for image in clean]
+    assert sum(shifted) > 50  # All but one place of 81.
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.25, 2), (0.5, 4), (1.0, 8)])
@@ -77,7 +94,7 @@ def test_a_share_of_the_batch_is_attacked(dataset: Dataset, share: float, count:
     rebuild = run._objective.rebuild
     monkeypatch.setattr(run._objective, "rebuild", lambda x, *rest: (seen.append(x), rebuild(x, *rest))[1])
     run.losses()
-    changed = (seen[0] != run._draw_labelled(0)[0]).flatten(1).any(1)
+    changed = (seen[0] != run.draw_labelled(0)[0]).flatten(1).any(1)
     assert changed.tolist() == [True] * count + [False] * (8 - count)
 
 
@@ -112,7 +129,7 @@ def test_classifiers_take_turns(dataset: Dataset) -> None:
     seen = []
     for _ in range(4):
         run.step()
-        seen.append((set(asked), run._systems[max(asked)].gradient))
+        seen.append((set(asked), run.systems[max(asked)].gradient))
         asked.clear()
     assert seen == [({0}, "soft"), ({1}, "soft"), ({0}, "straight-through"), ({1}, "straight-through")]
 

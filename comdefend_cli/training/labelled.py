@@ -1,0 +1,115 @@
+"""ComDefend trained in front of classifiers that stay as they are, with labels: what is common to all that trains so.
+
+Outside of the paper, whose networks learn from clean images alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comdefend_cli.classifiers.loading import try_classifier
+from comdefend_cli.data.sources import Dataset, ImageArray
+from comdefend_cli.errors import UsageError
+from comdefend_cli.network.model import ComDefend, Gradient
+from comdefend_cli.training.augmentation import augment
+from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.training.purifier import PurifierTrainer
+
+
+class LabelledTrainer(PurifierTrainer):
+    """Trains ComDefend so that the classifiers behind it are right on what it rebuilds.
+
+    Several classifiers take turns, a step each.
+
+    Args:
+        config: the run's settings, with `classifier`.
+        dataset: images with labels, of one data set.
+        device: where to train.
+        classifiers: each from (N, C, H, W) in [0, 1] to logits; their weights stay as they are.
+        names: what errors call them; without, as `config` does.
+        start: as of :class:`.PurifierTrainer`.
+
+    Attributes:
+        systems: the networks, each time before another of the classifiers.
+
+    Raises:
+        UsageError: images without labels, or a classifier that does not fit them.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        classifiers: Sequence[nn.Module],
+        *,
+        names: Sequence[str] | None = None,
+        start: ComDefend | None = None,
+    ) -> None:
+        train = dataset.train
+        if not isinstance(train, ImageArray) or not len(train.labels):
+            raise UsageError(f"{config.data}: training in front of a classifier needs one data set with labels, such as cifar10")
+        super().__init__(config, dataset, device, start=start)
+        self._labelled = train
+        self.systems = [System(self.model, classifier.to(device).eval().requires_grad_(False)) for classifier in classifiers]
+        classes = int(train.labels.max()) + 1
+        for system, name in zip(self.systems, names or config.classifier.split("+"), strict=True):
+            _refuse_unfit(system.classify, self.test_images[:2].to(device).float().div(255), classes, name)
+
+    def draw_labelled(self, step: int, copies: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of a batch the share of this process.
+
+        Returns:
+            Clean images, mirrored and shifted, float32 (N, C, H, W) in [0, 1]; their labels, (N,); uniform numbers from -1 to 1 of the
+            images' shape; noise for the logits of so many copies of all images, (copies N, bits, H, W).
+        """
+        config, generator = self.config, self.generator(step + 2)
+        pixels, places = self._labelled.draw(config.batch_size, generator)
+        # Already mirrored.
+        pixels = augment(pixels.float().div_(255), generator, mirror=False)
+        start = torch.rand(pixels.shape, generator=generator) * 2 - 1
+        noise = torch.randn((copies, len(pixels), config.bits, *pixels.shape[2:]), generator=generator).mul_(config.noise_std)
+        own = self.own_part
+        parts: list[Any] = [pixels[own], self._labelled.labels[places][own], start[own], noise[:, own].flatten(0, 1)]
+        return tuple(part.contiguous().to(self.device) for part in parts)
+
+    @property
+    def own_part(self) -> slice:
+        """The images of a batch that are this process's."""
+        size = self.config.batch_size // self.processes
+        return slice(size * self.rank, size * (self.rank + 1))
+
+
+class System(nn.Module):
+    """Purifier and classifier as an attacker differentiates them. Both are held, not owned: they keep their own modes."""
+
+    def __init__(self, model: ComDefend, classifier: nn.Module) -> None:
+        super().__init__()
+        self.parts = (model, classifier)
+        self.gradient: Gradient = "soft"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The classifier's logits of what the networks make of images (N, C, H, W) in [0, 1]."""
+        return self.classify(self.parts[0](x, gradient=self.gradient))
+
+    def classify(self, rebuilt: Tensor) -> Tensor:
+        """The classifier's logits of rebuilt images."""
+        return self.parts[1](rebuilt)  # type: ignore[no-any-return]
+
+
+def _refuse_unfit(classify: Callable[[Tensor], Tensor], shown: Tensor, classes: int, name: str) -> None:
+    """Raise :class:`UsageError` where there would be nothing to learn from a classifier: it fails, or gives no logits, or no gradient."""
+    logits = try_classifier(classify, shown, name)
+    shape = tuple(logits.shape)
+    if len(shape) != 2 or shape[1] < classes:
+        raise UsageError(f"{name}: must return logits of {classes} classes or more, not {shape}")
+    if not logits.isfinite().all():
+        raise UsageError(f"{name}: its logits are not finite; give another")
+    with torch.enable_grad():
+        logits = classify(shown.requires_grad_())
+        if not logits.requires_grad or torch.autograd.grad(logits.sum(), shown, allow_unused=True)[0] is None:
+            raise UsageError(f"{name}: has no gradient, which the attacks follow; give one that is differentiable")
