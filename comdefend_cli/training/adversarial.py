@@ -18,7 +18,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend, Gradient
 from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.distributed import average
-from comdefend_cli.training.labelled import LabelledTrainer, System
+from comdefend_cli.training.labelled import LabelledTrainer, Exposed
 
 #: How far the random start of FGSM reaches, in units of epsilon (de Jorge et al., NeurIPS 2022), and all steps of PGD together.
 FGSM_START, PGD_REACH = 2.0, 2.5
@@ -70,7 +70,7 @@ class AdversarialTrainer(LabelledTrainer):
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt()}
 
-    def _attack(self, system: System, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
+    def _attack(self, system: Exposed, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """FGSM or PGD from a random start, through what `GRADIENTS` has in place of the rounding's slope.
 
         FGSM starts from more noise than epsilon and is not brought back, else training on a single step ends in networks that only

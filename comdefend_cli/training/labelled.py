@@ -55,7 +55,7 @@ class LabelledTrainer(PurifierTrainer):
             raise UsageError(f"{config.data}: training in front of a classifier needs one data set with labels, such as cifar10")
         super().__init__(config, dataset, device, start=start)
         self._labelled = train
-        self.systems = [System(self.model, classifier.to(device).eval().requires_grad_(False)) for classifier in classifiers]
+        self.systems = [Exposed(self.model, classifier.to(device).eval().requires_grad_(False)) for classifier in classifiers]
         classes = int(train.labels.max()) + 1
         for system, name in zip(self.systems, names or config.classifier.split("+"), strict=True):
             _refuse_unfit(system.classify, self.test_images[:2].to(device).float().div(255), classes, name)
@@ -84,7 +84,7 @@ class LabelledTrainer(PurifierTrainer):
         return slice(size * self.rank, size * (self.rank + 1))
 
 
-class System(nn.Module):
+class Exposed(nn.Module):
     """Purifier and classifier as an attacker differentiates them. Both are held, not owned: they keep their own modes."""
 
     def __init__(self, model: ComDefend, classifier: nn.Module) -> None:
