@@ -14,6 +14,7 @@ system is right in that precision and in float32.
 PGD: 50 steps from 5 random starts, through the rounding as the identity (straight-through) and through the sigmoid's slope (soft).
 APGD on cross-entropy, APGD on the targeted DLR loss, targeted FAB, Square with 5,000 queries: the four of AutoAttack's standard version
 (Croce and Hein, ICML 2020) with its own settings, in the authors' code as the package pyautoattack has it, through the sigmoid's slope.
+APGD again through a sigmoid eight times as wide, whose slope reaches logits farther from the rounding, where the other's is nearly 0.
 Transfer: the same PGD on a copy whose activations are ReLU, then tried on the system itself.
 """
 
@@ -44,11 +45,14 @@ from comdefend_cli.evaluate.defences.catalogue import make_defence
 from comdefend_cli.evaluate.stats import compute_percentages
 from comdefend_cli.evaluate.systems import System
 from comdefend_cli.network.layers import ELU, LeakyReLU, Residual
+from comdefend_cli.network.model import ComCNN
 from comdefend_cli.runtime.machine import read_cpu
 
 PGD_STEPS, PGD_RESTARTS = 50, 5
 AUTO = ("apgd-ce", "apgd-t", "fab-t", "square")
-ATTACKS = ("pgd-straight-through", "pgd-soft", *AUTO, "transfer")
+#: APGD on the cross-entropy, through a sigmoid so many times as wide.
+WIDE_APGD, WIDTH = "apgd-ce-wide", 8
+ATTACKS = ("pgd-straight-through", "pgd-soft", "apgd-ce", WIDE_APGD, *AUTO[1:], "transfer")
 PACKAGES = ("torch", "foolbox", "pyautoattack")
 
 
@@ -80,8 +84,20 @@ def copy_with_relu(system: System) -> System | None:
     return System(system.classifier, defence) if found else None
 
 
+def widen(system: System) -> System:
+    """The same system, bit for bit, whose logits are smaller: the sigmoid's slope is that of one `WIDTH` times as wide."""
+    defence = deepcopy(system.defence)
+    with torch.no_grad():
+        for com in (module for module in defence.modules() if isinstance(module, ComCNN)):
+            for parameter in com.find_convolutions()[-1].parameters():
+                parameter.div_(WIDTH)  # A power of two, so that nothing is rounded.
+    return System(system.classifier, defence)
+
+
 def perturb(attack: str, system: System, x: Tensor, y: Tensor, epsilon: float, batch: int, seed: int) -> Tensor:
     """Adversarial images by the attack of that name, (N, C, H, W) in [0, 1]."""
+    if attack == WIDE_APGD:
+        system, attack = widen(system), "apgd-ce"
     if attack in AUTO:
         from pyautoattack import AutoAttack
 
@@ -189,8 +205,8 @@ def main() -> None:
     )
     parser.add_argument("--report", type=Path, help="write a table of all that is in the folder, and make no attack")
     asked = parser.parse_args()
-    if asked.report is None and {*AUTO} & {*asked.attacks} and find_spec("pyautoattack") is None:
-        parser.error(f"{', '.join(AUTO)} need AutoAttack: pip install pyautoattack, or choose other --attacks")
+    if asked.report is None and {*AUTO, WIDE_APGD} & {*asked.attacks} and find_spec("pyautoattack") is None:
+        parser.error(f"{', '.join(AUTO)} and {WIDE_APGD} need AutoAttack: pip install pyautoattack, or choose other --attacks")
     try:
         data = load_labelled(asked.data, asked.data_dir, limit=asked.limit, download=False)
         classifier = load_classifier(asked.classifier, data=asked.data)

@@ -10,6 +10,7 @@ NAMES = {
     "pgd-straight-through": "PGD, 50 steps, 5 starts, straight-through",
     "pgd-soft": "PGD, 50 steps, 5 starts, soft",
     "apgd-ce": "APGD, cross-entropy (AutoAttack)",
+    "apgd-ce-wide": "APGD, cross-entropy, through a sigmoid eight times as wide",
     "apgd-t": "APGD, targeted (AutoAttack)",
     "fab-t": "FAB, targeted (AutoAttack)",
     "square": "Square, 5,000 queries (AutoAttack)",

@@ -55,6 +55,21 @@ def test_the_copy_has_relu_and_the_system_stays(adaptive: ModuleType, defence: s
         assert torch.equal(own, other), name
 
 
+@pytest.mark.parametrize("defence", ["comdefend-fast", "comdefend-12bit"])
+def test_a_wider_slope_is_of_the_same_answers(adaptive: ModuleType, defence: str) -> None:
+    """Bit for bit, through another gradient; and the system is as it was."""
+    system, x = make_system(defence), make_images().floats()
+    wide = adaptive.widen(system)
+    assert torch.equal(wide.deploy()(x), system.deploy()(x))
+    slopes = []
+    for each in (system, wide, system):
+        at = x.clone().requires_grad_()
+        slopes.append(torch.autograd.grad(each.expose("soft", 1)(at)[:, 0].sum(), at)[0])
+    assert torch.equal(slopes[0], slopes[2])
+    # More of the code is within its reach.
+    assert float(slopes[1].norm()) != pytest.approx(float(slopes[0].norm()), rel=0.01)
+
+
 def test_what_attacks_leave(adaptive: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images stand a small epsilon and fall at a large one; a finished attack is not made again; the worst is image by image."""
     monkeypatch.setattr(adaptive, "PGD_STEPS", 5)
