@@ -18,7 +18,7 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend, Gradient
 from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.distributed import average
-from comdefend_cli.training.labelled import LabelledTrainer, Exposed
+from comdefend_cli.training.labelled import Exposed, LabelledTrainer
 
 #: How far the random start of FGSM reaches, in units of epsilon (de Jorge et al., NeurIPS 2022), and all steps of PGD together.
 FGSM_START, PGD_REACH = 2.0, 2.5
@@ -51,17 +51,15 @@ class AdversarialTrainer(LabelledTrainer):
         start: ComDefend | None = None,
     ) -> None:
         super().__init__(config, dataset, device, classifiers, names=names, start=start)
-        self._attacked = round(config.batch_size // self.processes * config.adversarial_share)
-        if not self._attacked:
+        if not self._count_attacked(config.batch_size // self.processes):
             part = f"a share of {config.adversarial_share} of what each process takes"
             raise UsageError(f"a batch of {config.batch_size} is too small: {part} is less than one image to attack")
 
     def losses(self) -> dict[str, Tensor]:
         """The loss on this process's part of the batch, some of it attacked, and the root mean square of the logits of all of it."""
-        clean, labels, start, noise = self.draw_labelled(self.step_done)
-        turn, place = divmod(self.step_done, len(self.systems))
-        count, system = self._attacked, self.systems[place]
-        system.gradient = GRADIENTS[turn % len(GRADIENTS)]
+        clean, labels, start, noise = self.draw_labelled()
+        count, system = self._count_attacked(len(clean)), self.choose_system()
+        system.gradient = GRADIENTS[self.step_done // len(self.systems) % len(GRADIENTS)]
         attacked = self._attack(system, clean[:count], labels[:count], start[:count])
         x = torch.cat([attacked, clean[count:]]).contiguous(memory_format=torch.channels_last)
         with self.autocast():
@@ -69,6 +67,10 @@ class AdversarialTrainer(LabelledTrainer):
             loss = loss + self.config.label_weight * cross_entropy(system.classify(rebuilt).float(), labels)
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt()}
+
+    def _count_attacked(self, images: int) -> int:
+        """Of so many images of this process."""
+        return round(images * self.config.adversarial_share)
 
     def _attack(self, system: Exposed, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """FGSM or PGD from a random start, through what `GRADIENTS` has in place of the rounding's slope.

@@ -150,6 +150,8 @@ class TrainConfig:
         check(self, "adversarial_share", lambda value: 0 < value <= 1, "above 0 and at most 1")
         check(self, "sigma", lambda value: 0 <= value <= 2, "from 0 to 2, pixels in [0, 1]")
         check(self, "draws", lambda value: value >= 1, "at least 1")
+        if self.small and self.classifier:
+            raise UsageError("small images are no images of a class: leave small out in front of a classifier")
         if self.sigma and (self.adversarial or any(list_values(self.input_noise))):
             raise UsageError("sigma is a way to train of its own: leave adversarial and input-noise out")
         if self.adversarial and any(list_values(self.input_noise)):

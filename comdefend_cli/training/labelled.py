@@ -1,4 +1,4 @@
-"""ComDefend trained in front of classifiers that stay as they are, with labels: what is common to all that trains so.
+"""ComDefend trained in front of classifiers that stay as they are: what is common to all that trains so.
 
 Outside of the paper, whose networks learn from clean images alone.
 """
@@ -6,12 +6,12 @@ Outside of the paper, whose networks learn from clean images alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from comdefend_cli.classifiers.loading import try_classifier
+from comdefend_cli.data.mixture import Variation
 from comdefend_cli.data.sources import Dataset, ImageArray
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend, Gradient
@@ -23,11 +23,12 @@ from comdefend_cli.training.purifier import PurifierTrainer
 class LabelledTrainer(PurifierTrainer):
     """Trains ComDefend so that the classifiers behind it are right on what it rebuilds.
 
-    Several classifiers take turns, a step each.
+    Several classifiers take turns, a step each. Where images have no labels, a classifier's own answers to the clean ones stand for them
+    (as in the stability loss of Salman et al., NeurIPS 2020).
 
     Args:
         config: the run's settings, with `classifier`.
-        dataset: images with labels, of one data set.
+        dataset: images, with labels or without.
         device: where to train.
         classifiers: each from (N, C, H, W) in [0, 1] to logits; their weights stay as they are.
         names: what errors call them; without, as `config` does.
@@ -37,7 +38,7 @@ class LabelledTrainer(PurifierTrainer):
         systems: the networks, each time before another of the classifiers.
 
     Raises:
-        UsageError: images without labels, or a classifier that does not fit them.
+        UsageError: a classifier that does not fit the images.
     """
 
     def __init__(
@@ -50,37 +51,47 @@ class LabelledTrainer(PurifierTrainer):
         names: Sequence[str] | None = None,
         start: ComDefend | None = None,
     ) -> None:
-        train = dataset.train
-        if not isinstance(train, ImageArray) or not len(train.labels):
-            raise UsageError(f"{config.data}: training in front of a classifier needs one data set with labels, such as cifar10")
         super().__init__(config, dataset, device, start=start)
-        self._labelled = train
+        train = dataset.train
+        self._labelled = train if isinstance(train, ImageArray) and len(train.labels) else None
+        self._variation = Variation(jitter=config.jitter, gray=config.gray)
         self.systems = [Exposed(self.model, classifier.to(device).eval().requires_grad_(False)) for classifier in classifiers]
-        classes = int(train.labels.max()) + 1
+        classes = int(self._labelled.labels.max()) + 1 if self._labelled else 2
         for system, name in zip(self.systems, names or config.classifier.split("+"), strict=True):
             _refuse_unfit(system.classify, self.test_images[:2].to(device).float().div(255), classes, name)
 
-    def draw_labelled(self, step: int, copies: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a batch the share of this process.
+    def choose_system(self) -> Exposed:
+        """The one whose turn the step after `step_done` is."""
+        return self.systems[self.step_done % len(self.systems)]
+
+    def draw_labelled(self, copies: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the next step's batch the share of this process.
 
         Returns:
             Clean images, mirrored and shifted, float32 (N, C, H, W) in [0, 1]; their labels, (N,); uniform numbers from -1 to 1 of the
             images' shape; noise for the logits of so many copies of all images, (copies N, bits, H, W).
         """
-        config, generator = self.config, self.generator(step + 2)
-        pixels, places = self._labelled.draw(config.batch_size, generator)
+        config, generator = self.config, self.generator(self.step_done + 2)
+        labels = None
+        if self._labelled is None:
+            pixels = self._images.draw(config.batch_size, generator)[1]
+        else:
+            pixels, places = self._labelled.draw(config.batch_size, generator)
+            pixels, labels = self._variation.apply(pixels, generator), self._labelled.labels[places]
         # Already mirrored.
-        pixels = augment(pixels.float().div_(255), generator, mirror=False)
-        start = torch.rand(pixels.shape, generator=generator) * 2 - 1
-        noise = torch.randn((copies, len(pixels), config.bits, *pixels.shape[2:]), generator=generator).mul_(config.noise_std)
-        own = self.own_part
-        parts: list[Any] = [pixels[own], self._labelled.labels[places][own], start[own], noise[:, own].flatten(0, 1)]
-        return tuple(part.contiguous().to(self.device) for part in parts)
+        clean = augment(pixels.float().div_(255), generator, mirror=False)
+        start = torch.rand(clean.shape, generator=generator) * 2 - 1
+        noise = torch.randn((copies, len(clean), config.bits, *clean.shape[2:]), generator=generator).mul_(config.noise_std)
+        own = self.take_share(len(clean))
+        clean, start, noise = (part.contiguous().to(self.device) for part in (clean[own], start[own], noise[:, own].flatten(0, 1)))
+        if labels is not None:
+            return clean, labels[own].to(self.device), start, noise
+        with torch.no_grad(), self.autocast():
+            return clean, self.choose_system().classify(clean).argmax(1), start, noise
 
-    @property
-    def own_part(self) -> slice:
-        """The images of a batch that are this process's."""
-        size = self.config.batch_size // self.processes
+    def take_share(self, count: int) -> slice:
+        """Which of so many images of a batch are this process's."""
+        size = count // self.processes
         return slice(size * self.rank, size * (self.rank + 1))
 
 

@@ -115,13 +115,14 @@ class SmoothedPurifierTrainer(LabelledTrainer):
     def losses(self) -> dict[str, Tensor]:
         """The loss on `config.draws` noisy copies of this process's part of the batch, and the root mean square of all logits."""
         config = self.config
-        clean, labels, _, noise = self.draw_labelled(self.step_done, config.draws)
+        clean, labels, _, noise = self.draw_labelled(config.draws)
         # Of the whole batch, so that any number of processes see the same.
-        shape = (config.draws, config.batch_size, *clean.shape[1:])
-        drawn = torch.randn(shape, generator=self.generator(-1 - self.step_done))[:, self.own_part].flatten(0, 1).to(clean)
+        images = len(clean) * self.processes
+        drawn = torch.randn((config.draws, images, *clean.shape[1:]), generator=self.generator(-1 - self.step_done))
+        drawn = drawn[:, self.take_share(images)].flatten(0, 1).to(clean)
         clean = clean.repeat(config.draws, 1, 1, 1)
         x = add_normal(clean, drawn, config.sigma).contiguous(memory_format=torch.channels_last)
-        system = self.systems[self.step_done % len(self.systems)]
+        system = self.choose_system()
         with self.autocast():
             loss, mean_square, rebuilt = self._objective.rebuild(x, clean, self.choose_noise(noise))
             logits = system.classify(rebuilt).float()

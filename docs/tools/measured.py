@@ -23,7 +23,11 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 THREATS = ("grey-box", "adaptive", "black-box")
 #: What is smoothed in that table: summaries of `comdefend certify`, and what is said of their classifiers. Their certificates also hold for
 #: every attacker within `BALL` levels.
-SMOOTHED = {"certified-cifar10-0.25": "", "certified-tuned-0.25": ", `medium` trained for it"}
+SMOOTHED = {
+    "certified-cifar10-0.25": "",
+    "certified-small-0.25": ", trained for this classifier",
+    "certified-tuned-0.25": ", `medium` trained for it",
+}
 BALL = 2
 #: Weights made for README's very classifier; the evaluation that has them; what the stronger attackers of benchmarks/adaptive.py left of
 #: them, which stands in their adaptive columns.

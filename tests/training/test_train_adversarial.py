@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from comdefend_cli.classifiers.loading import ClassifierHeader, build
+from comdefend_cli.data.mixture import Mixture
 from comdefend_cli.data.sources import Crops, Dataset, ImageArray
 from comdefend_cli.errors import UsageError
 from comdefend_cli.training.adversarial import AdversarialTrainer
@@ -60,7 +61,7 @@ def dataset() -> Dataset:
 def test_attacks_stay_near_and_do_harm(dataset: Dataset, attack: str, reach: float) -> None:
     """Within [0, 1] and epsilon, FGSM's start besides, and worse for the classifier behind the networks than that start."""
     run = AdversarialTrainer(replace(CONFIG, adversarial=attack), dataset, CPU, [Sides()])
-    clean, labels, start, _ = run.draw_labelled(0)
+    clean, labels, start, _ = run.draw_labelled()
     attacked = run._attack(run.systems[0], clean, labels, start)
     assert float((attacked - clean).abs().max()) <= reach * 8 / 255 + 1e-6 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
     random = (clean + start * max(1.0, reach - 1) * 8 / 255).clamp(0, 1)
@@ -72,8 +73,10 @@ def test_attacks_stay_near_and_do_harm(dataset: Dataset, attack: str, reach: flo
 def test_images_are_shifted_and_keep_their_labels(dataset: Dataset) -> None:
     """By up to four pixels each way, reflected at the border, some of them mirrored, the same in every run of a step."""
     run = AdversarialTrainer(replace(CONFIG, batch_size=64), dataset, CPU, [Sides()])
-    clean, labels, _, _ = run.draw_labelled(5)
-    assert torch.equal(clean, run.draw_labelled(5)[0]) and not torch.equal(clean, run.draw_labelled(6)[0])
+    clean, labels, _, _ = run.draw_labelled()
+    assert torch.equal(clean, run.draw_labelled()[0])
+    run.step_done = 1
+    assert not torch.equal(clean, run.draw_labelled()[0])
     train = dataset.train
     assert isinstance(train, ImageArray)
     known = torch.cat([train.pixels, train.pixels.flip(3)]).float().div(255)
@@ -94,7 +97,7 @@ def test_a_share_of_the_batch_is_attacked(dataset: Dataset, share: float, count:
     rebuild = run._objective.rebuild
     monkeypatch.setattr(run._objective, "rebuild", lambda x, *rest: (seen.append(x), rebuild(x, *rest))[1])
     run.losses()
-    changed = (seen[0] != run.draw_labelled(0)[0]).flatten(1).any(1)
+    changed = (seen[0] != run.draw_labelled()[0]).flatten(1).any(1)
     assert changed.tolist() == [True] * count + [False] * (8 - count)
 
 
@@ -156,11 +159,40 @@ def test_a_run_that_goes_on_is_the_undisturbed_one(dataset: Dataset) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
 
 
+def test_without_labels_the_classifiers_own_answers_stand_for_them(dataset: Dataset) -> None:
+    """To the clean images; crops of a folder, with mirrors and shifts, and images of two sizes; a step changes the networks."""
+    pictures = [torch.randint(0, 255, (3, 40, 40), generator=torch.Generator().manual_seed(seed)).to(torch.uint8) for seed in range(4)]
+    crops = Crops(pictures, 32)
+    train = dataset.train
+    assert isinstance(train, ImageArray)
+    for images, count in ((crops, 8), (Mixture((crops, replace(train, labels=torch.empty(0)))), 32)):
+        run = AdversarialTrainer(replace(CONFIG, lr=0.01), Dataset("folder:x", images, dataset.test), CPU, [Sides()])
+        run.step_done = 3
+        clean, labels, start, noise = run.draw_labelled()
+        assert len(clean) in (8, count) and clean.shape == start.shape and noise.shape[2:] == clean.shape[2:]
+        assert torch.equal(labels, Sides()(clean).argmax(1))
+        before = [parameter.clone() for parameter in run.model.parameters()]
+        run.step()
+        assert any(not torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+
+
+def test_grey_images_have_one_channel(dataset: Dataset) -> None:
+    """Also with labels; a step takes them."""
+
+    class OfGrey(Sides):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1] == 1
+            return super().forward(x)
+
+    run = AdversarialTrainer(replace(CONFIG, gray=True, channels=1), dataset, CPU, [OfGrey()])
+    assert run.draw_labelled()[0].shape == (8, 1, 16, 16)
+    run.step()
+
+
 def test_what_is_refused(dataset: Dataset) -> None:
-    """Data without labels, input noise, a batch of one, a classifier of other images, unknown attacks."""
-    crops = Dataset("folder:x", Crops([torch.zeros(3, 40, 40, dtype=torch.uint8)] * 2, 16), dataset.test)
-    with pytest.raises(UsageError, match="with labels"):
-        AdversarialTrainer(CONFIG, crops, CPU, [Sides()])
+    """Input noise, images too small for a class, a batch of one, a classifier of other images, unknown attacks."""
+    with pytest.raises(UsageError, match="small images are no images of a class"):
+        replace(CONFIG, classifier="a", small=0.1)
     with pytest.raises(UsageError, match="input-noise"):
         replace(CONFIG, input_noise=20.0)
     with pytest.raises(UsageError, match="fgsm or pgd"):

@@ -99,9 +99,10 @@ def test_the_purifier_sees_noise_of_its_own_on_each_copy(dataset: Dataset) -> No
     for step in range(2):
         run.step_done = step
         run.losses()
+    run.step_done = 0
     x, clean = seen[0]
     assert x.shape == (24, 3, 16, 16) and torch.equal(clean[:8], clean[8:16]) and torch.equal(x.mul(255), x.mul(255).round())
-    assert torch.equal(clean[:8], run.draw_labelled(0)[0]) and not torch.equal(x, seen[1][0])
+    assert torch.equal(clean[:8], run.draw_labelled()[0]) and not torch.equal(x, seen[1][0])
     noise = (x - clean).reshape(3, -1)
     inside = (clean.reshape(3, -1)[0] - 0.5).abs() < 0.05  # Hardly any of it is cut at black or white.
     assert float(noise[:, inside].std()) == pytest.approx(0.2, rel=0.06)
@@ -116,7 +117,7 @@ def test_the_purifiers_loss_is_the_rebuilding_the_labels_and_consistency(dataset
     run._objective.rebuild = lambda *given: (seen.extend([given, rebuild(*given)]), seen[1])[1]  # type: ignore[method-assign]
     found = run.losses()
     (x, clean, _), (_, _, rebuilt) = seen
-    labels = run.draw_labelled(0)[1]
+    labels = run.draw_labelled()[1]
     logits = Sides()(rebuilt.detach().double())
     answers = logits.softmax(1).reshape(3, 8, 2)
     mean = answers.mean(0)
