@@ -14,7 +14,7 @@ system is right in that precision and in float32.
 PGD: 50 steps from 5 random starts, through the rounding as the identity (straight-through) and through the sigmoid's slope (soft).
 APGD on cross-entropy, APGD on the targeted DLR loss, targeted FAB, Square with 5,000 queries: the four of AutoAttack's standard version
 (Croce and Hein, ICML 2020) with its own settings, in the authors' code as the package pyautoattack has it, through the sigmoid's slope.
-APGD again through a sigmoid eight times as wide, whose slope reaches logits farther from the rounding, where the other's is nearly 0.
+APGD on cross-entropy again, through a sigmoid eight times as wide: its slope reaches logits where the other's is nearly 0.
 Transfer: the same PGD on a copy whose activations are ReLU, then tried on the system itself.
 """
 
@@ -84,20 +84,24 @@ def copy_with_relu(system: System) -> System | None:
     return System(system.classifier, defence) if found else None
 
 
-def widen(system: System) -> System:
-    """The same system, bit for bit, whose logits are smaller: the sigmoid's slope is that of one `WIDTH` times as wide."""
+def widen(system: System) -> System | None:
+    """The same system, bit for bit, whose logits are smaller: the sigmoid's slope is that of one `WIDTH` times as wide; None as above."""
     defence = deepcopy(system.defence)
+    found = [module for module in defence.modules() if isinstance(module, ComCNN)]
     with torch.no_grad():
-        for com in (module for module in defence.modules() if isinstance(module, ComCNN)):
+        for com in found:
             for parameter in com.find_convolutions()[-1].parameters():
                 parameter.div_(WIDTH)  # A power of two, so that nothing is rounded.
-    return System(system.classifier, defence)
+    return System(system.classifier, defence) if found else None
 
 
 def perturb(attack: str, system: System, x: Tensor, y: Tensor, epsilon: float, batch: int, seed: int) -> Tensor:
     """Adversarial images by the attack of that name, (N, C, H, W) in [0, 1]."""
     if attack == WIDE_APGD:
-        system, attack = widen(system), "apgd-ce"
+        wide = widen(system)
+        if wide is None:
+            return x
+        system, attack = wide, "apgd-ce"
     if attack in AUTO:
         from pyautoattack import AutoAttack
 

@@ -148,6 +148,10 @@ def load_classifier(spec: str, device: torch.device | str = "cpu", *, data: str 
     elif spec in ARCHITECTURES:
         path = default_path(spec, data)
         if not path.is_file():
+            if "/" in data or "\\" in data or Path(data).is_dir():
+                raise UsageError(
+                    f"{spec}: classifiers go by a name for a data set with labels, not for a folder; give a FILE or module:function"
+                )
             raise UsageError(f"{path}: no such classifier; make it with: comdefend train-classifier --data {data} --arch {spec}")
         found = load_classifier_file(path)
     elif ":" in spec:

@@ -134,7 +134,7 @@ def train(
         typer.Option(
             "--classifier",
             metavar="FILE|NAME|MODULE:FUNCTION",
-            help="Learn with labels in front of this one, which stays as it is. May repeat: they take turns.",
+            help="Learn in front of this one, which stays as it is, from labels or else its own answers. May repeat, for turns.",
         ),
     ] = None,
     adversarial_epsilon: Annotated[
@@ -145,7 +145,7 @@ def train(
         float, typer.Option("--adversarial-share", help="Share of each batch that is attacked.")
     ] = TrainConfig.adversarial_share,
     label_weight: Annotated[
-        float, typer.Option("--label-weight", min=0.0, help="Weight in the loss of --classifier's cross-entropy.")
+        float, typer.Option("--label-weight", min=0.0, help="Weight in the loss of what --classifier says: cross-entropy, consistency.")
     ] = TrainConfig.label_weight,
     sigma: Annotated[
         float,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import pi
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from comdefend_cli.data.sources import Dataset, TrainingImages
+from comdefend_cli.data.sources import Dataset, ImageArray, TrainingImages
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.luma import take_luma
 
@@ -78,11 +79,34 @@ class Mixture:
 
         N is `size` for the sources of the largest images; of smaller ones there are as many more, so that batches have as many pixels.
         """
+        place, size = self._choose(size, generator)
+        return place, self.variation.apply(self.parts[place].batch(size, generator), generator)
+
+    def draw_labelled(self, size: int, generator: torch.Generator, *, mirror: bool) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`draw` a batch, and its labels, int64 (N,), or None of a source without labels.
+
+        Args:
+            size: as there.
+            generator: all that decides.
+            mirror: whether images with labels are mirrored at random; those without always are.
+        """
+        place, size = self._choose(size, generator)
+        part = self.parts[place]
+        if not has_labels(part):
+            return self.variation.apply(part.batch(size, generator), generator), None
+        pixels, places = part.draw(size, generator, mirror=mirror)
+        return self.variation.apply(pixels, generator), part.labels[places]
+
+    def _choose(self, size: int, generator: torch.Generator) -> tuple[int, int]:
+        """The place of a source, and how many of its images are a batch."""
         # The stream of one source alone is what it was before there were mixtures.
         place = int(torch.randint(len(self.parts), (), generator=generator)) if len(self.parts) > 1 else 0
-        part = self.parts[place]
-        pixels = part.batch(size * (self.side // part.side) ** 2, generator)
-        return place, self.variation.apply(pixels, generator)
+        return place, size * (self.side // self.parts[place].side) ** 2
+
+
+def has_labels(part: TrainingImages) -> TypeGuard[ImageArray]:
+    """Whether a source knows the classes of its images."""
+    return isinstance(part, ImageArray) and len(part.labels) > 0
 
 
 def join_datasets(parts: list[Dataset], *, gray: bool = False) -> Dataset:

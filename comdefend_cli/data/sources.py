@@ -62,12 +62,12 @@ class ImageArray:
         """`size` images drawn with replacement, mirrored at random left to right."""
         return self.draw(size, generator)[0]
 
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A :meth:`batch`, and the places of its images, int64 (size,)."""
+    def draw(self, size: int, generator: torch.Generator, *, mirror: bool = True) -> tuple[Tensor, Tensor]:
+        """A :meth:`batch`, or one that is not mirrored, and the places of its images, int64 (size,)."""
         places = torch.randint(len(self), (size,), generator=generator)
         chosen = self.pixels[places]
-        mirror = torch.rand(size, 1, 1, 1, generator=generator) < 0.5
-        return torch.where(mirror, chosen.flip(3), chosen), places
+        flipped = (torch.rand(size, 1, 1, 1, generator=generator) < 0.5) & mirror
+        return torch.where(flipped, chosen.flip(3), chosen), places
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend, Gradient
 from comdefend_cli.training.config import TrainConfig
 from comdefend_cli.training.distributed import average
-from comdefend_cli.training.labelled import Exposed, LabelledTrainer
+from comdefend_cli.training.labelled import Exposed, LabelledTrainer, count_right
 
 #: How far the random start of FGSM reaches, in units of epsilon (de Jorge et al., NeurIPS 2022), and all steps of PGD together.
 FGSM_START, PGD_REACH = 2.0, 2.5
 #: Of the rounding, see :func:`comdefend_cli.network.model.binarize`, in turns: networks that met one alone stood it and fell to the other
-#: (docs/results/adaptive.md).
+#: (docs/results/tried.md).
 GRADIENTS: tuple[Gradient, ...] = ("soft", "straight-through")
 
 
@@ -56,7 +56,7 @@ class AdversarialTrainer(LabelledTrainer):
             raise UsageError(f"a batch of {config.batch_size} is too small: {part} is less than one image to attack")
 
     def losses(self) -> dict[str, Tensor]:
-        """The loss on this process's part of the batch, some of it attacked, and the root mean square of the logits of all of it."""
+        """The loss on this process's part of the batch, some of it attacked; the root mean square of all logits; who is still right."""
         clean, labels, start, noise = self.draw_labelled()
         count, system = self._count_attacked(len(clean)), self.choose_system()
         system.gradient = GRADIENTS[self.step_done // len(self.systems) % len(GRADIENTS)]
@@ -64,9 +64,10 @@ class AdversarialTrainer(LabelledTrainer):
         x = torch.cat([attacked, clean[count:]]).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             loss, mean_square, rebuilt = self._objective.rebuild(x, clean, self.choose_noise(noise))
-            loss = loss + self.config.label_weight * cross_entropy(system.classify(rebuilt).float(), labels)
+            logits = system.classify(rebuilt).float()
+        loss = loss + self.config.label_weight * cross_entropy(logits, labels)
         average([mean_square])
-        return {"loss": loss, "logit_rms": mean_square.sqrt()}
+        return {"loss": loss, "logit_rms": mean_square.sqrt(), "attacked_right": count_right(logits[:count], labels[:count])}
 
     def _count_attacked(self, images: int) -> int:
         """Of so many images of this process."""

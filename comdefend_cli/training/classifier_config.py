@@ -80,6 +80,8 @@ class ClassifierConfig:
         check(self, "draws", lambda value: value >= 1, "at least 1")
         check(self, "consistency", lambda value: 0 <= value < math.inf, "0 or more")
         check(self, "cutout", lambda value: 0 <= value <= 1024, "from 0 to 1024 pixels")
+        if self.consistency and self.draws < 2:
+            raise UsageError("consistency is that of several draws: make it at least 2")
         if self.sigma and (self.adversarial or self.input_noise):
             raise UsageError("sigma is a way to train of its own: leave adversarial and input-noise out")
         check(self, "label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")

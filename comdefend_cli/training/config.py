@@ -61,7 +61,7 @@ class TrainConfig:
         adversarial_steps: of PGD.
         adversarial_share: of each batch that is attacked, above 0 and at most 1.
         classifier: SHA-256, or module:function, of the classifier behind the networks, or ""; of several that take turns, with "+" between.
-        label_weight: of its cross-entropy in the loss.
+        label_weight: of its cross-entropy in the loss, and of consistency.
         sigma: standard deviation of the noise, pixels in [0, 1], on `draws` copies of each image, drawn anew each time: for randomized
             smoothing of that classifier. 0 for none.
         draws: of that noise a step.
@@ -152,6 +152,12 @@ class TrainConfig:
         check(self, "draws", lambda value: value >= 1, "at least 1")
         if self.small and self.classifier:
             raise UsageError("small images are no images of a class: leave small out in front of a classifier")
+        if self.consistency and self.draws < 2:
+            raise UsageError("consistency is that of several draws: make it at least 2")
+        if self.classifier and not self.label_weight:
+            raise UsageError("label-weight must be above 0: nothing would be learnt from the classifier")
+        if self.sigma and self.inference_noise:
+            raise UsageError("inference-noise comes before networks that clean images go into, which sigma's never see; leave it out")
         if self.sigma and (self.adversarial or any(list_values(self.input_noise))):
             raise UsageError("sigma is a way to train of its own: leave adversarial and input-noise out")
         if self.adversarial and any(list_values(self.input_noise)):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from comdefend_cli.classifiers.loading import try_classifier
-from comdefend_cli.data.mixture import Variation
-from comdefend_cli.data.sources import Dataset, ImageArray
+from comdefend_cli.data.mixture import Variation, has_labels
+from comdefend_cli.data.sources import Dataset
 from comdefend_cli.errors import UsageError
 from comdefend_cli.network.model import ComDefend, Gradient
 from comdefend_cli.training.augmentation import augment
@@ -52,13 +52,15 @@ class LabelledTrainer(PurifierTrainer):
         start: ComDefend | None = None,
     ) -> None:
         super().__init__(config, dataset, device, start=start)
-        train = dataset.train
-        self._labelled = train if isinstance(train, ImageArray) and len(train.labels) else None
-        self._variation = Variation(jitter=config.jitter, gray=config.gray)
+        # A mirrored digit is none.
+        self._mirror = "mnist" not in dataset.name.split("+")
         self.systems = [Exposed(self.model, classifier.to(device).eval().requires_grad_(False)) for classifier in classifiers]
-        classes = int(self._labelled.labels.max()) + 1 if self._labelled else 2
+        parts = {id(part): part for part in self._images.parts}.values()
+        classes = max(int(part.labels.max()) + 1 if has_labels(part) else 2 for part in parts)
+        samples = [Variation(gray=config.gray).apply(part.batch(2, self.generator(1)), self.generator(1)) for part in parts]
         for system, name in zip(self.systems, names or config.classifier.split("+"), strict=True):
-            _refuse_unfit(system.classify, self.test_images[:2].to(device).float().div(255), classes, name)
+            for sample in samples:
+                _refuse_unfit(system.classify, sample.to(device).float().div(255), classes, name)
 
     def choose_system(self) -> Exposed:
         """The one whose turn the step after `step_done` is."""
@@ -72,12 +74,7 @@ class LabelledTrainer(PurifierTrainer):
             images' shape; noise for the logits of so many copies of all images, (copies N, bits, H, W).
         """
         config, generator = self.config, self.generator(self.step_done + 2)
-        labels = None
-        if self._labelled is None:
-            pixels = self._images.draw(config.batch_size, generator)[1]
-        else:
-            pixels, places = self._labelled.draw(config.batch_size, generator)
-            pixels, labels = self._variation.apply(pixels, generator), self._labelled.labels[places]
+        pixels, labels = self._images.draw_labelled(config.batch_size, generator, mirror=self._mirror)
         # Already mirrored.
         clean = augment(pixels.float().div_(255), generator, mirror=False)
         start = torch.rand(clean.shape, generator=generator) * 2 - 1
@@ -112,6 +109,11 @@ class Exposed(nn.Module):
         return self.parts[1](rebuilt)  # type: ignore[no-any-return]
 
 
+def count_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of logits (N, classes) whose largest is the label's, float32."""
+    return (logits.detach().argmax(1) == labels).float().mean()
+
+
 def _refuse_unfit(classify: Callable[[Tensor], Tensor], shown: Tensor, classes: int, name: str) -> None:
     """Raise :class:`UsageError` where there would be nothing to learn from a classifier: it fails, or gives no logits, or no gradient."""
     logits = try_classifier(classify, shown, name)
@@ -123,4 +125,4 @@ def _refuse_unfit(classify: Callable[[Tensor], Tensor], shown: Tensor, classes: 
     with torch.enable_grad():
         logits = classify(shown.requires_grad_())
         if not logits.requires_grad or torch.autograd.grad(logits.sum(), shown, allow_unused=True)[0] is None:
-            raise UsageError(f"{name}: has no gradient, which the attacks follow; give one that is differentiable")
+            raise UsageError(f"{name}: has no gradient, which training follows; give one that is differentiable")

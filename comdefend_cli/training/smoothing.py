@@ -15,7 +15,7 @@ from comdefend_cli.inference.purifier import Purifier
 from comdefend_cli.training.classifier import ClassifierTrainer
 from comdefend_cli.training.classifier_config import ClassifierConfig
 from comdefend_cli.training.distributed import average
-from comdefend_cli.training.labelled import LabelledTrainer
+from comdefend_cli.training.labelled import LabelledTrainer, count_right
 
 #: Weight of the mean answer's entropy beside the consistency loss (Jeong and Shin, 2020, section 3.2).
 ENTROPY = 0.5
@@ -113,7 +113,9 @@ class SmoothedPurifierTrainer(LabelledTrainer):
     """
 
     def losses(self) -> dict[str, Tensor]:
-        """The loss on `config.draws` noisy copies of this process's part of the batch, and the root mean square of all logits."""
+        """The loss on `config.draws` noisy copies of this process's part of the batch; the root mean square of all logits; how far
+        the answers are from each other; the share of copies that are answered right.
+        """
         config = self.config
         clean, labels, _, noise = self.draw_labelled(config.draws)
         # Of the whole batch, so that any number of processes see the same.
@@ -126,10 +128,11 @@ class SmoothedPurifierTrainer(LabelledTrainer):
         with self.autocast():
             loss, mean_square, rebuilt = self._objective.rebuild(x, clean, self.choose_noise(noise))
             logits = system.classify(rebuilt).float()
-        right = cross_entropy(logits, labels.repeat(config.draws))
+        labels = labels.repeat(config.draws)
         more, apart = regularize(logits, config.draws, config.consistency)
+        loss = loss + config.label_weight * (cross_entropy(logits, labels) + more)
         average([mean_square])
-        return {"loss": loss + config.label_weight * (right + more), "logit_rms": mean_square.sqrt(), "consistency": apart}
+        return {"loss": loss, "logit_rms": mean_square.sqrt(), "consistency": apart, "noisy_right": count_right(logits, labels)}
 
 
 def add_normal(x: Tensor, noise: Tensor, sigma: float) -> Tensor:

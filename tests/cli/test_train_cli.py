@@ -521,6 +521,7 @@ def test_training_for_certificates(in_process: Any, tmp_path: Path, monkeypatch:
         (smoothed[2:4], "--consistency does nothing without --sigma"),
         ((*smoothed, "--adversarial", "fgsm"), "leave adversarial and input-noise out"),
         ((*smoothed, "--features", "judge:make"), "--features and --sigma are two ways"),
+        ((*smoothed, "--draws", 1), "at least 2"),
     ):
         refused = in_process("--quiet", "--data", "cifar10", *RESIDUAL, *wrong, "--overwrite")
         assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and part in refused.output, refused.output

@@ -160,20 +160,56 @@ def test_a_run_that_goes_on_is_the_undisturbed_one(dataset: Dataset) -> None:
 
 
 def test_without_labels_the_classifiers_own_answers_stand_for_them(dataset: Dataset) -> None:
-    """To the clean images; crops of a folder, with mirrors and shifts, and images of two sizes; a step changes the networks."""
+    """To the clean images; in a mixture of two sizes, only where a source has no labels; of the classifier whose turn it is."""
+
+    class Opposite(Sides):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).flip(1)
+
     pictures = [torch.randint(0, 255, (3, 40, 40), generator=torch.Generator().manual_seed(seed)).to(torch.uint8) for seed in range(4)]
-    crops = Crops(pictures, 32)
+    crops, train = Crops(pictures, 32), dataset.train
+    assert isinstance(train, ImageArray)
+    wrong = replace(train, labels=torch.full((40,), 1))  # Not what either classifier says of all of them.
+    mixed = Dataset("folder:x+made", Mixture((crops, wrong)), dataset.test)
+    run = AdversarialTrainer(replace(CONFIG, classifier="a+b"), mixed, CPU, [Sides(), Opposite()])
+    seen = set()
+    for step in range(12):
+        run.step_done = step
+        clean, labels, start, noise = run.draw_labelled()
+        assert clean.shape == start.shape and noise.shape[2:] == clean.shape[2:]
+        own = (Sides(), Opposite())[step % 2](clean).argmax(1)
+        assert torch.equal(labels, own if len(clean) == 8 else torch.ones_like(own))
+        seen.add((len(clean), step % 2))
+        run.step()
+    assert seen == {(8, 0), (8, 1), (32, 0), (32, 1)}
+
+
+def test_processes_share_a_batch(dataset: Dataset) -> None:
+    """What two processes draw is, together, what one draws."""
+    run = AdversarialTrainer(CONFIG, dataset, CPU, [Sides()])
+    whole = run.draw_labelled(2)
+    run.processes, halves = 2, []
+    for run.rank in range(2):
+        halves.append(run.draw_labelled(2))
+    for index in range(3):
+        assert torch.equal(torch.cat([half[index] for half in halves]), whole[index])
+    first, second = (half[3].unflatten(0, (2, 4)) for half in halves)  # type: ignore[no-untyped-call]
+    assert torch.equal(torch.cat([first, second], 1).flatten(0, 1), whole[3])
+
+
+def test_digits_are_not_mirrored(dataset: Dataset) -> None:
+    """They would be none; other images are."""
     train = dataset.train
     assert isinstance(train, ImageArray)
-    for images, count in ((crops, 8), (Mixture((crops, replace(train, labels=torch.empty(0)))), 32)):
-        run = AdversarialTrainer(replace(CONFIG, lr=0.01), Dataset("folder:x", images, dataset.test), CPU, [Sides()])
-        run.step_done = 3
-        clean, labels, start, noise = run.draw_labelled()
-        assert len(clean) in (8, count) and clean.shape == start.shape and noise.shape[2:] == clean.shape[2:]
-        assert torch.equal(labels, Sides()(clean).argmax(1))
-        before = [parameter.clone() for parameter in run.model.parameters()]
-        run.step()
-        assert any(not torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+    lit = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+    lit[..., :8] = 200
+    for name, mirrored in (("mnist", False), ("fashion-mnist", True)):
+        images = Dataset(name, replace(train, pixels=lit), dataset.test)
+        run = AdversarialTrainer(replace(CONFIG, batch_size=32), images, CPU, [Sides()])
+        clean = run.draw_labelled()[0]
+        # Shifts of four pixels leave the outermost columns on their sides of the edge, or reflect them.
+        brighter = clean[..., :8].mean((1, 2, 3)) > clean[..., 8:].mean((1, 2, 3))
+        assert bool(brighter.all()) != mirrored
 
 
 def test_grey_images_have_one_channel(dataset: Dataset) -> None:
@@ -209,4 +245,9 @@ def test_what_is_refused(dataset: Dataset) -> None:
         AdversarialTrainer(CONFIG, dataset, CPU, [Answers(lambda x: Sides()(x) / 0)])
     with pytest.raises(UsageError, match="no gradient"):
         AdversarialTrainer(CONFIG, dataset, CPU, [Answers(lambda x: Sides()(x.detach()))])
+    two_sizes = Dataset("made+x", Mixture((Crops([torch.zeros(3, 40, 40, dtype=torch.uint8)], 32), dataset.train)), dataset.test)
+    with pytest.raises(UsageError, match=r"mine: fails on images of the shape \(2, 3, 32, 32\)"):
+        AdversarialTrainer(CONFIG, two_sizes, CPU, [nn.Sequential(nn.Flatten(), nn.Linear(768, 2))], names=["mine"])
+    with pytest.raises(UsageError, match="nothing would be learnt"):
+        replace(CONFIG, classifier="a", label_weight=0.0)
     assert type(PurifierTrainer(replace(CONFIG, adversarial=""), dataset, CPU)) is PurifierTrainer

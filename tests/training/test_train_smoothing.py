@@ -129,6 +129,24 @@ def test_the_purifiers_loss_is_the_rebuilding_the_labels_and_consistency(dataset
     assert float(found["consistency"].detach()) == pytest.approx(float(apart.detach()), rel=1e-4)
 
 
+def test_processes_share_the_noise(dataset: Dataset) -> None:  # noqa: F811
+    """What two processes see is, together, what one sees."""
+    run = SmoothedPurifierTrainer(SMOOTHED, dataset, CPU, [Sides()])
+    seen: list[torch.Tensor] = []
+    rebuild = run._objective.rebuild
+    run._objective.rebuild = lambda x, *rest: (seen.append(x), rebuild(x, *rest))[1]  # type: ignore[method-assign]
+    run.losses()
+    shares = []
+    for rank in range(2):
+        run.processes, run.rank = 2, rank
+        # No other process answers.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("comdefend_cli.training.smoothing.average", lambda tensors: None)
+            run.losses()
+        shares.append(seen[-1].reshape(3, 4, 3, 16, 16))
+    assert torch.equal(torch.cat(shares, 1), seen[0].reshape(3, 8, 3, 16, 16))
+
+
 def test_the_classifier_stays_and_the_purifier_goes_on_as_if_undisturbed(dataset: Dataset) -> None:  # noqa: F811
     """A run put back half-way ends alike; the classifier's only weight is as it was."""
     judge = Sides()
@@ -147,9 +165,17 @@ def test_the_classifier_stays_and_the_purifier_goes_on_as_if_undisturbed(dataset
 
 def test_noise_for_smoothing_is_alone() -> None:
     """Not beside attacks, nor beside the noise of each image's own strength; nor more than there is room for."""
-    for more in ({"adversarial": "fgsm"}, {"input_noise": 20.0}):
-        with pytest.raises(UsageError, match="sigma is a way to train of its own"):
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"adversarial": "fgsm"}, "sigma is a way to train of its own"),
+        ({"input_noise": 20.0}, "sigma is a way to train of its own"),
+        ({"inference_noise": 20.0}, "leave it out"),
+        ({"draws": 1}, "at least 2"),
+    ]
+    for more, said in refusals:
+        with pytest.raises(UsageError, match=said):
             replace(SMOOTHED, **more)
+    with pytest.raises(UsageError, match="at least 2"):
+        ClassifierConfig(sigma=0.2, consistency=1.0, draws=1)
     for wrong in ({"sigma": 2.5}, {"draws": 0}, {"consistency": -1.0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             replace(SMOOTHED, **wrong)
