@@ -149,9 +149,7 @@ def load_classifier(spec: str, device: torch.device | str = "cpu", *, data: str 
         path = default_path(spec, data)
         if not path.is_file():
             if "/" in data or "\\" in data or Path(data).is_dir():
-                raise UsageError(
-                    f"{spec}: classifiers go by a name for a data set with labels, not for a folder; give a FILE or module:function"
-                )
+                raise UsageError(f"{spec} names a classifier of a data set such as cifar10, and {data} is a folder: give a file")
             raise UsageError(f"{path}: no such classifier; make it with: comdefend train-classifier --data {data} --arch {spec}")
         found = load_classifier_file(path)
     elif ":" in spec:

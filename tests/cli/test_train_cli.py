@@ -525,3 +525,8 @@ def test_training_for_certificates(in_process: Any, tmp_path: Path, monkeypatch:
     ):
         refused = in_process("--quiet", "--data", "cifar10", *RESIDUAL, *wrong, "--overwrite")
         assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and part in refused.output, refused.output
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40), (9, 99, 199)).save(tmp_path / "photos" / f"{name}.png")
+    refused = in_process("--quiet", "--data", tmp_path / "photos", *RESIDUAL, "--sigma", 0.25, "--classifier", "small", "--overwrite")
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1) and "is a folder: give a file" in refused.output, refused.output
