@@ -6,17 +6,12 @@ attacker whom they learn from is one who knows of them (adversarial training; Ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from comdefend_cli.classifiers.signed_gradient import input_gradient
-from comdefend_cli.data.sources import Dataset
-from comdefend_cli.errors import UsageError
-from comdefend_cli.network.model import ComDefend, Gradient
-from comdefend_cli.training.config import TrainConfig
+from comdefend_cli.network.model import Gradient
 from comdefend_cli.training.distributed import average
 from comdefend_cli.training.labelled import Exposed, LabelledTrainer, count_right
 
@@ -35,30 +30,12 @@ class AdversarialTrainer(LabelledTrainer):
     Args:
         config: the run's settings, with `adversarial`.
         dataset, device, classifiers, names, start: as of :class:`.LabelledTrainer`.
-
-    Raises:
-        UsageError: as that does, or a batch of which nothing would be attacked.
     """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        dataset: Dataset,
-        device: torch.device,
-        classifiers: Sequence[nn.Module],
-        *,
-        names: Sequence[str] | None = None,
-        start: ComDefend | None = None,
-    ) -> None:
-        super().__init__(config, dataset, device, classifiers, names=names, start=start)
-        if not self._count_attacked(config.batch_size // self.processes):
-            part = f"a share of {config.adversarial_share} of what each process takes"
-            raise UsageError(f"a batch of {config.batch_size} is too small: {part} is less than one image to attack")
 
     def losses(self) -> dict[str, Tensor]:
         """The loss on this process's part of the batch, some of it attacked; the root mean square of all logits; who is still right."""
         clean, labels, start, noise = self.draw_labelled()
-        count, system = self._count_attacked(len(clean)), self.choose_system()
+        count, system = self.config.count_attacked(len(clean)), self.choose_system()
         system.gradient = GRADIENTS[self.step_done // len(self.systems) % len(GRADIENTS)]
         attacked = self._attack(system, clean[:count], labels[:count], start[:count])
         x = torch.cat([attacked, clean[count:]]).contiguous(memory_format=torch.channels_last)
@@ -68,10 +45,6 @@ class AdversarialTrainer(LabelledTrainer):
         loss = loss + self.config.label_weight * cross_entropy(logits, labels)
         average([mean_square])
         return {"loss": loss, "logit_rms": mean_square.sqrt(), "attacked_right": count_right(logits[:count], labels[:count])}
-
-    def _count_attacked(self, images: int) -> int:
-        """Of so many images of this process."""
-        return round(images * self.config.adversarial_share)
 
     def _attack(self, system: Exposed, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """FGSM or PGD from a random start, through what `GRADIENTS` has in place of the rounding's slope.

@@ -200,6 +200,10 @@ class TrainConfig:
         """The learning rate after the warm-up."""
         return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
 
+    def count_attacked(self, images: int) -> int:
+        """How many of so many images of a batch are attacked."""
+        return round(images * self.adversarial_share)
+
     def rounds(self, step: int) -> bool:
         """Whether RecCNN learns from the rounded code in a step, counted from 0."""
         return self.steps - step <= round(self.steps * self.rounded_share)

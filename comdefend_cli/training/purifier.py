@@ -55,7 +55,8 @@ class PurifierTrainer(Trainer):
         test_images: those of the data set, as the networks take them.
 
     Raises:
-        UsageError: the batch does not divide among the processes; the images or `start` do not fit the settings.
+        UsageError: the batch does not divide among the processes, or is too small for its share of attacked images; the images or
+            `start` do not fit the settings.
     """
 
     command: ClassVar[str] = "comdefend train"
@@ -77,6 +78,9 @@ class PurifierTrainer(Trainer):
         processes = find_place()[1]
         if config.batch_size % processes:
             raise UsageError(f"a batch of {config.batch_size} images does not divide among {processes} processes")
+        if config.adversarial and not config.count_attacked(config.batch_size // processes):
+            share = f"a share of {config.adversarial_share} of what each process takes"
+            raise UsageError(f"a batch of {config.batch_size} is too small: {share} is less than one image to attack")
         parts = dataset.train.parts if isinstance(dataset.train, Mixture) else (dataset.train,)
         if config.listed_parts not in (0, len(parts)):
             raise UsageError(f"settings of each part of the data have {config.listed_parts} values for {len(parts)} parts")
